@@ -1,0 +1,179 @@
+package buzzbip
+
+import (
+	"math"
+	"slices"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/dustin/go-humanize"
+)
+
+func init() {
+	httpcaddyfile.RegisterHandlerDirective("buzzbip_webhook", parseCaddyfile)
+	// after what may rewrite or refuse any request, before what changes headers
+	// or answers
+	httpcaddyfile.RegisterDirectiveOrder("buzzbip_webhook", httpcaddyfile.After, "forward_auth")
+}
+
+func parseCaddyfile(helper httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+	h := new(Handler)
+	return h, h.UnmarshalCaddyfile(helper.Dispenser)
+}
+
+// UnmarshalCaddyfile sets up the handler from Caddyfile tokens. Syntax:
+//
+//	buzzbip_webhook [<matcher>] [<secret>] {
+//		secret           <value> [<label>]
+//		events           <pattern>...
+//		envelope         strict|lenient
+//		max_body_size    <size>
+//		read_timeout     <duration>
+//		delivery_timeout <duration>
+//		duplicate_wait   <duration>
+//		max_age          <duration>
+//		retention        <duration>
+//		scope            <name>
+//		store            <module> [<args>] {...}
+//		on_conflict      drop|deliver
+//		dedupe           off
+//	}
+//
+// The options secret and events may be repeated.
+func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // the directive
+	if d.NextArg() {
+		h.Secrets = append(h.Secrets, Secret{Value: d.Val()})
+	}
+	if d.NextArg() {
+		return d.ArgErr()
+	}
+	var given []string
+	for d.NextBlock(0) {
+		option := d.Val()
+		repeatable := option == "secret" || option == "events"
+		if slices.Contains(given, option) && !repeatable {
+			return d.Errf("%s is given more than once", option)
+		}
+		given = append(given, option)
+		if err := h.unmarshalOption(d, option); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, option string) (err error) {
+	switch option {
+	case "secret":
+		var s Secret
+		args := d.RemainingArgs()
+		switch len(args) {
+		case 2:
+			s.Label = args[1]
+			fallthrough
+		case 1:
+			s.Value = args[0]
+		default:
+			return d.ArgErr()
+		}
+		h.Secrets = append(h.Secrets, s)
+	case "events":
+		args := d.RemainingArgs()
+		if len(args) == 0 {
+			return d.ArgErr()
+		}
+		if _, err := newPatterns(args); err != nil {
+			return d.WrapErr(err)
+		}
+		h.Events = append(h.Events, args...)
+	case "envelope":
+		h.Envelope, err = word(d)
+	case "max_body_size":
+		h.MaxBodySize, err = size(d, option)
+	case "read_timeout":
+		h.ReadTimeout, err = duration(d, option)
+	case "delivery_timeout":
+		h.DeliveryTimeout, err = duration(d, option)
+	case "duplicate_wait":
+		h.DuplicateWait, err = duration(d, option)
+	case "max_age":
+		h.MaxAge, err = duration(d, option)
+	case "retention":
+		h.Retention, err = duration(d, option)
+	case "scope":
+		h.Scope, err = word(d)
+	case "store":
+		err = h.unmarshalStore(d)
+	case "on_conflict":
+		h.OnConflict, err = word(d)
+	case "dedupe":
+		h.Dedupe, err = word(d)
+	default:
+		return d.Errf("unknown option %q of buzzbip_webhook", option)
+	}
+	return err
+}
+
+func (h *Handler) unmarshalStore(d *caddyfile.Dispenser) error {
+	if !d.NextArg() {
+		return d.ArgErr()
+	}
+	name := d.Val()
+	store, err := caddyfile.UnmarshalModule(d, storeNamespace+"."+name)
+	if err != nil {
+		return err
+	}
+	h.StoreRaw = caddyconfig.JSONModuleObject(store, "module", name, nil)
+	return nil
+}
+
+// word reads the only argument of an option.
+func word(d *caddyfile.Dispenser) (string, error) {
+	var value string
+	if !d.AllArgs(&value) {
+		return "", d.ArgErr()
+	}
+	if value == "" {
+		return "", d.Err("the value is empty")
+	}
+	return value, nil
+}
+
+func duration(d *caddyfile.Dispenser, option string) (*caddy.Duration, error) {
+	text, err := word(d)
+	if err != nil {
+		return nil, err
+	}
+	parsed, err := caddy.ParseDuration(text)
+	if err != nil {
+		return nil, d.Errf("%s must be a duration such as 30s or 24h: %w", option, err)
+	}
+	return above0(d, option, caddy.Duration(parsed))
+}
+
+func size(d *caddyfile.Dispenser, option string) (*int64, error) {
+	text, err := word(d)
+	if err != nil {
+		return nil, err
+	}
+	parsed, err := humanize.ParseBytes(text)
+	if err != nil || parsed > math.MaxInt64 {
+		return nil, d.Errf("%s must be a size such as 512KiB or 1MB, not %q", option, text)
+	}
+	return above0(d, option, int64(parsed))
+}
+
+// above0 returns a value that must be greater than zero.
+func above0[T int64 | caddy.Duration](d *caddyfile.Dispenser, option string, value T) (*T, error) {
+	if err := positive(option, value); err != nil {
+		return nil, d.WrapErr(err)
+	}
+	return &value, nil
+}
+
+// Interface guard
+var _ caddyfile.Unmarshaler = (*Handler)(nil)

@@ -1,0 +1,206 @@
+package dedupe
+
+import (
+	"container/list"
+	"context"
+	"sync"
+	"time"
+)
+
+// Ledger holds the states of ids within one process: what is in flight, who
+// waits for it, and what was delivered. The zero value is ready for use, and
+// its methods are safe for concurrent use. No operation takes longer because
+// more ids are remembered.
+type Ledger struct {
+	mu     sync.Mutex
+	scopes map[string]*scope
+	tokens uint64 // the last token given out
+}
+
+// Limits bounds what a [Ledger] remembers of one scope.
+type Limits struct {
+	// Capacity is the number of ids that are remembered at most. Ids in flight
+	// are not forgotten, whatever it is.
+	Capacity int
+	// RefuseWhenFull makes a claim on a new id fail with [ErrFull] when
+	// Capacity is reached; otherwise the oldest ids are forgotten.
+	RefuseWhenFull bool
+}
+
+// batch is how many ids one operation forgets at most, expired ones and those
+// over a capacity that was lowered.
+const batch = 64
+
+type scope struct {
+	delivered table
+	flights   map[Key]*flight
+}
+
+// flight is a delivery that is under way.
+type flight struct {
+	token   uint64
+	waiters list.List // of chan landing, each with room for its only value
+}
+
+// landing tells a waiter how a flight ended.
+type landing struct {
+	token  uint64 // if not zero: the flight failed, and the waiter owns the id
+	digest Digest // else: what was delivered
+}
+
+// Claim is [Store.Claim] within one process.
+func (l *Ledger) Claim(ctx context.Context, r Request, limits Limits) (Verdict, error) {
+	v, f, err := l.claim(r, limits)
+	if f == nil {
+		return v, err
+	}
+	deadline := time.NewTimer(r.Wait)
+	defer deadline.Stop()
+	for f != nil {
+		end, landed := f.wait(ctx, deadline.C, &l.mu)
+		if !landed {
+			return Verdict{}, ErrInFlight
+		}
+		if end.token != 0 {
+			return r.claimed(end.token), nil
+		}
+		if v, known := r.compare(end.digest); known {
+			return v, nil
+		}
+		v, f, err = l.claim(r, limits)
+	}
+	return v, err
+}
+
+// claim answers r at once, or returns the flight to wait for, with l.mu held.
+func (l *Ledger) claim(r Request, limits Limits) (Verdict, *flight, error) {
+	now := time.Now().UnixNano()
+	l.mu.Lock()
+	s := l.scope(r.Scope, now)
+	s.forget(limits, limits.Capacity, now)
+	remembered := s.delivered.find(r.Key)
+	if remembered != nil && remembered.expires > now {
+		if v, known := r.compare(remembered.digest); known {
+			l.mu.Unlock()
+			return v, nil, nil
+		}
+	}
+	if f := s.flights[r.Key]; f != nil {
+		return Verdict{}, f, nil
+	}
+	defer l.mu.Unlock()
+	if limits.RefuseWhenFull && remembered == nil && s.delivered.count+len(s.flights) >= limits.Capacity {
+		return Verdict{}, nil, ErrFull
+	}
+	f := &flight{token: l.nextToken()}
+	s.flights[r.Key] = f
+	return r.claimed(f.token), nil, nil
+}
+
+// wait joins f's waiters and releases mu, which guards them, until f has
+// landed, the deadline has passed or ctx is done.
+func (f *flight) wait(ctx context.Context, deadline <-chan time.Time, mu *sync.Mutex) (end landing, landed bool) {
+	ends := make(chan landing, 1)
+	place := f.waiters.PushBack(ends)
+	mu.Unlock()
+	select {
+	case end = <-ends:
+		return end, true
+	case <-deadline:
+	case <-ctx.Done():
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	select {
+	case end = <-ends: // it landed just now, perhaps in our hands
+		return end, true
+	default:
+		f.waiters.Remove(place)
+		return landing{}, false
+	}
+}
+
+// Settle is [Store.Settle] within one process.
+func (l *Ledger) Settle(c Claim, delivered bool, limits Limits) {
+	now := time.Now().UnixNano()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := l.scope(c.Scope, now)
+	f := s.flights[c.Key]
+	if f == nil || f.token != c.Token {
+		return
+	}
+	if !delivered {
+		next := f.waiters.Front()
+		if next == nil {
+			delete(s.flights, c.Key)
+			return
+		}
+		f.token = l.nextToken()
+		f.waiters.Remove(next).(chan landing) <- landing{token: f.token}
+		return
+	}
+	delete(s.flights, c.Key)
+	if old := s.delivered.find(c.Key); old != nil {
+		s.delivered.remove(old)
+	}
+	s.forget(limits, limits.Capacity-1, now)
+	s.delivered.insert(c.Key, c.Digest, c.Retention, now)
+	for w := f.waiters.Front(); w != nil; w = w.Next() {
+		w.Value.(chan landing) <- landing{digest: c.Digest}
+	}
+}
+
+// scope returns the scope of a name. When it is a new one, as after the
+// rotation of a secret, scopes that have nothing left to remember go.
+func (l *Ledger) scope(name string, now int64) *scope {
+	s := l.scopes[name]
+	if s != nil {
+		return s
+	}
+	for n, s := range l.scopes {
+		if len(s.flights) == 0 && s.delivered.latest() <= now {
+			delete(l.scopes, n)
+		}
+	}
+	if l.scopes == nil {
+		l.scopes = make(map[string]*scope)
+	}
+	s = &scope{flights: make(map[Key]*flight)}
+	l.scopes[name] = s
+	return s
+}
+
+// forget drops expired ids and, where the limits allow it, the oldest of those
+// over count.
+func (s *scope) forget(limits Limits, count int, now int64) {
+	for range batch {
+		oldest := s.delivered.oldest()
+		if oldest == nil || oldest.expires > now && (limits.RefuseWhenFull || s.delivered.count <= count) {
+			return
+		}
+		s.delivered.remove(oldest)
+	}
+}
+
+func (l *Ledger) nextToken() uint64 {
+	l.tokens++
+	return l.tokens
+}
+
+func (r Request) claimed(token uint64) Verdict {
+	return Verdict{State: Claimed, Claim: Claim{Request: r, Token: token}}
+}
+
+// compare answers a request for an id that was delivered with a digest. It
+// leaves open what is to be redelivered.
+func (r Request) compare(delivered Digest) (v Verdict, known bool) {
+	switch {
+	case delivered == r.Digest:
+		return Verdict{State: Delivered}, true
+	case r.Redeliver:
+		return Verdict{}, false
+	default:
+		return Verdict{State: Conflicting}, true
+	}
+}

@@ -1,0 +1,130 @@
+// Package memory is the Caddy module for remembering event ids in the memory
+// of one process.
+package memory
+
+import (
+	"context"
+	"errors"
+	"strconv"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/buzzbip/caddy-webhook/dedupe"
+)
+
+func init() {
+	caddy.RegisterModule(Store{})
+}
+
+const (
+	defaultCapacity = 1_000_000
+
+	forgetOldest = "forget_oldest"
+	refuse       = "refuse"
+)
+
+// Store remembers event ids in the memory of this process: across reloads of
+// the configuration, but not across a restart. It takes about 52 bytes for
+// each id.
+type Store struct {
+	// How many delivered ids are remembered at most, for each scope.
+	// Default: 1000000.
+	Capacity *int `json:"capacity,omitempty"`
+
+	// What to do when capacity is reached: `forget_oldest` forgets the ids
+	// that were delivered first, so that a very late copy of one of them would
+	// be delivered again; `refuse` answers new events with 503 until ids have
+	// expired. Default: `forget_oldest`.
+	WhenFull string `json:"when_full,omitempty"`
+
+	limits dedupe.Limits
+}
+
+// ledger is shared by all stores of the process: what was delivered outlives
+// the configuration under which it was.
+var ledger dedupe.Ledger
+
+// CaddyModule returns the Caddy module information.
+func (Store) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "http.buzzbip_webhook.stores.memory",
+		New: func() caddy.Module { return new(Store) },
+	}
+}
+
+// Provision checks the settings.
+func (s *Store) Provision(caddy.Context) error {
+	s.limits = dedupe.Limits{Capacity: defaultCapacity}
+	if s.Capacity != nil {
+		if *s.Capacity <= 0 {
+			return errors.New("capacity must be greater than zero")
+		}
+		s.limits.Capacity = *s.Capacity
+	}
+	switch s.WhenFull {
+	case "", forgetOldest:
+	case refuse:
+		s.limits.RefuseWhenFull = true
+	default:
+		return errors.New("when_full must be " + forgetOldest + " or " + refuse + ", not " + strconv.Quote(s.WhenFull))
+	}
+	return nil
+}
+
+// UnmarshalCaddyfile sets up the store from Caddyfile tokens. Syntax:
+//
+//	memory {
+//		capacity  <n>
+//		when_full forget_oldest|refuse
+//	}
+func (s *Store) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // the name of the store
+	if d.NextArg() {
+		return d.ArgErr()
+	}
+	for d.NextBlock(0) {
+		option := d.Val()
+		var value string
+		if !d.AllArgs(&value) {
+			return d.ArgErr()
+		}
+		switch option {
+		case "capacity":
+			if s.Capacity != nil {
+				return d.Err("capacity is given more than once")
+			}
+			n, err := strconv.Atoi(value)
+			if err != nil || n <= 0 {
+				return d.Errf("capacity must be a whole number greater than zero, not %q", value)
+			}
+			s.Capacity = &n
+		case "when_full":
+			if s.WhenFull != "" {
+				return d.Err("when_full is given more than once")
+			}
+			s.WhenFull = value
+		default:
+			return d.Errf("unknown option %q of store memory: it has capacity and when_full", option)
+		}
+	}
+	return nil
+}
+
+// Claim implements [dedupe.Store].
+func (s *Store) Claim(ctx context.Context, r dedupe.Request) (dedupe.Verdict, error) {
+	return ledger.Claim(ctx, r, s.limits)
+}
+
+// Settle implements [dedupe.Store]. It never fails.
+func (s *Store) Settle(_ context.Context, c dedupe.Claim, delivered bool) error {
+	ledger.Settle(c, delivered, s.limits)
+	return nil
+}
+
+// Interface guards
+var (
+	_ caddy.Provisioner     = (*Store)(nil)
+	_ caddyfile.Unmarshaler = (*Store)(nil)
+	_ dedupe.Store          = (*Store)(nil)
+)

@@ -1,0 +1,193 @@
+package buzzbip
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/buzzbip/caddy-webhook/dedupe"
+)
+
+// ResultHeader tells the sender what became of a request that did not reach
+// the next handlers although nothing was wrong with it.
+const ResultHeader = "X-BuzzBip-Result"
+
+// retryAfter is when a sender may come back, in seconds.
+const retryAfter = "10"
+
+// ServeHTTP takes a delivery through its steps, from the cheapest to the
+// dearest: what one of them refuses leaves no trace and costs no more.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	d := newDelivery(r)
+	body, reason, err := h.admit(d, w, r)
+	if reason != "" {
+		return h.refuse(d, w, r, reason, err)
+	}
+	if !h.events.match(d.event.typ) {
+		return answer(d, w, ResultIgnored)
+	}
+	if h.store == nil {
+		return h.deliver(d, w, r, next, body, nil)
+	}
+
+	request := dedupe.Request{
+		Scope:     d.key.scope,
+		Key:       dedupe.KeyOf(d.event.id),
+		Digest:    dedupe.DigestOf(body),
+		Wait:      h.duplicateWait,
+		Lease:     h.deliveryTimeout + leaseMargin,
+		Retention: h.retention,
+	}
+	verdict, err := h.store.Claim(r.Context(), request)
+	if err == nil && verdict.State == dedupe.Conflicting {
+		h.logger.Error("an event arrived with the id of another that was delivered",
+			zap.String("event_id", d.event.id),
+			zap.String("event_type", d.event.typ),
+			zap.String("secret", d.key.label))
+		if h.OnConflict == onConflictDeliver {
+			request.Redeliver = true
+			verdict, err = h.store.Claim(r.Context(), request)
+		}
+	}
+	switch {
+	case errors.Is(err, dedupe.ErrInFlight):
+		return h.refuse(d, w, r, ReasonInFlight, err)
+	case errors.Is(err, dedupe.ErrFull):
+		return h.refuse(d, w, r, ReasonStoreFull, err)
+	case err != nil:
+		return h.refuse(d, w, r, ReasonStoreUnavailable, fmt.Errorf("the store of event ids does not answer: %w", err))
+	}
+	switch verdict.State {
+	case dedupe.Delivered:
+		return answer(d, w, ResultDuplicate)
+	case dedupe.Conflicting:
+		return answer(d, w, ResultConflict)
+	}
+	return h.deliver(d, w, r, next, body, &verdict.Claim)
+}
+
+// admit verifies a request and completes d with its event. A reason that is
+// not empty says why it failed.
+func (h *Handler) admit(d *delivery, w http.ResponseWriter, r *http.Request) ([]byte, Reason, error) {
+	if r.Method != http.MethodPost {
+		return nil, ReasonMethodNotAllowed, fmt.Errorf("webhooks are sent with POST, not %s", r.Method)
+	}
+	signature, reason, err := parseSignature(r.Header)
+	if err != nil {
+		return nil, reason, err
+	}
+	body, reason, err := h.readBody(w, r)
+	if err != nil {
+		return nil, reason, err
+	}
+	key := verify(h.keys, body, signature)
+	if key == nil {
+		return nil, ReasonSignatureMismatch, errors.New("the signature is not that of the body under any of the secrets")
+	}
+	d.key = key
+	if d.event, err = parseEvent(body, h.requires); err != nil {
+		return nil, ReasonEnvelopeInvalid, fmt.Errorf("the envelope of the event is invalid: %w", err)
+	}
+	if h.maxAge > 0 {
+		switch age := time.Since(d.event.created); {
+		case age > h.maxAge:
+			return nil, ReasonEventStale, fmt.Errorf("the event is older than max_age: created %s", d.event.createdAt)
+		case age < -clockSkew:
+			return nil, ReasonEventFromFuture, fmt.Errorf("the event is from the future: created %s", d.event.createdAt)
+		}
+	}
+	return body, "", nil
+}
+
+// deliver hands a verified request to the next handlers and settles the claim
+// on its event, if there is one, by what they answered.
+func (h *Handler) deliver(d *delivery, w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, body []byte, claim *dedupe.Claim) (err error) {
+	// the sender may hang up: the delivery goes on without it
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), h.deliveryTimeout)
+	defer cancel()
+
+	settle := func(delivered bool) {
+		if claim == nil {
+			return
+		}
+		if err := h.store.Settle(context.Background(), *claim, delivered); err != nil {
+			h.logger.Error("what became of an event could not be recorded",
+				zap.String("event_id", d.event.id),
+				zap.Bool("delivered", delivered),
+				zap.Error(err))
+		}
+	}
+	rec := &responseRecorder{
+		ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w},
+		// before the sender sees a success, not after
+		onSuccess: func() {
+			d.result = ResultDelivered
+			settle(true)
+		},
+	}
+	d.result = ResultFailed
+	defer func() { // also when the next handlers panic
+		if d.result == ResultFailed {
+			settle(false)
+		}
+	}()
+
+	setBody(r, body)
+	err = next.ServeHTTP(rec, r.WithContext(ctx))
+	if rec.status != 0 {
+		return err
+	}
+	setBody(r, body) // for error routes
+	switch {
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return caddyhttp.Error(http.StatusGatewayTimeout, fmt.Errorf("the event was not delivered within delivery_timeout: %w", errors.Join(err, ctx.Err())))
+	case err != nil:
+		return err
+	}
+	return h.refuse(d, w, r, ReasonUnhandled, errors.New("no handler after buzzbip_webhook answered: is there a reverse_proxy or the like for this request?"))
+}
+
+// answer acknowledges a delivery that does not go to the next handlers.
+func answer(d *delivery, w http.ResponseWriter, result Result) error {
+	d.result = result
+	w.Header().Set(ResultHeader, string(result))
+	w.WriteHeader(http.StatusOK)
+	return nil
+}
+
+// refuse turns a refusal into the error that the sender gets.
+func (h *Handler) refuse(d *delivery, w http.ResponseWriter, r *http.Request, reason Reason, err error) error {
+	d.reason = reason
+	switch reason {
+	case ReasonUnhandled:
+		d.result = ResultFailed
+	case ReasonInFlight:
+		d.result = ResultInFlight
+		w.Header().Set(ResultHeader, string(ResultInFlight))
+	default:
+		d.result = ResultRejected
+		dropBody(r)
+	}
+	status := reason.Status()
+	switch status {
+	case http.StatusMethodNotAllowed:
+		w.Header().Set("Allow", http.MethodPost)
+	case http.StatusServiceUnavailable:
+		w.Header().Set("Retry-After", retryAfter)
+	}
+	// the reason is in the message because entries are sampled by it
+	if c := h.refusal.Check(zapcore.WarnLevel, "refused: "+string(reason)); c != nil {
+		c.Write(
+			zap.String("remote_addr", r.RemoteAddr),
+			zap.String("event_id", d.event.id),
+			zap.String("event_type", d.event.typ),
+			zap.Error(err))
+	}
+	return caddyhttp.Error(status, err)
+}

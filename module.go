@@ -1,0 +1,256 @@
+// Package buzzbip is a Caddy module that receives the webhooks of BuzzBip: it
+// verifies their signature, deduplicates their events and hands them to the
+// handlers that follow, such as reverse_proxy.
+package buzzbip
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/buzzbip/caddy-webhook/dedupe"
+	// the default store
+	_ "github.com/buzzbip/caddy-webhook/dedupe/memory"
+)
+
+func init() {
+	caddy.RegisterModule(Handler{})
+}
+
+const (
+	defaultMaxBodySize     = 1 << 20
+	defaultReadTimeout     = caddy.Duration(10 * time.Second)
+	defaultDeliveryTimeout = caddy.Duration(time.Minute)
+	defaultDuplicateWait   = caddy.Duration(8 * time.Second)
+	defaultRetention       = caddy.Duration(24 * time.Hour)
+
+	// clockSkew is how far ahead of our clock an event may be created.
+	clockSkew = 5 * time.Minute
+	// storeNamespace is where Caddy finds the stores.
+	storeNamespace = "http.buzzbip_webhook.stores"
+
+	// leaseMargin is what a claim lasts beyond the end of its delivery, so
+	// that the outcome can be recorded.
+	leaseMargin = 15 * time.Second
+)
+
+// The values that options with a choice take.
+const (
+	envelopeStrict    = "strict"
+	envelopeLenient   = "lenient"
+	onConflictDrop    = "drop"
+	onConflictDeliver = "deliver"
+	dedupeOff         = "off"
+)
+
+// Handler receives the webhooks of BuzzBip. It lets a request pass to the next
+// handlers only if its signature is right and its event is new, and answers
+// it with success only if they did.
+//
+// What a sender gets when a request is refused is an error, so `handle_errors`
+// can shape it; `{http.buzzbip_webhook.reason}` says why. The other
+// placeholders are, for verified events only, `{http.buzzbip_webhook.event.id}`,
+// `{http.buzzbip_webhook.event.type}`, `{http.buzzbip_webhook.event.created_at}`,
+// `{http.buzzbip_webhook.event.data.<path>}` (a GJSON path into `data`) and
+// `{http.buzzbip_webhook.secret}` (the label of the secret that matched); and
+// for all requests `{http.buzzbip_webhook.result}`.
+type Handler struct {
+	// The signing secrets of the webhook. A request must match one of them;
+	// more than one is for rotation, and for several webhooks at one address.
+	Secrets []Secret `json:"secrets,omitempty"`
+
+	// The event types to pass on, each a full type such as `message.received`
+	// or a prefix such as `message.*`. Events of other types are acknowledged
+	// and dropped. Default: all.
+	Events []string `json:"events,omitempty"`
+
+	// How much of the envelope must be right: `strict` asks for all four
+	// documented members, `lenient` does not look at `createdAt` and `data`
+	// (with `max_age`, not at `data`). Default: `strict`.
+	Envelope string `json:"envelope,omitempty"`
+
+	// The size of the largest body to accept, in bytes. Default: 1048576.
+	MaxBodySize *int64 `json:"max_body_size,omitempty"`
+
+	// How long the whole body may take to arrive. Default: 10s.
+	ReadTimeout *caddy.Duration `json:"read_timeout,omitempty"`
+
+	// How long the next handlers may take. The time goes on when the sender
+	// hangs up, which BuzzBip does after 10 seconds. Default: 1m.
+	DeliveryTimeout *caddy.Duration `json:"delivery_timeout,omitempty"`
+
+	// How long a duplicate waits for the delivery of the same event that is
+	// under way, before it is told to come back. Default: 8s.
+	DuplicateWait *caddy.Duration `json:"duplicate_wait,omitempty"`
+
+	// How old an event may be, by its `createdAt`. Older ones are refused, so
+	// that a captured delivery cannot be replayed once it is forgotten. It
+	// must be at least 5 minutes, the clock skew that is allowed for, shorter
+	// than the retention. Default: no limit.
+	MaxAge *caddy.Duration `json:"max_age,omitempty"`
+
+	// How long the id of a delivered event is remembered. Default: 24h.
+	Retention *caddy.Duration `json:"retention,omitempty"`
+
+	// The space that event ids are unique in. Handlers with the same scope and
+	// store take each other's events for duplicates. Default: derived from the
+	// secret that matched.
+	Scope string `json:"scope,omitempty"`
+
+	// Where event ids are remembered. Default: `memory`.
+	StoreRaw json.RawMessage `json:"store,omitempty" caddy:"namespace=http.buzzbip_webhook.stores inline_key=module"`
+
+	// What to do with an event whose id was delivered with another body:
+	// `drop` answers it like a duplicate, `deliver` passes it on. Either way it
+	// is logged as an error. Default: `drop`.
+	OnConflict string `json:"on_conflict,omitempty"`
+
+	// Set to `off` to verify only and pass on every copy of an event.
+	// Default: deduplication.
+	Dedupe string `json:"dedupe,omitempty"`
+
+	// resolved by Provision
+	keys            []*key
+	events          patterns
+	requires        requirements
+	maxBodySize     int64
+	readTimeout     time.Duration
+	deliveryTimeout time.Duration
+	duplicateWait   time.Duration
+	maxAge          time.Duration
+	retention       time.Duration
+	store           dedupe.Store // nil: no deduplication
+
+	logger  *zap.Logger
+	refusal *zap.Logger // sampled: anybody can cause refusals
+}
+
+// CaddyModule returns the Caddy module information.
+func (Handler) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "http.handlers.buzzbip_webhook",
+		New: func() caddy.Module { return new(Handler) },
+	}
+}
+
+// Provision checks the settings, resolves placeholders and defaults, and loads
+// the store.
+func (h *Handler) Provision(ctx caddy.Context) error {
+	h.logger = ctx.Logger()
+	h.refusal = h.logger.WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core {
+		return zapcore.NewSamplerWithOptions(c, time.Second, 1, 0)
+	}))
+
+	var err error
+	if h.keys, err = newKeys(h.Secrets, h.Scope, h.logger); err != nil {
+		return err
+	}
+	if h.events, err = newPatterns(h.Events); err != nil {
+		return err
+	}
+	if err := h.provisionLimits(); err != nil {
+		return err
+	}
+	return h.provisionDedupe(ctx)
+}
+
+func (h *Handler) provisionLimits() error {
+	lenient, err := choice("envelope", h.Envelope, envelopeStrict, envelopeLenient)
+	if err != nil {
+		return err
+	}
+	if h.maxBodySize, err = setting("max_body_size", h.MaxBodySize, defaultMaxBodySize); err != nil {
+		return err
+	}
+	for _, d := range []struct {
+		option  string
+		value   *caddy.Duration
+		unset   caddy.Duration
+		setting *time.Duration
+	}{
+		{"read_timeout", h.ReadTimeout, defaultReadTimeout, &h.readTimeout},
+		{"delivery_timeout", h.DeliveryTimeout, defaultDeliveryTimeout, &h.deliveryTimeout},
+		{"duplicate_wait", h.DuplicateWait, defaultDuplicateWait, &h.duplicateWait},
+		{"max_age", h.MaxAge, 0, &h.maxAge},
+		{"retention", h.Retention, defaultRetention, &h.retention},
+	} {
+		resolved, err := setting(d.option, d.value, d.unset)
+		if err != nil {
+			return err
+		}
+		*d.setting = time.Duration(resolved)
+	}
+	h.requires = requirements{createdAt: !lenient || h.maxAge > 0, data: !lenient}
+	return nil
+}
+
+func (h *Handler) provisionDedupe(ctx caddy.Context) error {
+	if _, err := choice("on_conflict", h.OnConflict, onConflictDrop, onConflictDeliver); err != nil {
+		return err
+	}
+	switch h.Dedupe {
+	case "":
+	case dedupeOff:
+		if h.StoreRaw != nil || h.Retention != nil {
+			return errors.New("dedupe off remembers nothing: remove it, or remove store and retention")
+		}
+		return nil
+	default:
+		return fmt.Errorf("dedupe can only be %s, not %q", dedupeOff, h.Dedupe)
+	}
+	if h.maxAge > 0 && h.maxAge+clockSkew > h.retention {
+		return fmt.Errorf("max_age (%s) plus %s of clock skew is greater than retention (%s), so an event could be forgotten while a replay of it is still accepted: raise retention or lower max_age",
+			h.maxAge, clockSkew, h.retention)
+	}
+
+	var store any
+	var err error
+	if h.StoreRaw != nil {
+		store, err = ctx.LoadModule(h, "StoreRaw")
+	} else {
+		store, err = ctx.LoadModuleByID(storeNamespace+".memory", nil)
+	}
+	if err != nil {
+		return fmt.Errorf("loading store: %w", err)
+	}
+	h.store = store.(dedupe.Store)
+	return h.registerScopes(ctx)
+}
+
+// setting resolves an optional value that must be greater than zero.
+func setting[T int64 | caddy.Duration](option string, value *T, unset T) (T, error) {
+	if value == nil {
+		return unset, nil
+	}
+	return *value, positive(option, *value)
+}
+
+func positive[T int64 | caddy.Duration](option string, value T) error {
+	if value <= 0 {
+		return fmt.Errorf("%s must be greater than zero", option)
+	}
+	return nil
+}
+
+// choice reports whether value is other rather than unset.
+func choice(option, value, unset, other string) (bool, error) {
+	switch value {
+	case "", unset:
+		return false, nil
+	case other:
+		return true, nil
+	}
+	return false, fmt.Errorf("%s must be %s or %s, not %q", option, unset, other, value)
+}
+
+// Interface guards
+var (
+	_ caddy.Provisioner           = (*Handler)(nil)
+	_ caddyhttp.MiddlewareHandler = (*Handler)(nil)
+)

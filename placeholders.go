@@ -1,0 +1,77 @@
+package buzzbip
+
+import (
+	"net/http"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/tidwall/gjson"
+)
+
+// delivery is what is known of a request so far. Placeholders and the matcher
+// read it, in error routes too.
+type delivery struct {
+	key    *key  // nil until the signature is verified
+	event  event // empty until then, and if its envelope is invalid
+	result Result
+	reason Reason
+}
+
+// deliveryVar is the name of the variable that holds the request's *delivery.
+const deliveryVar = "buzzbip_webhook"
+
+// newDelivery makes r's delivery known to placeholders and matchers, in place
+// of that of an earlier handler.
+func newDelivery(r *http.Request) *delivery {
+	if d := deliveryOf(r); d != nil {
+		*d = delivery{}
+		return d
+	}
+	d := new(delivery)
+	caddyhttp.SetVar(r.Context(), deliveryVar, d)
+	r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer).Map(d.placeholder)
+	return d
+}
+
+// deliveryOf returns the delivery of r, or nil if no handler has made one.
+func deliveryOf(r *http.Request) *delivery {
+	d, _ := caddyhttp.GetVar(r.Context(), deliveryVar).(*delivery)
+	return d
+}
+
+// verified reports whether the event came from somebody who holds a secret.
+func (d *delivery) verified() bool { return d != nil && d.event.id != "" }
+
+// placeholder is a [caddy.ReplacerFunc].
+func (d *delivery) placeholder(name string) (any, bool) {
+	name, ours := strings.CutPrefix(name, "http.buzzbip_webhook.")
+	if !ours {
+		return nil, false
+	}
+	switch name {
+	case "result":
+		return string(d.result), true
+	case "reason":
+		return string(d.reason), true
+	case "secret":
+		if d.key != nil {
+			return d.key.label, true
+		}
+	}
+	if !d.verified() {
+		return nil, false
+	}
+	switch name {
+	case "event.id":
+		return d.event.id, true
+	case "event.type":
+		return d.event.typ, true
+	case "event.created_at":
+		return d.event.createdAt, true
+	}
+	if path, ok := strings.CutPrefix(name, "event.data."); ok {
+		return gjson.GetBytes(d.event.data, path).String(), true
+	}
+	return nil, false
+}

@@ -1,0 +1,71 @@
+package buzzbip
+
+import "net/http"
+
+// Reason says why a request was refused. It is what the placeholder
+// `{http.buzzbip_webhook.reason}` is replaced by.
+type Reason string
+
+// The reasons are a closed set.
+const (
+	ReasonMethodNotAllowed   Reason = "method_not_allowed"
+	ReasonSignatureMissing   Reason = "signature_missing"
+	ReasonSignatureMalformed Reason = "signature_malformed"
+	ReasonBodyTooLarge       Reason = "body_too_large"
+	ReasonBodyTimeout        Reason = "body_timeout"
+	ReasonBodyIncomplete     Reason = "body_incomplete"
+	ReasonSignatureMismatch  Reason = "signature_mismatch"
+	ReasonEnvelopeInvalid    Reason = "envelope_invalid"
+	ReasonEventStale         Reason = "event_stale"
+	ReasonEventFromFuture    Reason = "event_from_future"
+	ReasonInFlight           Reason = "in_flight"
+	ReasonStoreUnavailable   Reason = "store_unavailable"
+	ReasonStoreFull          Reason = "store_full"
+	ReasonUnhandled          Reason = "unhandled"
+)
+
+// Status returns the HTTP status that a request refused for r is answered with.
+func (r Reason) Status() int {
+	switch r {
+	case ReasonMethodNotAllowed:
+		return http.StatusMethodNotAllowed
+	case ReasonSignatureMissing, ReasonSignatureMalformed, ReasonSignatureMismatch:
+		return http.StatusUnauthorized
+	case ReasonBodyTooLarge:
+		return http.StatusRequestEntityTooLarge
+	case ReasonBodyTimeout:
+		return http.StatusRequestTimeout
+	case ReasonBodyIncomplete, ReasonEnvelopeInvalid:
+		return http.StatusBadRequest
+	case ReasonEventStale, ReasonEventFromFuture:
+		return http.StatusForbidden
+	case ReasonInFlight, ReasonStoreUnavailable, ReasonStoreFull:
+		return http.StatusServiceUnavailable
+	case ReasonUnhandled:
+		return http.StatusBadGateway
+	}
+	return http.StatusInternalServerError
+}
+
+// Result says what became of a request. It is what the placeholder
+// `{http.buzzbip_webhook.result}` is replaced by.
+type Result string
+
+// The results are a closed set.
+const (
+	// ResultDelivered: the next handlers answered 2xx.
+	ResultDelivered Result = "delivered"
+	// ResultFailed: the next handlers answered anything else, or nothing.
+	ResultFailed Result = "failed"
+	// ResultDuplicate: the event was delivered before.
+	ResultDuplicate Result = "duplicate"
+	// ResultConflict: another body was delivered under the event's id before.
+	ResultConflict Result = "conflict"
+	// ResultIgnored: the event's type is not among those to pass on.
+	ResultIgnored Result = "ignored"
+	// ResultInFlight: the event was still being delivered when a duplicate of
+	// it had waited long enough.
+	ResultInFlight Result = "in_flight"
+	// ResultRejected: the request was refused for another [Reason].
+	ResultRejected Result = "rejected"
+)

@@ -1,0 +1,56 @@
+package buzzbip
+
+import (
+	"io"
+	"net/http"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+)
+
+// responseRecorder passes a response on and notes its status. It calls
+// onSuccess when the status is a 2xx, before that is passed on.
+type responseRecorder struct {
+	caddyhttp.ResponseWriterWrapper
+	onSuccess func()
+	status    int // of the final response; 0 until there is one
+}
+
+func (rec *responseRecorder) WriteHeader(status int) {
+	informational := status < 200 && status != http.StatusSwitchingProtocols
+	if rec.status == 0 && !informational {
+		rec.status = status
+		if status >= 200 && status < 300 {
+			rec.onSuccess()
+		}
+	}
+	rec.ResponseWriter.WriteHeader(status)
+}
+
+// implicitStatus is what net/http does for a handler that writes no status.
+func (rec *responseRecorder) implicitStatus() {
+	if rec.status == 0 {
+		rec.WriteHeader(http.StatusOK)
+	}
+}
+
+func (rec *responseRecorder) Write(data []byte) (int, error) {
+	rec.implicitStatus()
+	return rec.ResponseWriter.Write(data)
+}
+
+func (rec *responseRecorder) ReadFrom(from io.Reader) (int64, error) {
+	rec.implicitStatus()
+	return rec.ResponseWriterWrapper.ReadFrom(from)
+}
+
+// FlushError is what [http.ResponseController] calls.
+func (rec *responseRecorder) FlushError() error {
+	rec.implicitStatus()
+	return http.NewResponseController(rec.ResponseWriter).Flush()
+}
+
+// Interface guards
+var (
+	_ http.ResponseWriter = (*responseRecorder)(nil)
+	_ io.ReaderFrom       = (*responseRecorder)(nil)
+)
