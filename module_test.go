@@ -29,6 +29,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
 	"go.uber.org/goleak"
 )
@@ -421,4 +422,30 @@ func (s *site) logs() string {
 	logged.Lock()
 	defer logged.Unlock()
 	return logged.text.String()
+}
+
+// provision provisions a handler as Caddy does when it loads a configuration.
+func provision(t testing.TB, h *Handler) {
+	t.Helper()
+	if err := tryProvision(t, h); err != nil {
+		t.Fatalf("provisioning: %v", err)
+	}
+}
+
+func tryProvision(t testing.TB, h *Handler) error {
+	t.Helper()
+	config, err := caddy.ProvisionContext(&caddy.Config{Admin: &caddy.AdminConfig{Disabled: true}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := caddy.NewContext(config)
+	t.Cleanup(cancel)
+	return h.Provision(ctx)
+}
+
+// serve passes a request through a handler that is not part of a server.
+func serve(h *Handler, r *http.Request, next caddyhttp.HandlerFunc) (*httptest.ResponseRecorder, error) {
+	w := httptest.NewRecorder()
+	r = caddyhttp.PrepareRequest(r, caddy.NewReplacer(), w, new(caddyhttp.Server))
+	return w, h.ServeHTTP(w, r, next)
 }
