@@ -443,9 +443,11 @@ func tryProvision(t testing.TB, h *Handler) error {
 	return h.Provision(ctx)
 }
 
-// serve passes a request through a handler that is not part of a server.
-func serve(h *Handler, r *http.Request, next caddyhttp.HandlerFunc) (*httptest.ResponseRecorder, error) {
+// serve passes a request through a handler that is not part of a server, and
+// returns the result that placeholders show.
+func serve(h *Handler, r *http.Request, next caddyhttp.HandlerFunc) (result string, err error) {
 	w := httptest.NewRecorder()
-	r = caddyhttp.PrepareRequest(r, caddy.NewReplacer(), w, new(caddyhttp.Server))
-	return w, h.ServeHTTP(w, r, next)
+	repl := caddy.NewReplacer()
+	err = h.ServeHTTP(w, caddyhttp.PrepareRequest(r, repl, w, new(caddyhttp.Server)), next)
+	return repl.ReplaceAll("{http.buzzbip_webhook.result}", ""), err
 }

@@ -1,0 +1,172 @@
+package buzzbip
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+)
+
+func TestReloadKeepsWhatIsRemembered(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, client *http.Client) {
+		b := newBackend(t, nil)
+		s := start(t, proxied(b, ""))
+		body := eventBody(newID())
+		expect(t, send(client, signed(s.url, body)), http.StatusOK, "")
+		for _, options := range []string{
+			"",
+			"retention 1h",
+			"store memory {\n capacity 10\n when_full refuse\n}",
+			"delivery_timeout 5s\nmax_age 1h",
+		} {
+			s.reload(proxied(b, options))
+			expect(t, send(client, signed(s.url, body)), http.StatusOK, ResultDuplicate)
+		}
+		b.expectCount(t, 1)
+	})
+}
+
+func TestRemovingTheHandlerForAWhileForgetsNothing(t *testing.T) {
+	b := newBackend(t, nil)
+	s := start(t, proxied(b, ""))
+	client := newClient(t, "HTTP/1.1")
+	body := eventBody(newID())
+	expect(t, send(client, signed(s.url, body)), http.StatusOK, "")
+	s.reload("respond gone 404")
+	s.reload(proxied(b, ""))
+	expect(t, send(client, signed(s.url, body)), http.StatusOK, ResultDuplicate)
+}
+
+func TestDeliveryInFlightAcrossAReloadIsJoinedByDuplicates(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, client *http.Client) {
+		statuses := make(chan int)
+		b := newBackend(t, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(<-statuses) })
+		s := start(t, proxied(b, ""))
+		body := eventBody(newID())
+		first := sendAsync(client, signed(s.url, body))
+		await(t, b.arrived, "the first delivery")
+
+		s.reload(proxied(b, "retention 1h"))
+		second := sendAsync(client, signed(s.url, body))
+		statuses <- http.StatusServiceUnavailable
+		expect(t, await(t, first, "the first answer"), http.StatusServiceUnavailable, "")
+		await(t, b.arrived, "the second delivery")
+		b.expectCount(t, 2)
+
+		s.reload(proxied(b, ""))
+		third := sendAsync(client, signed(s.url, body))
+		statuses <- http.StatusOK
+		expect(t, await(t, second, "the second answer"), http.StatusOK, "")
+		expect(t, await(t, third, "the third answer"), http.StatusOK, ResultDuplicate)
+		b.expectCount(t, 2)
+	})
+}
+
+func TestFailedReloadChangesNothing(t *testing.T) {
+	statuses := make(chan int, 10)
+	b := newBackend(t, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(<-statuses) })
+	s := start(t, proxied(b, ""))
+	client := newClient(t, "HTTP/1.1")
+	delivered, inFlight := eventBody(newID()), eventBody(newID())
+	statuses <- http.StatusOK
+	expect(t, send(client, signed(s.url, delivered)), http.StatusOK, "")
+	await(t, b.arrived, "the first delivery")
+	first := sendAsync(client, signed(s.url, inFlight))
+	await(t, b.arrived, "the delivery")
+
+	for _, broken := range []string{
+		proxied(b, "secret {env.BUZZBIP_TEST_UNSET}"),
+		proxied(b, "") + "\nreverse_proxy {\n to 127.0.0.1:1\n lb_policy header \"\"\n}\nroute {\n buzzbip_webhook {env.BUZZBIP_TEST_UNSET}\n}",
+	} {
+		if err := s.tryReload(broken); err == nil {
+			t.Fatal("the broken configuration was loaded")
+		}
+	}
+	expect(t, send(client, signed(s.url, delivered)), http.StatusOK, ResultDuplicate)
+	second := sendAsync(client, signed(s.url, inFlight))
+	statuses <- http.StatusOK
+	expect(t, await(t, first, "the first answer"), http.StatusOK, "")
+	expect(t, await(t, second, "the second answer"), http.StatusOK, ResultDuplicate)
+	b.expectCount(t, 2)
+}
+
+func TestTwoSecretsDuringARotation(t *testing.T) {
+	b := newBackend(t, nil)
+	s := start(t, "buzzbip_webhook {\n secret "+testSecret+" old\n}\nreverse_proxy "+b.address())
+	client := newClient(t, "HTTP/1.1")
+	withSecret := func(secret, body string) *http.Request {
+		r := signed(s.url, body)
+		r.Header.Set(SignatureHeader, signature(secret, body))
+		return r
+	}
+	const newSecret = "the-new-secret-of-the-same-webhook"
+	before := eventBody(newID())
+	expect(t, send(client, withSecret(testSecret, before)), http.StatusOK, "")
+	expect(t, send(client, withSecret(newSecret, before)), http.StatusUnauthorized, "")
+
+	s.reload("buzzbip_webhook {\n secret " + newSecret + " new\n secret " + testSecret + " old\n}\nheader X-Secret {http.buzzbip_webhook.secret}\nreverse_proxy " + b.address() + " {\n header_up X-Secret {http.buzzbip_webhook.secret}\n}")
+	expect(t, send(client, withSecret(testSecret, before)), http.StatusOK, ResultDuplicate)
+	for secret, label := range map[string]string{testSecret: "old", newSecret: "new"} {
+		body := eventBody(newID())
+		expect(t, send(client, withSecret(secret, body)), http.StatusOK, "")
+		expect(t, send(client, withSecret(secret, body)), http.StatusOK, ResultDuplicate)
+		waitFor(t, "the delivery", func() bool { return len(b.arrived) > 0 })
+		var last received
+		for len(b.arrived) > 0 {
+			last = <-b.arrived
+		}
+		if got := last.Header.Get("X-Secret"); got != label {
+			t.Errorf("the secret that matched is %q, want %q", got, label)
+		}
+	}
+}
+
+// One workspace may have several webhooks, so one id can come to two of them.
+func TestScopes(t *testing.T) {
+	const otherSecret = "the-secret-of-another-webhook-entirely"
+	b := newBackend(t, nil)
+	client := newClient(t, "HTTP/1.1")
+	sites := func(options, otherOptions string) string {
+		return "handle /webhooks/buzzbip {\n" + proxied(b, options) + "\n}\n" +
+			"handle /other {\n" + strings.Replace(proxied(b, otherOptions), testSecret, otherSecret, 1) + "\n}"
+	}
+	sendToOther := func(s *site, body string) response {
+		r := signed(strings.Replace(s.url, "/webhooks/buzzbip", "/other", 1), body)
+		r.Header.Set(SignatureHeader, signature(otherSecret, body))
+		return send(client, r)
+	}
+	t.Run("different secrets are apart", func(t *testing.T) {
+		s := start(t, sites("", ""))
+		body := eventBody(newID())
+		expect(t, send(client, signed(s.url, body)), http.StatusOK, "")
+		expect(t, sendToOther(s, body), http.StatusOK, "")
+		if strings.Contains(s.logs(), "scope") {
+			t.Errorf("a needless warning: %s", s.logs())
+		}
+	})
+	t.Run("the same scope is shared, with a warning", func(t *testing.T) {
+		name := newID()
+		s := start(t, sites("scope "+name, "scope "+name))
+		body := eventBody(newID())
+		expect(t, send(client, signed(s.url, body)), http.StatusOK, "")
+		expect(t, sendToOther(s, body), http.StatusOK, ResultDuplicate)
+		if !strings.Contains(s.logs(), "has the same scope") || !strings.Contains(s.logs(), name) {
+			t.Errorf("no warning: %s", s.logs())
+		}
+	})
+	t.Run("the same secret shares, with a warning, without showing the scope", func(t *testing.T) {
+		s := start(t, "handle /webhooks/buzzbip {\n"+proxied(b, "")+"\n}\nhandle /other {\n"+proxied(b, "")+"\n}")
+		body := eventBody(newID())
+		expect(t, send(client, signed(s.url, body)), http.StatusOK, "")
+		expect(t, send(client, signed(strings.Replace(s.url, "/webhooks/buzzbip", "/other", 1), body)), http.StatusOK, ResultDuplicate)
+		if !strings.Contains(s.logs(), "has the same scope") || strings.Contains(s.logs(), newKey("", []byte(testSecret)).scope) {
+			t.Errorf("no warning, or too much: %s", s.logs())
+		}
+	})
+	t.Run("a reload is no second handler", func(t *testing.T) {
+		s := start(t, proxied(b, ""))
+		s.reload(proxied(b, ""))
+		if strings.Contains(s.logs(), "scope") {
+			t.Errorf("a needless warning: %s", s.logs())
+		}
+	})
+}

@@ -1,0 +1,79 @@
+package buzzbip
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"net/http"
+	"strings"
+	"testing"
+)
+
+// The vector is BuzzBip's documented envelope, signed with
+// `openssl dgst -sha256 -hmac`, which is what their verifySignature computes.
+func TestVerifyAgreesWithOpenSSL(t *testing.T) {
+	const (
+		secret = "whsec_4f9c2e"
+		body   = `{"id":"evt_7f3a9b2c","type":"message.received","createdAt":"2026-06-01T14:32:00Z","data":{}}`
+		digest = "700d048d09cd1f75ead1f44e791059cc810a722a50b1fd47c0ef0ca887f14dd5"
+	)
+	keys := []*key{newKey("other", []byte("whsec_other")), newKey("main", []byte(secret))}
+	sum, err := hex.DecodeString(digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if k := verify(keys, []byte(body), [sha256.Size]byte(sum)); k == nil || k.label != "main" {
+		t.Errorf("verified by %v", k)
+	}
+	for i := range sum { // every byte counts
+		forged := [sha256.Size]byte(sum)
+		forged[i] ^= 1
+		if verify(keys, []byte(body), forged) != nil {
+			t.Errorf("a signature that differs in byte %d was accepted", i)
+		}
+	}
+	if verify(keys, []byte(body+"\n"), [sha256.Size]byte(sum)) != nil {
+		t.Error("another body was accepted")
+	}
+}
+
+func TestScopeIsNoHashOfTheSecret(t *testing.T) {
+	k := newKey("", []byte(testSecret))
+	bare := sha256.Sum256([]byte(testSecret))
+	if k.scope == "" || strings.HasPrefix(hex.EncodeToString(bare[:]), k.scope) {
+		t.Errorf("the scope is %q", k.scope)
+	}
+	if k.scope != newKey("other label", []byte(testSecret)).scope {
+		t.Error("the scope depends on more than the secret")
+	}
+	if k.scope == newKey("", []byte(testSecret+"x")).scope {
+		t.Error("two secrets have one scope")
+	}
+}
+
+func FuzzSignatureHeader(f *testing.F) {
+	valid := signature(testSecret, "body")
+	for _, value := range []string{valid, strings.ToUpper(valid), "sha256=" + valid, valid[1:], "", valid + " ", strings.Repeat("g", 64), "0x" + valid[2:]} {
+		f.Add(value, 1)
+	}
+	f.Add(valid, 0)
+	f.Add(valid, 2)
+	f.Fuzz(func(t *testing.T, value string, times int) {
+		header := make(http.Header)
+		for range max(0, min(times, 3)) {
+			header.Add(SignatureHeader, value)
+		}
+		sum, reason, err := parseSignature(header)
+		if (err == nil) != (reason == "") {
+			t.Fatalf("reason %q, error %v", reason, err)
+		}
+		if err != nil {
+			if value != "" && strings.Contains(err.Error(), value) && len(value) > 8 {
+				t.Fatalf("the error repeats the signature: %v", err)
+			}
+			return
+		}
+		if times != 1 || !strings.EqualFold(hex.EncodeToString(sum[:]), value) {
+			t.Fatalf("%d of %q was read as %x", times, value, sum)
+		}
+	})
+}
