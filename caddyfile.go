@@ -49,7 +49,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		h.Secrets = append(h.Secrets, Secret{Value: d.Val()})
 	}
 	if d.NextArg() {
-		return d.ArgErr()
+		return d.Err("buzzbip_webhook takes a matcher and a secret: quote a secret that contains spaces, and give a label with the option secret") // not showing what may be the secret
 	}
 	var given []string
 	for d.NextBlock(0) {
@@ -78,7 +78,7 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, option string) (err er
 		case 1:
 			s.Value = args[0]
 		default:
-			return d.ArgErr()
+			return d.Err("secret takes a value and, if you like, a label: quote a value that contains spaces")
 		}
 		h.Secrets = append(h.Secrets, s)
 	case "events":
@@ -123,7 +123,11 @@ func (h *Handler) unmarshalStore(d *caddyfile.Dispenser) error {
 		return d.ArgErr()
 	}
 	name := d.Val()
-	store, err := caddyfile.UnmarshalModule(d, storeNamespace+"."+name)
+	id := storeNamespace + "." + name
+	if _, err := caddy.GetModule(id); err != nil {
+		return d.Errf("unknown store %q: check the spelling, and that Caddy is built with it", name)
+	}
+	store, err := caddyfile.UnmarshalModule(d, id)
 	if err != nil {
 		return err
 	}

@@ -154,6 +154,9 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.events, err = newPatterns(h.Events); err != nil {
 		return err
 	}
+	if unknown := h.events.undocumented(); len(unknown) > 0 {
+		h.logger.Warn("no event type that BuzzBip documents is one of these: check the spelling", zap.Strings("events", unknown))
+	}
 	if err := h.provisionLimits(); err != nil {
 		return err
 	}

@@ -1,0 +1,329 @@
+package dedupe
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"reflect"
+	"runtime"
+	"slices"
+	"testing"
+	"time"
+)
+
+// checkTable fails unless the parts of a table agree: every id is in the chain
+// where it is looked for and at its place in its queue, and every slot is
+// either in use or free.
+func checkTable(t *testing.T, tab *table) {
+	t.Helper()
+	if tab.count == 0 {
+		if !reflect.DeepEqual(*tab, table{}) {
+			t.Fatalf("an empty table holds on to memory: %+v", *tab)
+		}
+		return
+	}
+	chained := map[uint32]bool{}
+	for b := range tab.buckets.len {
+		for i := *tab.buckets.at(b); i != 0; i = tab.slots.at(i).chain {
+			if s := tab.slots.at(i); chained[i] || tab.bucket(s.key) != tab.buckets.at(b) || tab.find(s.key) != s {
+				t.Fatalf("the id in slot %d is not found in bucket %d", i, b)
+			}
+			chained[i] = true
+		}
+	}
+	queued := 0
+	for n, q := range tab.queues {
+		prev := uint32(0)
+		for i := q.head; i != 0; i = tab.slots.at(i).next {
+			s, before := tab.slots.at(i), tab.slots.at(prev)
+			if !chained[i] || s.queue != uint32(n) || s.prev != prev || prev != 0 && s.expires < before.expires {
+				t.Fatalf("slot %d is out of order in queue %d", i, n)
+			}
+			queued++
+			prev = i
+		}
+		if q.tail != prev {
+			t.Fatalf("queue %d ends in slot %d, not %d", n, prev, q.tail)
+		}
+	}
+	free := 0
+	for i := tab.free; i != 0; i = tab.slots.at(i).chain {
+		if chained[i] || *tab.slots.at(i) != (slot{chain: tab.slots.at(i).chain}) {
+			t.Fatalf("the free slot %d is in use", i)
+		}
+		free++
+	}
+	if len(chained) != tab.count || queued != tab.count || int(tab.slots.len) != 1+tab.count+free {
+		t.Fatalf("%d ids: %d in chains, %d in queues, %d slots with %d free",
+			tab.count, len(chained), queued, tab.slots.len, free)
+	}
+	if int(tab.buckets.len) < tab.count || tab.low > tab.buckets.len || tab.buckets.len >= 2*tab.low {
+		t.Fatalf("%d buckets, %d as a power of two, for %d ids", tab.buckets.len, tab.low, tab.count)
+	}
+}
+
+func randomKey(rnd *rand.Rand) (k Key) {
+	binary.LittleEndian.PutUint64(k[:], rnd.Uint64())
+	binary.LittleEndian.PutUint64(k[8:], rnd.Uint64())
+	return k
+}
+
+func TestTableAgreesWithMapModel(t *testing.T) {
+	for name, mask := range map[string]byte{"spread keys": 0xff, "colliding keys": 0x03} {
+		t.Run(name, func(t *testing.T) {
+			rnd := random(t)
+			keys := make([]Key, 1500)
+			for i := range keys {
+				keys[i] = randomKey(rnd)
+				for j := range 4 { // the part that hash looks at
+					keys[i][j] &= mask
+				}
+			}
+			retentions := []time.Duration{5, 1000, 70, 0, 1 << 40}
+			type entry struct {
+				digest  Digest
+				expires int64
+			}
+			var tab table
+			model := map[Key]entry{}
+			now, emptied, most := int64(0), 0, 0
+			for step := range 60_000 {
+				now += int64(rnd.IntN(3)) // often the same instant twice
+				// growing and shrinking take turns, down to nothing
+				growing := step/3000%2 == 0
+				if key := keys[rnd.IntN(len(keys))]; (rnd.IntN(5) > 0) == growing {
+					if e, ok := model[key]; ok { // like a redelivery
+						if s := tab.find(key); s == nil || s.digest != e.digest || s.expires != e.expires {
+							t.Fatalf("step %d: found %+v, want %+v", step, s, e)
+						}
+						tab.remove(tab.find(key))
+					} else if s := tab.find(key); s != nil {
+						t.Fatalf("step %d: found %+v, want nothing", step, s)
+					}
+					d := retentions[rnd.IntN(len(retentions))]
+					e := entry{Digest(rnd.Uint64()), now + int64(d)}
+					tab.insert(key, e.digest, d, now)
+					model[key] = e
+				} else if s := tab.oldest(); s != nil {
+					if rnd.IntN(2) == 0 {
+						s = tab.find(keys[rnd.IntN(len(keys))])
+					} else {
+						for _, e := range model {
+							if e.expires < s.expires {
+								t.Fatalf("step %d: the oldest expires at %d, but one does at %d", step, s.expires, e.expires)
+							}
+						}
+					}
+					if s != nil {
+						if e, ok := model[s.key]; !ok || s.digest != e.digest || s.expires != e.expires {
+							t.Fatalf("step %d: found %+v, want %+v", step, s, e)
+						}
+						delete(model, s.key)
+						tab.remove(s)
+					}
+					if len(model) == 0 {
+						emptied++
+					}
+				} else if len(model) != 0 {
+					t.Fatalf("step %d: no oldest among %d ids", step, len(model))
+				}
+				most = max(most, len(model))
+				if tab.count != len(model) {
+					t.Fatalf("step %d: %d ids, want %d", step, tab.count, len(model))
+				}
+				if step%500 == 0 || len(model) == 0 {
+					checkTable(t, &tab)
+					latest := int64(0)
+					for _, e := range model {
+						latest = max(latest, e.expires)
+					}
+					if got := tab.latest(); got != latest {
+						t.Fatalf("step %d: the last expires at %d, want %d", step, got, latest)
+					}
+				}
+			}
+			if emptied < 3 || most < 2*chunkLen {
+				t.Errorf("emptied %d times and had at most %d ids: too little was put to the test", emptied, most)
+			}
+		})
+	}
+}
+
+func TestOldestIsTheFirstToExpire(t *testing.T) {
+	type insert struct {
+		key       byte
+		retention time.Duration
+		now       int64
+	}
+	for name, c := range map[string]struct {
+		inserts []insert
+		want    []byte
+	}{
+		"nothing":                    {nil, nil},
+		"order of delivery":          {[]insert{{3, 9, 0}, {1, 9, 1}, {2, 9, 2}}, []byte{3, 1, 2}},
+		"delivered in one instant":   {[]insert{{3, 9, 0}, {1, 9, 0}, {2, 9, 0}}, []byte{3, 1, 2}},
+		"shorter retention is first": {[]insert{{1, 100, 0}, {2, 10, 0}, {3, 1, 0}}, []byte{3, 2, 1}},
+		"mixed": {
+			[]insert{{1, 100, 0}, {2, 10, 1}, {3, 100, 2}, {4, 10, 50}, {5, 200, 51}, {6, 10, 93}, {7, 100, 94}},
+			[]byte{2, 4, 1, 3, 6, 7, 5},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var tab table
+			for _, i := range c.inserts {
+				tab.insert(Key{i.key}, 0, i.retention, i.now)
+			}
+			var got []byte
+			for s := tab.oldest(); s != nil; s = tab.oldest() {
+				got = append(got, s.key[0])
+				tab.remove(s)
+				checkTable(t, &tab)
+			}
+			if !slices.Equal(got, c.want) {
+				t.Errorf("got %v, want %v", got, c.want)
+			}
+		})
+	}
+}
+
+// An operator who tries out retentions for long must not make every operation
+// slower: only those in use have a queue.
+func TestQueuesOfUnusedRetentionsAreUsedAgain(t *testing.T) {
+	var tab table
+	tab.insert(Key{}, 0, time.Hour, 0) // one that stays
+	for i := range 100 {
+		tab.insert(Key{1}, 0, time.Duration(i+1), 0)
+		checkTable(t, &tab)
+		tab.remove(tab.find(Key{1}))
+	}
+	if n := len(tab.queues); n != 2 {
+		t.Errorf("%d queues, want 2", n)
+	}
+}
+
+// filled returns a table of n ids from a counter, from which it makes keys as
+// well spread as those of [KeyOf].
+func filled(n int) *table {
+	tab := new(table)
+	for i := range n {
+		tab.insert(counterKey(uint64(i)), 1, time.Hour, int64(i))
+	}
+	return tab
+}
+
+// counterKey is the finalizer of SplitMix64: fast, and different for each n.
+func counterKey(n uint64) (k Key) {
+	n = (n ^ n>>30) * 0xbf58476d1ce4e5b9
+	n = (n ^ n>>27) * 0x94d049bb133111eb
+	n ^= n >> 31
+	binary.LittleEndian.PutUint64(k[:], n)
+	return k
+}
+
+func TestSlotsAreUsedAgain(t *testing.T) {
+	const n = 5000
+	tab := filled(n)
+	slots, buckets := tab.slots.len, tab.buckets.len
+	for i := range 3 * n {
+		tab.remove(tab.oldest())
+		tab.insert(counterKey(uint64(n+i)), 1, time.Hour, int64(n+i))
+	}
+	if tab.slots.len != slots || tab.buckets.len != buckets {
+		t.Errorf("from %d slots and %d buckets to %d and %d, with as many ids as before",
+			slots, buckets, tab.slots.len, tab.buckets.len)
+	}
+	checkTable(t, tab)
+}
+
+func TestChainsStayShort(t *testing.T) {
+	const n, most = 100_000, 20
+	rnd := random(t)
+	var tab table
+	for i := range n {
+		tab.insert(randomKey(rnd), 0, time.Hour, int64(i))
+	}
+	longest := 0
+	for b := range tab.buckets.len {
+		length := 0
+		for i := *tab.buckets.at(b); i != 0; i = tab.slots.at(i).chain {
+			length++
+		}
+		longest = max(longest, length)
+	}
+	t.Logf("the longest chain of %d ids has %d", n, longest)
+	if longest > most {
+		t.Errorf("a chain of %d ids, want at most %d", longest, most)
+	}
+}
+
+func TestNoInsertionIsFarSlowerThanTheOthers(t *testing.T) {
+	// counted in what is allocated, since time depends on the machine: growing
+	// must not copy what is there. The lists of chunks do grow by copying, at 8
+	// bytes for 256 ids.
+	const n = 200_000
+	var tab table
+	var before, after runtime.MemStats
+	for i := range n {
+		// a look at each would stop the world too often
+		watched := i&(i-1) == 0 || i%997 == 0
+		if watched {
+			runtime.ReadMemStats(&before)
+		}
+		tab.insert(counterKey(uint64(i)), 1, time.Hour, int64(i))
+		if watched {
+			runtime.ReadMemStats(&after)
+			if took := after.TotalAlloc - before.TotalAlloc; took > 64<<10 {
+				t.Fatalf("the insertion of id %d took %d bytes", i, took)
+			}
+		}
+	}
+}
+
+// heap returns the bytes and objects that are in use.
+func heap() (bytes, objects int64) {
+	runtime.GC()
+	runtime.GC() // what the first one left to finalizers and sync.Pool
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc), int64(m.HeapObjects)
+}
+
+func TestMemoryOfAMillionIDs(t *testing.T) {
+	const n, maxBytes, maxObjects = 1_000_000, 80, 20_000
+	bytesBefore, objectsBefore := heap()
+	tab := filled(n)
+	bytes, objects := heap()
+	bytes, objects = bytes-bytesBefore, objects-objectsBefore
+	t.Logf("%.2f bytes an id, %d objects in all", float64(bytes)/n, objects)
+	if bytes > maxBytes*n || bytes < 24*n { // less cannot be: the measurement is wrong
+		t.Errorf("%.2f bytes an id, want at most %d", float64(bytes)/n, maxBytes)
+	}
+	if objects > maxObjects {
+		t.Errorf("%d objects on the heap, want at most %d", objects, maxObjects)
+	}
+
+	for tab.count > 1 {
+		tab.remove(tab.oldest())
+	}
+	if s := tab.find(counterKey(n - 1)); s == nil || tab.oldest() != s {
+		t.Fatal("the youngest id is not the last one left")
+	}
+	tab.remove(tab.oldest())
+	bytes, _ = heap()
+	if left := bytes - bytesBefore; left > 1<<20 {
+		t.Errorf("%d bytes are still in use when the table is empty", left)
+	}
+	tab.insert(Key{1}, 1, time.Hour, 0) // it is alive until here, and of use afterwards
+	checkTable(t, tab)
+}
+
+// Retentions of centuries are no use, but must not wrap round to "never".
+func TestRetentionOfAllTimeIsNotInThePast(t *testing.T) {
+	var tab table
+	now := time.Date(2026, 6, 1, 0, 0, 0, 0, time.UTC).UnixNano()
+	tab.insert(Key{1}, 1, math.MaxInt64, now)
+	if s := tab.find(Key{1}); s.expires <= now {
+		t.Error(fmt.Sprintf("a retention of %v has passed at once", time.Duration(math.MaxInt64)))
+	}
+}
