@@ -183,11 +183,11 @@ func (h *Handler) refuse(d *delivery, w http.ResponseWriter, r *http.Request, re
 	}
 	// the reason is in the message because entries are sampled by it
 	if c := h.refusal.Check(zapcore.WarnLevel, "refused: "+string(reason)); c != nil {
-		c.Write(
-			zap.String("remote_addr", r.RemoteAddr),
-			zap.String("event_id", d.event.id),
-			zap.String("event_type", d.event.typ),
-			zap.Error(err))
+		fields := []zap.Field{zap.String("remote_addr", r.RemoteAddr), zap.Error(err)}
+		if d.verified() {
+			fields = append(fields, zap.String("event_id", d.event.id), zap.String("event_type", d.event.typ))
+		}
+		c.Write(fields...)
 	}
 	return caddyhttp.Error(status, err)
 }

@@ -123,13 +123,18 @@ func start(t testing.TB, directives string) *site {
 	logged.Lock()
 	logged.text.Reset()
 	logged.Unlock()
+	stopAtEnd(t)
 	s.reload(directives)
+	return s
+}
+
+// stopAtEnd stops Caddy when the test has ended.
+func stopAtEnd(t testing.TB) {
 	t.Cleanup(func() {
 		if err := caddy.Stop(); err != nil {
 			t.Errorf("stopping Caddy: %v", err)
 		}
 	})
-	return s
 }
 
 // reload replaces the site's directives and fails the test if that fails.
@@ -147,23 +152,28 @@ func (s *site) tryReload(directives string) error {
 	s.t.Helper()
 	port := freePort(s.t)
 	err := load(s.t, fmt.Sprintf(`
-		{
-			admin off
-			auto_https off
-			log {
-				output test
-				level WARN
-			}
-		}
+		%s
 		https://localhost:%d {
 			tls %s %s
 			%s
-		}`, port, certFile, keyFile, directives))
+		}`, testOptions, port, certFile, keyFile, directives))
 	if err == nil {
 		s.url = fmt.Sprintf("https://localhost:%d/webhooks/buzzbip", port)
 	}
 	return err
 }
+
+// testOptions keeps Caddy from what no test is about.
+const testOptions = `{
+	admin off
+	persist_config off
+	auto_https off
+	log {
+		output test
+		level WARN
+	}
+}
+`
 
 // load runs Caddy with a Caddyfile.
 func load(t testing.TB, config string) error {

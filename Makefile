@@ -1,0 +1,50 @@
+# make test      the tests, with the race detector
+# make check     everything else: lint, fuzzing, the newest Caddy, a build with xcaddy
+# make bench     the benchmarks
+
+GO ?= go
+
+# The newest Caddy that is known to work; go.mod has the oldest.
+CADDY_VERSION ?= v2.11.9
+FUZZTIME ?= 10s
+
+MODULES := http.handlers.buzzbip_webhook http.matchers.buzzbip_event \
+	http.buzzbip_webhook.stores.memory buzzbip_webhook
+
+.PHONY: test check lint fuzz newest-caddy xcaddy bench clean
+
+test:
+	$(GO) test -race -timeout 15m ./...
+
+check: lint fuzz newest-caddy xcaddy
+
+lint:
+	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "not formatted:"; echo "$$unformatted"; exit 1; fi
+	$(GO) mod tidy -diff
+	$(GO) vet ./...
+	$(GO) tool -modfile=tools/go.mod staticcheck ./...
+
+# Go fuzzes one target at a time.
+fuzz:
+	$(GO) test -run '^$$' -fuzz '^FuzzEnvelope$$' -fuzztime $(FUZZTIME) .
+	$(GO) test -run '^$$' -fuzz '^FuzzSignatureHeader$$' -fuzztime $(FUZZTIME) .
+	$(GO) test -run '^$$' -fuzz '^FuzzCaddyfile$$' -fuzztime $(FUZZTIME) .
+
+newest-caddy:
+	@mkdir -p build
+	cp go.mod build/newest.mod
+	cp go.sum build/newest.sum
+	$(GO) get -modfile=build/newest.mod github.com/caddyserver/caddy/v2@$(CADDY_VERSION)
+	$(GO) test -modfile=build/newest.mod -timeout 15m ./...
+
+xcaddy:
+	@mkdir -p build
+	$(GO) tool xcaddy build $(CADDY_VERSION) --output build/caddy --with github.com/buzzbip/caddy-webhook@v0.0.0=.
+	@build/caddy list-modules > build/modules
+	@for module in $(MODULES); do grep -qxF "$$module" build/modules || { echo "not in the build: $$module"; exit 1; }; echo "$$module"; done
+
+bench:
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+clean:
+	rm -rf build

@@ -1,0 +1,258 @@
+package buzzbip
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// startExample runs an example as it is but for its addresses, which become
+// those of this test. replacements are pairs of old and new.
+func startExample(t *testing.T, name string, replacements ...string) *site {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("examples", name, "Caddyfile"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	adapt(t, string(text)) // as it is
+	port := freePort(t)
+	replacements = append(replacements, "hooks.example.com {", fmt.Sprintf("https://localhost:%d {\n\ttls %s %s", port, certFile, keyFile))
+	config := testOptions + string(text)
+	for i := 0; i < len(replacements); i += 2 {
+		if !strings.Contains(config, replacements[i]) {
+			t.Fatalf("the example has no %s", replacements[i])
+		}
+		config = strings.ReplaceAll(config, replacements[i], replacements[i+1])
+	}
+	s := &site{t: t, url: fmt.Sprintf("https://localhost:%d/webhooks/buzzbip", port)}
+	stopAtEnd(t)
+	if err := load(t, config); err != nil {
+		t.Fatalf("loading: %v", err)
+	}
+	return s
+}
+
+func TestExampleExistingBackend(t *testing.T) {
+	t.Setenv("BUZZBIP_SECRET", testSecret)
+	b := newBackend(t, nil)
+	s := startExample(t, "existing-backend", "127.0.0.1:9000", b.address())
+	client := newClient(t, "HTTP/2.0")
+	body := eventBody(newID())
+	expect(t, send(client, signed(s.url, body)), http.StatusOK, "")
+	expect(t, send(client, signed(s.url, body)), http.StatusOK, ResultDuplicate)
+	expect(t, send(client, signed(strings.TrimSuffix(s.url, "/webhooks/buzzbip"), body)), http.StatusNotFound, "")
+	b.expectCount(t, 1)
+	if got := await(t, b.arrived, "the delivery"); got.body != body {
+		t.Errorf("the backend got %q", got.body)
+	}
+}
+
+func TestExampleRouteByEventType(t *testing.T) {
+	t.Setenv("BUZZBIP_SECRET", testSecret)
+	messages, vip, contacts := newBackend(t, nil), newBackend(t, nil), newBackend(t, nil)
+	s := startExample(t, "route-by-event-type", "127.0.0.1:9001", messages.address(), "127.0.0.1:9002", vip.address(), "127.0.0.1:9003", contacts.address())
+	client := newClient(t, "HTTP/2.0")
+	event := func(typ, data string) string {
+		return fmt.Sprintf(`{"id":%q,"type":%q,"createdAt":%q,"data":%s}`, newID(), typ, time.Now().Format(time.RFC3339), data)
+	}
+	for i, step := range []struct {
+		body   string
+		to     *backend
+		result Result
+	}{
+		{event("message.received", `{}`), messages, ""},
+		{event("contact.created", `{"contact":{"vip":true}}`), vip, ""},
+		{event("contact.updated", `{"contact":{"vip":false}}`), contacts, ""},
+		{event("conversation.opened", `{}`), nil, ResultIgnored},
+	} {
+		before := messages.count() + vip.count() + contacts.count()
+		expect(t, send(client, signed(s.url, step.body)), http.StatusOK, step.result)
+		if step.to == nil {
+			if messages.count()+vip.count()+contacts.count() != before {
+				t.Errorf("step %d reached a backend", i)
+			}
+			continue
+		}
+		if got := await(t, step.to.arrived, "the delivery"); got.body != step.body {
+			t.Errorf("step %d: the backend got %q", i, got.body)
+		}
+	}
+}
+
+func TestExampleSeveralWorkspaces(t *testing.T) {
+	const supportSecret = "the-secret-of-the-support-workspace"
+	t.Setenv("BUZZBIP_SECRET_SHOP", testSecret)
+	t.Setenv("BUZZBIP_SECRET_SUPPORT", supportSecret)
+	shop, support := newBackend(t, nil), newBackend(t, nil)
+	s := startExample(t, "several-workspaces", "127.0.0.1:9001", shop.address(), "127.0.0.1:9002", support.address())
+	client := newClient(t, "HTTP/2.0")
+	body := eventBody(newID())
+	expect(t, send(client, signed(s.url+"/shop", body)), http.StatusOK, "")
+	expect(t, send(client, signed(s.url+"/support", body)), http.StatusUnauthorized, "")
+	r := signed(s.url+"/support", body)
+	r.Header.Set(SignatureHeader, signature(supportSecret, body))
+	expect(t, send(client, r), http.StatusOK, "")
+	shop.expectCount(t, 1)
+	support.expectCount(t, 1)
+}
+
+func TestExampleSecretRotation(t *testing.T) {
+	const newSecret = "the-secret-after-the-rotation"
+	dir := t.TempDir()
+	for name, secret := range map[string]string{"buzzbip_old": testSecret, "buzzbip_new": newSecret} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(secret+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b := newBackend(t, nil)
+	s := startExample(t, "secret-rotation", "/run/secrets", dir, "127.0.0.1:9000", b.address())
+	for label, secret := range map[string]string{"old": testSecret, "new": newSecret} {
+		body := eventBody(newID())
+		r := signed(s.url, body)
+		r.Header.Set(SignatureHeader, signature(secret, body))
+		expect(t, send(newClient(t, "HTTP/2.0"), r), http.StatusOK, "")
+		if got := await(t, b.arrived, "the delivery").Header.Get("X-BuzzBip-Secret"); got != label {
+			t.Errorf("the backend sees the secret %q, want %q", got, label)
+		}
+	}
+}
+
+func TestExampleErrorPages(t *testing.T) {
+	t.Setenv("BUZZBIP_SECRET", testSecret)
+	down := newBackend(t, nil)
+	down.Close()
+	s := startExample(t, "error-pages", "127.0.0.1:9000", down.address())
+	client := newClient(t, "HTTP/2.0")
+	forged := signed(s.url, eventBody(newID()))
+	forged.Header.Del(SignatureHeader)
+	for want, r := range map[string]*http.Request{
+		`{"status": 401, "reason": "signature_missing"}`: forged,
+		`{"status": 502}`: signed(s.url, eventBody(newID())),
+	} {
+		got := send(client, r)
+		if got.body != want || got.header.Get("Content-Type") != "application/json" {
+			t.Errorf("answered %d %q with %v, want %q", got.status, got.body, got.header, want)
+		}
+	}
+}
+
+func TestExampleStickyByConversation(t *testing.T) {
+	t.Setenv("BUZZBIP_SECRET", testSecret)
+	backends := []*backend{newBackend(t, nil), newBackend(t, nil), newBackend(t, nil)}
+	s := startExample(t, "sticky-by-conversation",
+		"127.0.0.1:9001", backends[0].address(), "127.0.0.1:9002", backends[1].address(), "127.0.0.1:9003", backends[2].address())
+	client := newClient(t, "HTTP/2.0")
+	const conversations, events = 20, 5
+	for range events {
+		for c := range conversations {
+			body := fmt.Sprintf(`{"id":%q,"type":"message.received","createdAt":%q,"data":{"conversation":{"id":"cnv_%d"}}}`,
+				newID(), time.Now().Format(time.RFC3339), c)
+			expect(t, send(client, signed(s.url, body)), http.StatusOK, "")
+		}
+	}
+	home := make(map[string]int)
+	used := make(map[int]bool)
+	for i, b := range backends {
+		for _, r := range b.requests {
+			c := r.Header.Get("X-Conversation")
+			if h, known := home[c]; known && h != i {
+				t.Errorf("%s went to two backends", c)
+			}
+			home[c] = i
+			used[i] = true
+		}
+	}
+	if len(home) != conversations || len(used) < 2 {
+		t.Errorf("%d conversations went to %d backends", len(home), len(used))
+	}
+}
+
+func TestExampleLoadBalanced(t *testing.T) {
+	t.Setenv("BUZZBIP_SECRET", testSecret)
+	down, up := newBackend(t, nil), newBackend(t, nil)
+	down.Close()
+	s := startExample(t, "load-balanced", "127.0.0.1:9001", down.address(), "127.0.0.1:9002", up.address())
+	client := newClient(t, "HTTP/2.0")
+	for range 10 {
+		expect(t, send(client, signed(s.url, eventBody(newID()))), http.StatusOK, "")
+	}
+	up.expectCount(t, 10)
+}
+
+// The commands of the README, run word for word, print what it says.
+func TestQuickstartOfTheREADME(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(readme), "## Quickstart")
+	section, _, _ = strings.Cut(section, "\n## ")
+	blocks := strings.Split(section, "```")
+	if len(blocks) != 7 {
+		t.Fatalf("the section has %d parts, want 3 blocks", len(blocks))
+	}
+	run := strings.TrimPrefix(blocks[1], "sh\n")
+	commands := strings.TrimPrefix(blocks[3], "sh\n")
+	output := strings.TrimPrefix(blocks[5], "text\n")
+	if strings.TrimSpace(run) != "go run ./cmd/caddy run --config examples/quickstart/Caddyfile" {
+		t.Fatalf("the command is %q", run)
+	}
+
+	dir := t.TempDir()
+	binary := filepath.Join(dir, "caddy-under-test")
+	if out, err := exec.Command("go", "build", "-o", binary, "./cmd/caddy").CombinedOutput(); err != nil {
+		t.Fatalf("building: %v\n%s", err, out)
+	}
+	// other ports than the documented ones: somebody may be trying it just now
+	config, err := os.ReadFile("examples/quickstart/Caddyfile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := fmt.Sprintf("localhost:%d", freePort(t))
+	text := strings.ReplaceAll(string(config), "localhost:8443", port)
+	text = strings.ReplaceAll(text, ":9000", fmt.Sprintf(":%d", freePort(t)))
+	text = strings.Replace(text, "local_certs\n", "local_certs\n\tadmin off\n", 1)
+	caddyfile := filepath.Join(dir, "Caddyfile")
+	if err := os.WriteFile(caddyfile, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	server := exec.Command(binary, "run", "--config", caddyfile)
+	server.Env = append(os.Environ(), "XDG_DATA_HOME="+dir, "XDG_CONFIG_HOME="+dir)
+	var log bytes.Buffer
+	server.Stderr = &log
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		server.Process.Signal(os.Interrupt)
+		server.Wait()
+		if t.Failed() {
+			t.Log(log.String())
+		}
+	})
+	client := newClient(t, "HTTP/1.1")
+	waitFor(t, "Caddy to have its certificate", func() bool {
+		res, err := client.Get("https://" + port)
+		if err != nil {
+			return false
+		}
+		defer res.Body.Close()
+		_, err = io.Copy(io.Discard, res.Body)
+		return err == nil
+	})
+	shell := exec.Command("sh", "-c", strings.ReplaceAll(commands, "localhost:8443", port))
+	got, err := shell.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, got)
+	}
+	if string(got) != output {
+		t.Errorf("the commands print\n%s\nbut the README says\n%s", got, output)
+	}
+}
