@@ -1,0 +1,131 @@
+package buzzbip
+
+import (
+	"bytes"
+	"crypto/hmac"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+)
+
+// benchmarkSizes are those of a usual event and of a large one.
+var benchmarkSizes = []int{1 << 10, 64 << 10}
+
+// benchmarkBody returns an event of about a size, like what chat platforms send.
+func benchmarkBody(id string, size int) []byte {
+	var b strings.Builder
+	fmt.Fprintf(&b, `{"id":%q,"type":"message.received","createdAt":"2026-06-01T14:32:00Z","data":{"items":[`, id)
+	for i := 0; b.Len() < size-220; i++ {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		fmt.Fprintf(&b, `{"contact":{"id":"c_%d","name":"Zo\u00eb Müller","tags":["a","b"]},"text":"Hello, where is my order %d? Thanks a lot in advance.","price":%d.5,"read":true,"reply":null}`, i, i, i)
+	}
+	b.WriteString(`]}}`)
+	return []byte(b.String())
+}
+
+// benchmark runs f on a body of each size.
+func benchmark(b *testing.B, f func(b *testing.B, body []byte)) {
+	for _, size := range benchmarkSizes {
+		b.Run(fmt.Sprintf("%dKiB", size>>10), func(b *testing.B) {
+			body := benchmarkBody("evt_7f3a9b2c", size)
+			b.SetBytes(int64(len(body)))
+			b.ReportAllocs()
+			f(b, body)
+		})
+	}
+}
+
+// What no receiver can do without; the others are to be read next to it.
+func BenchmarkBareHMAC(b *testing.B) {
+	benchmark(b, func(b *testing.B, body []byte) {
+		mac := hmac.New(sha256.New, []byte(testSecret))
+		var sum [sha256.Size]byte
+		for b.Loop() {
+			mac.Reset()
+			mac.Write(body)
+			mac.Sum(sum[:0])
+		}
+	})
+}
+
+func BenchmarkVerify(b *testing.B) {
+	benchmark(b, func(b *testing.B, body []byte) {
+		keys := []*key{newKey("1", []byte(testSecret))}
+		sum := keys[0].sign(body)
+		for b.Loop() {
+			if verify(keys, body, sum) == nil {
+				b.Fatal("refused")
+			}
+		}
+	})
+}
+
+func BenchmarkEnvelope(b *testing.B) {
+	benchmark(b, func(b *testing.B, body []byte) {
+		for b.Loop() {
+			if _, err := parseEvent(body, strict); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+// discard is a response that nobody reads.
+type discard struct{ header http.Header }
+
+func (d discard) Header() http.Header       { return d.header }
+func (discard) Write(p []byte) (int, error) { return len(p), nil }
+func (discard) WriteHeader(int)             {}
+
+// BenchmarkServeHTTP is the whole handler before one that answers at once. Each
+// event is a new one, signed in the benchmark: what the handler costs is the
+// difference to "without", the same requests without the handler.
+func BenchmarkServeHTTP(b *testing.B) {
+	answer := caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
+		if _, err := io.Copy(io.Discard, r.Body); err != nil {
+			return err
+		}
+		w.WriteHeader(http.StatusOK)
+		return nil
+	})
+	server := new(caddyhttp.Server)
+	for _, with := range []bool{true, false} {
+		name := map[bool]string{true: "with", false: "without"}[with]
+		b.Run(name, func(b *testing.B) {
+			benchmark(b, func(b *testing.B, body []byte) {
+				h := &Handler{Secrets: []Secret{{Value: testSecret}}, Scope: b.Name()}
+				provision(b, h)
+				mac := newKey("1", []byte(testSecret))
+				place := bytes.Index(body, []byte("evt_7f3a9b2c"))
+				n := 0
+				for b.Loop() {
+					n++
+					copy(body[place:], fmt.Sprintf("evt_%08d", n))
+					r := httptest.NewRequest(http.MethodPost, "/", bytes.NewReader(body))
+					sum := mac.sign(body)
+					r.Header.Set(SignatureHeader, fmt.Sprintf("%x", sum))
+					w := discard{make(http.Header)}
+					r = caddyhttp.PrepareRequest(r, caddy.NewReplacer(), w, server)
+					var err error
+					if with {
+						err = h.ServeHTTP(w, r, answer)
+					} else {
+						err = answer(w, r)
+					}
+					if err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		})
+	}
+}
