@@ -42,15 +42,16 @@ func (h *Handler) readBody(w http.ResponseWriter, r *http.Request) ([]byte, Reas
 		}
 		return body, "", nil
 	}
+	// errors are not wrapped, for a HandlerError would bring its own status
 	var timeout net.Error
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.Is(err, errBodyTooLarge), errors.As(err, &tooLarge):
 		return nil, ReasonBodyTooLarge, err
 	case errors.As(err, &timeout) && timeout.Timeout():
-		return nil, ReasonBodyTimeout, fmt.Errorf("the body did not arrive within read_timeout: %w", err)
+		return nil, ReasonBodyTimeout, fmt.Errorf("the body did not arrive within read_timeout: %v", err)
 	}
-	return nil, ReasonBodyIncomplete, fmt.Errorf("the body did not arrive whole: %w", err)
+	return nil, ReasonBodyIncomplete, fmt.Errorf("the body did not arrive whole: %v", err)
 }
 
 // serverReadsWithin reports whether the server's own deadline for reading the

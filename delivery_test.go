@@ -3,10 +3,12 @@ package buzzbip
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -107,7 +109,7 @@ func TestSenderHangsUpAndTheBackendSucceedsLater(t *testing.T) {
 			<-release
 			canceled <- r.Context().Err() != nil
 		})
-		s := start(t, proxied(b, ""))
+		s := start(t, watched(b, ""))
 		body := eventBody(newID())
 		hangUp(t, client, signed(s.url, body), b)
 
@@ -132,7 +134,7 @@ func TestSenderHangsUpAndTheBackendFailsLater(t *testing.T) {
 			<-release
 			w.WriteHeader(<-status)
 		})
-		s := start(t, proxied(b, ""))
+		s := start(t, watched(b, ""))
 		body := eventBody(newID())
 		hangUp(t, client, signed(s.url, body), b)
 
@@ -143,7 +145,34 @@ func TestSenderHangsUpAndTheBackendFailsLater(t *testing.T) {
 	})
 }
 
-// hangUp sends r and cancels it once it has reached the backend.
+// watched is a site that tells in senderGone when the context of a request ends.
+func watched(b *backend, options string) string { return "watch\n" + proxied(b, options) }
+
+type watch struct{}
+
+var senderGone = make(chan struct{}, 1000)
+
+func init() {
+	caddy.RegisterModule(watch{})
+	httpcaddyfile.RegisterHandlerDirective("watch", func(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+		h.Next()
+		return watch{}, nil
+	})
+	httpcaddyfile.RegisterDirectiveOrder("watch", httpcaddyfile.Before, "basic_auth")
+}
+
+func (watch) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "http.handlers.watch", New: func() caddy.Module { return new(watch) }}
+}
+
+func (watch) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	stop := context.AfterFunc(r.Context(), func() { senderGone <- struct{}{} })
+	defer stop()
+	return next.ServeHTTP(w, r)
+}
+
+// hangUp sends r, cancels it once it has reached the backend, and waits until
+// Caddy has noticed.
 func hangUp(t *testing.T, client *http.Client, r *http.Request, b *backend) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -153,6 +182,7 @@ func hangUp(t *testing.T, client *http.Client, r *http.Request, b *backend) {
 	if r := await(t, gone, "the sender"); r.err == nil {
 		t.Fatalf("the sender was answered %d", r.status)
 	}
+	await(t, senderGone, "Caddy to notice")
 }
 
 func TestExactlyOneWaiterTakesOverWhenTheFirstFails(t *testing.T) {
@@ -290,6 +320,17 @@ func TestBackendThatTakesTooLongIsAFailure(t *testing.T) {
 	})
 }
 
+// Whatever a handler makes of the end of its context.
+func TestDeliveryTimeoutIsAnsweredWithGatewayTimeout(t *testing.T) {
+	for _, how := range []string{"wait", "wait_and_fail"} {
+		s := start(t, "buzzbip_webhook "+testSecret+" {\n delivery_timeout 10ms\n}\nodd "+how)
+		body := eventBody(newID())
+		for range 2 { // the first is not remembered
+			expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, body)), http.StatusGatewayTimeout, "")
+		}
+	}
+}
+
 // A 2xx is a promise of the backend, whatever becomes of the connection then.
 func TestSuccessCountsEvenIfTheResponseIsCutOff(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, client *http.Client) {
@@ -338,6 +379,38 @@ func TestSuccessIsOnRecordBeforeTheSenderSeesIt(t *testing.T) {
 		res.Body.Close()
 		b.expectCount(t, 1)
 	})
+}
+
+// hookedWriter calls a function before it writes a status.
+type hookedWriter struct {
+	http.ResponseWriter
+	before func()
+}
+
+func (w hookedWriter) WriteHeader(status int) {
+	w.before()
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func TestSuccessIsOnRecordBeforeItsStatusIsWritten(t *testing.T) {
+	h := &Handler{Secrets: []Secret{{Value: testSecret}}}
+	provision(t, h)
+	body := eventBody(newID())
+	calls := 0
+	backend := caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
+		calls++
+		w.WriteHeader(http.StatusOK)
+		return nil
+	})
+	w := hookedWriter{httptest.NewRecorder(), func() {
+		if result, err := serve(h, signed("https://localhost/", body), backend); result != string(ResultDuplicate) {
+			t.Errorf("a copy was answered %q, %v", result, err)
+		}
+	}}
+	r := caddyhttp.PrepareRequest(signed("https://localhost/", body), caddy.NewReplacer(), w, new(caddyhttp.Server))
+	if err := h.ServeHTTP(w, r, backend); err != nil || calls != 1 {
+		t.Errorf("%d calls, %v", calls, err)
+	}
 }
 
 func TestRouteThatLeadsNowhereAcknowledgesNothing(t *testing.T) {
@@ -391,6 +464,11 @@ func (o odd) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handl
 		return err
 	case "status_499":
 		w.WriteHeader(499)
+	case "wait":
+		<-r.Context().Done()
+	case "wait_and_fail":
+		<-r.Context().Done()
+		return caddyhttp.Error(http.StatusBadGateway, errors.New("dialling took too long"))
 	}
 	return nil
 }

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/caddyserver/caddy/v2"
 )
 
 // startExample runs an example as it is but for its addresses, which become
@@ -33,7 +35,7 @@ func startExample(t *testing.T, name string, replacements ...string) *site {
 	}
 	s := &site{t: t, url: fmt.Sprintf("https://localhost:%d/webhooks/buzzbip", port)}
 	stopAtEnd(t)
-	if err := load(t, config); err != nil {
+	if err := caddy.Load(adapt(t, config), true); err != nil {
 		t.Fatalf("loading: %v", err)
 	}
 	return s

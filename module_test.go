@@ -111,8 +111,9 @@ func writeCertificate(dir string) error {
 
 // site is a running Caddy with one site under test.
 type site struct {
-	t   testing.TB
-	url string
+	t      testing.TB
+	url    string
+	server string // members of the server's JSON
 }
 
 // start runs Caddy with the directives as those of a site that is served over
@@ -151,12 +152,14 @@ func (s *site) reload(directives string) {
 func (s *site) tryReload(directives string) error {
 	s.t.Helper()
 	port := freePort(s.t)
-	err := load(s.t, fmt.Sprintf(`
+	config := adapt(s.t, fmt.Sprintf(`
 		%s
 		https://localhost:%d {
 			tls %s %s
 			%s
 		}`, testOptions, port, certFile, keyFile, directives))
+	config = bytes.Replace(config, []byte(`"listen"`), []byte(s.server+`"listen"`), 1)
+	err := caddy.Load(config, true)
 	if err == nil {
 		s.url = fmt.Sprintf("https://localhost:%d/webhooks/buzzbip", port)
 	}
@@ -175,12 +178,7 @@ const testOptions = `{
 }
 `
 
-// load runs Caddy with a Caddyfile.
-func load(t testing.TB, config string) error {
-	t.Helper()
-	return caddy.Load(adapt(t, config), true)
-}
-
+// adapt turns a Caddyfile into JSON.
 func adapt(t testing.TB, config string) []byte {
 	t.Helper()
 	adapted, warnings, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(config), map[string]any{"filename": "Caddyfile"})

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -231,19 +232,38 @@ func TestBodyThatArrivesTooSlowlyIsRefused(t *testing.T) {
 	})
 }
 
-// The deadline for the body must not cut off what comes after it.
+// The deadline for the body must not cut off what comes after it, also where
+// Caddy sets none of its own.
 func TestReadTimeoutDoesNotLimitTheDelivery(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, client *http.Client) {
-		const readTimeout = 100 * time.Millisecond
-		b := newBackend(t, func(w http.ResponseWriter, r *http.Request) {
-			<-time.After(2 * readTimeout)
-			if r.Context().Err() != nil {
-				t.Error("the delivery was cancelled")
+		for _, server := range []string{"", `"read_idle_timeout":-1,`} {
+			const readTimeout = 100 * time.Millisecond
+			b := newBackend(t, func(w http.ResponseWriter, r *http.Request) {
+				<-time.After(2 * readTimeout)
+			})
+			s := start(t, "respond gone 404")
+			s.server = server
+			s.reload(watched(b, "read_timeout "+readTimeout.String()))
+			for range 2 { // also on a connection that is used again
+				expect(t, send(client, signed(s.url, eventBody(newID()))), http.StatusOK, "")
 			}
-		})
-		s := start(t, proxied(b, "read_timeout "+readTimeout.String()))
-		for range 2 { // also on a connection that is used again
-			expect(t, send(client, signed(s.url, eventBody(newID()))), http.StatusOK, "")
+			if len(senderGone) > 0 {
+				t.Error("the end of the deadline was taken for that of the connection")
+			}
+		}
+	})
+}
+
+func TestTighterDeadlineOfTheServerHolds(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, client *http.Client) {
+		for _, server := range []string{"", `"read_idle_timeout":-1,`} {
+			s := start(t, "respond gone 404")
+			s.server = server + `"read_timeout":50000000,`
+			s.reload("buzzbip_webhook " + testSecret + " {\n read_timeout " + (2 * patience).String() + "\n}" + explained)
+			body := eventBody(newID())
+			r := signed(s.url, body)
+			r.Body = stalled(t, body[:20])
+			expectRefusal(t, send(client, r), ReasonBodyTimeout)
 		}
 	})
 }
@@ -436,6 +456,9 @@ func TestBodyCanBeReadAgainOnlyAsAWhole(t *testing.T) {
 	provision(t, h)
 	body := eventBody("a")
 	_, err := serve(h, signed("https://localhost/", body), func(w http.ResponseWriter, r *http.Request) error {
+		if got := r.Header.Get("Content-Length"); got != strconv.Itoa(len(body)) { // FastCGI looks here
+			t.Errorf("Content-Length is %q", got)
+		}
 		part := make([]byte, 10)
 		if _, err := io.ReadFull(r.Body, part); err != nil {
 			t.Fatal(err)

@@ -85,7 +85,7 @@ func TestClaimIsSettledOnceAndNotWithTheContextOfTheRequest(t *testing.T) {
 			<-release
 			w.WriteHeader(status)
 		})
-		s := start(t, proxied(b, "store broken settle"))
+		s := start(t, watched(b, "store broken settle"))
 		settles.delivered.Store(0)
 		settles.failed.Store(0)
 		hangUp(t, newClient(t, "HTTP/1.1"), signed(s.url, eventBody(newID())), b)
