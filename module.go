@@ -207,7 +207,7 @@ func (h *Handler) provisionDedupe(ctx caddy.Context) error {
 	default:
 		return fmt.Errorf("dedupe can only be %s, not %q", dedupeOff, h.Dedupe)
 	}
-	if h.maxAge > 0 && h.maxAge+clockSkew > h.retention {
+	if h.maxAge > 0 && h.maxAge > h.retention-clockSkew {
 		return fmt.Errorf("max_age (%s) plus %s of clock skew is greater than retention (%s), so an event could be forgotten while a replay of it is still accepted: raise retention or lower max_age",
 			h.maxAge, clockSkew, h.retention)
 	}

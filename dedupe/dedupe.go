@@ -32,8 +32,8 @@ type Store interface {
 	Claim(ctx context.Context, r Request) (Verdict, error)
 
 	// Settle ends a claim: a delivered id is remembered for the retention that
-	// its request named, counted from now; any other is unseen again, and goes
-	// to whoever waits for it. Only the present owner can settle: for a claim
+	// its request named, counted from now; any other is as it was before the
+	// claim, and goes to whoever waits for it first. Only the present owner can settle: for a claim
 	// whose token is out of date nothing happens and nil is returned. An error
 	// means that the outcome is known only to this process so far.
 	//

@@ -54,6 +54,7 @@ func (l *Ledger) Claim(ctx context.Context, r Request, limits Limits) (Verdict, 
 	if f == nil {
 		return v, err
 	}
+	giveUp := time.Now().Add(r.Wait)
 	deadline := time.NewTimer(r.Wait)
 	defer deadline.Stop()
 	for f != nil {
@@ -67,6 +68,7 @@ func (l *Ledger) Claim(ctx context.Context, r Request, limits Limits) (Verdict, 
 		if v, known := r.compare(end.digest); known {
 			return v, nil
 		}
+		deadline.Reset(time.Until(giveUp)) // it may have passed while f landed
 		v, f, err = l.claim(r, limits)
 	}
 	return v, err
@@ -74,8 +76,8 @@ func (l *Ledger) Claim(ctx context.Context, r Request, limits Limits) (Verdict, 
 
 // claim answers r at once, or returns the flight to wait for, with l.mu held.
 func (l *Ledger) claim(r Request, limits Limits) (Verdict, *flight, error) {
-	now := time.Now().UnixNano()
 	l.mu.Lock()
+	now := time.Now().UnixNano()
 	s := l.scope(r.Scope, now)
 	s.forget(limits, limits.Capacity, now)
 	remembered := s.delivered.find(r.Key)
@@ -122,9 +124,9 @@ func (f *flight) wait(ctx context.Context, deadline <-chan time.Time, mu *sync.M
 
 // Settle is [Store.Settle] within one process.
 func (l *Ledger) Settle(c Claim, delivered bool, limits Limits) {
-	now := time.Now().UnixNano()
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	now := time.Now().UnixNano()
 	s := l.scope(c.Scope, now)
 	f := s.flights[c.Key]
 	if f == nil || f.token != c.Token {

@@ -2,6 +2,7 @@ package dedupe
 
 import (
 	"encoding/binary"
+	"math"
 	"time"
 )
 
@@ -73,7 +74,7 @@ func (t *table) insert(key Key, digest Digest, retention time.Duration, now int6
 	q := t.queueFor(retention)
 	b := t.bucket(key)
 	*t.slots.at(i) = slot{
-		key: key, digest: digest, expires: now + int64(retention),
+		key: key, digest: digest, expires: now + min(int64(retention), math.MaxInt64-now),
 		chain: *b, prev: t.queues[q].tail, queue: q,
 	}
 	*b = i

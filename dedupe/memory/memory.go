@@ -84,15 +84,11 @@ func (s *Store) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		return d.ArgErr()
 	}
 	for d.NextBlock(0) {
-		option := d.Val()
-		var value string
-		if !d.AllArgs(&value) {
-			return d.ArgErr()
-		}
-		switch option {
+		switch option := d.Val(); option {
 		case "capacity":
-			if s.Capacity != nil {
-				return d.Err("capacity is given more than once")
+			value, err := setting(d, s.Capacity != nil)
+			if err != nil {
+				return err
 			}
 			n, err := strconv.Atoi(value)
 			if err != nil || n <= 0 {
@@ -100,8 +96,9 @@ func (s *Store) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			}
 			s.Capacity = &n
 		case "when_full":
-			if s.WhenFull != "" {
-				return d.Err("when_full is given more than once")
+			value, err := setting(d, s.WhenFull != "")
+			if err != nil {
+				return err
 			}
 			s.WhenFull = value
 		default:
@@ -109,6 +106,21 @@ func (s *Store) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		}
 	}
 	return nil
+}
+
+// setting reads the only argument of an option that may be given once.
+func setting(d *caddyfile.Dispenser, given bool) (value string, err error) {
+	option := d.Val()
+	if given {
+		return "", d.Errf("%s is given more than once", option)
+	}
+	if !d.AllArgs(&value) {
+		return "", d.ArgErr()
+	}
+	if value == "" {
+		return "", d.Errf("%s is empty", option)
+	}
+	return value, nil
 }
 
 // Claim implements [dedupe.Store].
