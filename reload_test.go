@@ -162,6 +162,12 @@ func TestScopes(t *testing.T) {
 			t.Errorf("no warning, or too much: %s", s.logs())
 		}
 	})
+	t.Run("two secrets with one scope are one handler", func(t *testing.T) {
+		s := start(t, proxied(b, "secret "+otherSecret+"\nscope "+newID()))
+		if strings.Contains(s.logs(), "scope") {
+			t.Errorf("a needless warning: %s", s.logs())
+		}
+	})
 	t.Run("a reload is no second handler", func(t *testing.T) {
 		s := start(t, proxied(b, ""))
 		s.reload(proxied(b, ""))
