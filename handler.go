@@ -146,6 +146,9 @@ func (h *Handler) deliver(d *delivery, w http.ResponseWriter, r *http.Request, n
 	setBody(r, body) // for error routes
 	switch {
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		if err == nil {
+			err = ctx.Err()
+		}
 		// not wrapped, for a HandlerError would bring its own status
 		return caddyhttp.Error(http.StatusGatewayTimeout, fmt.Errorf("the event was not delivered within delivery_timeout: %v", err))
 	case err != nil:

@@ -33,9 +33,10 @@ type Store interface {
 
 	// Settle ends a claim: a delivered id is remembered for the retention that
 	// its request named, counted from now; any other is as it was before the
-	// claim, and goes to whoever waits for it first. Only the present owner can settle: for a claim
-	// whose token is out of date nothing happens and nil is returned. An error
-	// means that the outcome is known only to this process so far.
+	// claim, and goes to whoever waits for it first. Only the present owner can
+	// settle: for a claim whose token is out of date nothing happens and nil is
+	// returned. An error means that the outcome is known only to this process
+	// so far.
 	//
 	// ctx must not be that of the request or of the configuration: both may be
 	// gone by the time a delivery ends.
