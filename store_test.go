@@ -16,6 +16,7 @@ import (
 
 // broken is a store that fails to claim or to settle.
 type broken struct {
+	dedupe.Store
 	What string `json:"what,omitempty"`
 }
 

@@ -41,6 +41,18 @@ type Store interface {
 	// ctx must not be that of the request or of the configuration: both may be
 	// gone by the time a delivery ends.
 	Settle(ctx context.Context, c Claim, delivered bool) error
+
+	// Lookup tells what is known of an id.
+	Lookup(ctx context.Context, scope string, key Key) (Status, error)
+
+	// Forget makes an id that was delivered unseen, so that a redelivery
+	// passes, and reports whether it was remembered. A delivery in flight goes
+	// on, and is remembered when it succeeds.
+	Forget(ctx context.Context, scope string, key Key) (bool, error)
+
+	// Stats tells how the store is, without asking anything outside of this
+	// process.
+	Stats() Stats
 }
 
 // Request describes one arrival of an event.
@@ -90,6 +102,38 @@ type Claim struct {
 	// Token is the fencing token: it tells this claim from every earlier and
 	// later one on the same id.
 	Token uint64
+}
+
+// Status is what a store knows of an id. The zero value means unseen.
+type Status struct {
+	// InFlight means that it is being delivered now; it can be Delivered at
+	// the same time, when it is delivered again with another body.
+	InFlight bool
+	// Delivered means that it is remembered.
+	Delivered bool
+	// Digest stands for the body that was delivered.
+	Digest Digest
+	// Expires is when a delivered id will be forgotten.
+	Expires time.Time
+}
+
+// Stats describes a store at one moment.
+type Stats struct {
+	// Scopes has the scopes that hold any ids, by name.
+	Scopes map[string]ScopeStats
+	// Evicted counts the ids that were forgotten before their retention had
+	// passed, for lack of room, since the process began to use the store.
+	Evicted uint64
+	// Err says why the store runs on the memory of this process alone, or
+	// refuses; nil means that it works as configured.
+	Err error
+}
+
+// ScopeStats counts the ids of one scope that this process knows of.
+type ScopeStats struct {
+	Delivered, InFlight int
+	// Capacity is the number of ids that can be remembered; 0: any number.
+	Capacity int
 }
 
 // Key is the fixed-size form of an event id.

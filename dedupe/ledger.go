@@ -12,15 +12,16 @@ import (
 // its methods are safe for concurrent use. No operation takes longer because
 // more ids are remembered.
 type Ledger struct {
-	mu     sync.Mutex
-	scopes map[string]*scope
-	tokens uint64 // the last token given out
+	mu      sync.Mutex
+	scopes  map[string]*scope
+	tokens  uint64 // the last token given out
+	evicted uint64
 }
 
 // Limits bounds what a [Ledger] remembers of one scope.
 type Limits struct {
-	// Capacity is the number of ids that are remembered at most. Ids in flight
-	// are not forgotten, whatever it is.
+	// Capacity is the number of ids that are remembered at most; 0 means any
+	// number. Ids in flight are not forgotten, whatever it is.
 	Capacity int
 	// RefuseWhenFull makes a claim on a new id fail with [ErrFull] when
 	// Capacity is reached; otherwise the oldest ids are forgotten.
@@ -79,7 +80,7 @@ func (l *Ledger) claim(r Request, limits Limits) (Verdict, *flight, error) {
 	l.mu.Lock()
 	now := time.Now().UnixNano()
 	s := l.scope(r.Scope, now)
-	s.forget(limits, limits.Capacity, now)
+	l.forget(s, limits, 0, now)
 	remembered := s.delivered.find(r.Key)
 	if remembered != nil && remembered.expires > now {
 		if v, known := r.compare(remembered.digest); known {
@@ -91,7 +92,7 @@ func (l *Ledger) claim(r Request, limits Limits) (Verdict, *flight, error) {
 		return Verdict{}, f, nil
 	}
 	defer l.mu.Unlock()
-	if limits.RefuseWhenFull && remembered == nil && s.delivered.count+len(s.flights) >= limits.Capacity {
+	if limits.RefuseWhenFull && remembered == nil && limits.excess(s.delivered.count+len(s.flights)+1) {
 		return Verdict{}, nil, ErrFull
 	}
 	f := &flight{token: l.nextToken()}
@@ -143,14 +144,80 @@ func (l *Ledger) Settle(c Claim, delivered bool, limits Limits) {
 		return
 	}
 	delete(s.flights, c.Key)
-	if old := s.delivered.find(c.Key); old != nil {
-		s.delivered.remove(old)
-	}
-	s.forget(limits, limits.Capacity-1, now)
-	s.delivered.insert(c.Key, c.Digest, c.Retention, now)
+	l.remember(s, c.Request, limits, now, now)
 	for w := f.waiters.Front(); w != nil; w = w.Next() {
 		w.Value.(chan landing) <- landing{digest: c.Digest}
 	}
+}
+
+// Owns reports whether a claim is the present one on its id, which is what
+// Settle goes by.
+func (l *Ledger) Owns(c Claim) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := l.scopes[c.Scope]
+	if s == nil {
+		return false
+	}
+	f := s.flights[c.Key]
+	return f != nil && f.token == c.Token
+}
+
+// Remember remembers an id as delivered at a time, with the digest and for the
+// retention of r. Those of one retention are to be remembered in the order of
+// their times.
+func (l *Ledger) Remember(r Request, at time.Time, limits Limits) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now().UnixNano()
+	l.remember(l.scope(r.Scope, now), r, limits, at.UnixNano(), now)
+}
+
+// Lookup is [Store.Lookup] within one process.
+func (l *Ledger) Lookup(scope string, key Key) (known Status) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := l.scopes[scope]
+	if s == nil {
+		return Status{}
+	}
+	_, known.InFlight = s.flights[key]
+	if d := s.delivered.find(key); d != nil && d.expires > time.Now().UnixNano() {
+		known.Delivered, known.Digest, known.Expires = true, d.digest, time.Unix(0, d.expires)
+	}
+	return known
+}
+
+// Forget is [Store.Forget] within one process.
+func (l *Ledger) Forget(scope string, key Key) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := l.scopes[scope]
+	if s == nil {
+		return false
+	}
+	d := s.delivered.find(key)
+	if d == nil {
+		return false
+	}
+	remembered := d.expires > time.Now().UnixNano()
+	s.delivered.remove(d)
+	return remembered
+}
+
+// Stats is [Store.Stats] within one process.
+func (l *Ledger) Stats(limits Limits) Stats {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	stats := Stats{Scopes: make(map[string]ScopeStats, len(l.scopes)), Evicted: l.evicted}
+	now := time.Now().UnixNano()
+	for name, s := range l.scopes {
+		l.forget(s, limits, 0, now)
+		if s.delivered.count+len(s.flights) > 0 {
+			stats.Scopes[name] = ScopeStats{Delivered: s.delivered.count, InFlight: len(s.flights), Capacity: limits.Capacity}
+		}
+	}
+	return stats
 }
 
 // scope returns the scope of a name. When it is a new one, as after the
@@ -173,16 +240,36 @@ func (l *Ledger) scope(name string, now int64) *scope {
 	return s
 }
 
+// remember adds an id that was delivered at a time, and makes room for it.
+func (l *Ledger) remember(s *scope, r Request, limits Limits, at, now int64) {
+	if old := s.delivered.find(r.Key); old != nil {
+		s.delivered.remove(old)
+	}
+	l.forget(s, limits, 1, now)
+	s.delivered.insert(r.Key, r.Digest, r.Retention, at)
+}
+
 // forget drops expired ids and, where the limits allow it, the oldest of those
-// over count.
-func (s *scope) forget(limits Limits, count int, now int64) {
+// over the capacity when some are to be added.
+func (l *Ledger) forget(s *scope, limits Limits, added int, now int64) {
 	for range batch {
 		oldest := s.delivered.oldest()
-		if oldest == nil || oldest.expires > now && (limits.RefuseWhenFull || s.delivered.count <= count) {
+		if oldest == nil {
 			return
+		}
+		if oldest.expires > now {
+			if limits.RefuseWhenFull || !limits.excess(s.delivered.count+added) {
+				return
+			}
+			l.evicted++
 		}
 		s.delivered.remove(oldest)
 	}
+}
+
+// excess reports whether a number of ids is over the capacity.
+func (limits Limits) excess(ids int) bool {
+	return limits.Capacity > 0 && ids > limits.Capacity
 }
 
 func (l *Ledger) nextToken() uint64 {

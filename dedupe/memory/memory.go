@@ -134,6 +134,19 @@ func (s *Store) Settle(_ context.Context, c dedupe.Claim, delivered bool) error 
 	return nil
 }
 
+// Lookup implements [dedupe.Store]. It never fails.
+func (s *Store) Lookup(_ context.Context, scope string, key dedupe.Key) (dedupe.Status, error) {
+	return ledger.Lookup(scope, key), nil
+}
+
+// Forget implements [dedupe.Store]. It never fails.
+func (s *Store) Forget(_ context.Context, scope string, key dedupe.Key) (bool, error) {
+	return ledger.Forget(scope, key), nil
+}
+
+// Stats implements [dedupe.Store].
+func (s *Store) Stats() dedupe.Stats { return ledger.Stats(s.limits) }
+
 // Interface guards
 var (
 	_ caddy.Provisioner     = (*Store)(nil)
