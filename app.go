@@ -2,9 +2,12 @@ package buzzbip
 
 import (
 	"sync"
+	"sync/atomic"
 
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
+
+	"github.com/buzzbip/caddy-webhook/dedupe"
 )
 
 func init() {
@@ -14,49 +17,95 @@ func init() {
 // App is what the handlers of one configuration share. It has no settings, and
 // is there whenever a handler is.
 type App struct {
-	mu     sync.Mutex
-	scopes map[string]struct{} // in use
+	mu       sync.Mutex
+	handlers []*Handler
 }
+
+// running is the App of the configuration that is in force.
+var running atomic.Pointer[App]
 
 // CaddyModule returns the Caddy module information.
 func (*App) CaddyModule() caddy.ModuleInfo {
-	return caddy.ModuleInfo{
-		ID:  "buzzbip_webhook",
-		New: func() caddy.Module { return &App{scopes: make(map[string]struct{})} },
-	}
+	return caddy.ModuleInfo{ID: "buzzbip_webhook", New: func() caddy.Module { return new(App) }}
 }
 
-// Start does nothing.
-func (*App) Start() error { return nil }
+// Provision makes the metrics part of the configuration.
+func (a *App) Provision(ctx caddy.Context) error { return a.registerMetrics(ctx) }
 
-// Stop does nothing.
-func (*App) Stop() error { return nil }
-
-// registerScopes warns if another handler of the configuration has one of h's
-// scopes: the two take each other's events for duplicates.
-func (h *Handler) registerScopes(ctx caddy.Context) error {
-	module, err := ctx.App("buzzbip_webhook")
-	if err != nil {
-		return err
-	}
-	app := module.(*App)
-	app.mu.Lock()
-	defer app.mu.Unlock()
-	own := make(map[string]struct{})
-	for _, k := range h.keys {
-		if _, counted := own[k.scope]; counted {
-			continue
-		}
-		own[k.scope] = struct{}{}
-		if _, taken := app.scopes[k.scope]; taken {
-			h.logger.Warn("another buzzbip_webhook has the same scope, so an event that arrives at both is delivered once: if they are different endpoints, give each a scope of its own",
-				zap.String("secret", k.label),
-				zap.String("scope", h.Scope)) // a default scope is derived from the secret, and not shown
-		}
-		app.scopes[k.scope] = struct{}{}
-	}
+// Start lets the admin API know of the handlers.
+func (a *App) Start() error {
+	running.Store(a)
 	return nil
 }
 
-// Interface guard
-var _ caddy.App = (*App)(nil)
+// Stop takes back what Start did, unless another configuration has followed.
+func (a *App) Stop() error {
+	running.CompareAndSwap(a, nil)
+	return nil
+}
+
+// register adds a handler, and warns if another has one of its scopes: the two
+// take each other's events for duplicates.
+func (a *App) register(h *Handler) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.handlers = append(a.handlers, h)
+	if h.store == nil {
+		return
+	}
+	taken := make(map[string]struct{})
+	for _, other := range a.handlers {
+		if other == h || other.store == nil {
+			continue
+		}
+		for k := range other.keys.all() {
+			taken[k.scope] = struct{}{}
+		}
+	}
+	for k := range h.keys.all() {
+		if _, again := taken[k.scope]; again {
+			h.logger.Warn("another buzzbip_webhook has the same scope, so an event that arrives at both is delivered once: if they are different endpoints, give each a scope of its own",
+				zap.String("secret", k.label),
+				zap.String("scope", h.Scope)) // a default scope is derived from the secret, and not shown
+			delete(taken, k.scope)
+		}
+	}
+}
+
+// backing is where ids are kept, by one store or more.
+type backing struct {
+	name  string // of the kind of store
+	store dedupe.Store
+	stats dedupe.Stats
+}
+
+// backings returns each once, however many handlers use it.
+func (a *App) backings() []backing {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var all []backing
+	type identity struct{ name, backing string }
+	seen := make(map[identity]int)
+	for _, h := range a.handlers {
+		if h.store == nil {
+			continue
+		}
+		b := backing{h.storeName, h.store, h.store.Stats()}
+		id := identity{b.name, b.stats.Backing}
+		if i, again := seen[id]; again {
+			if b.stats.Err != nil {
+				all[i].stats.Err = b.stats.Err
+			}
+			continue
+		}
+		seen[id] = len(all)
+		all = append(all, b)
+	}
+	return all
+}
+
+// Interface guards
+var (
+	_ caddy.App         = (*App)(nil)
+	_ caddy.Provisioner = (*App)(nil)
+)

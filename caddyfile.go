@@ -28,6 +28,7 @@ func parseCaddyfile(helper httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, e
 //
 //	buzzbip_webhook [<matcher>] [<secret>] {
 //		secret           <value> [<label>]
+//		secret_file      <path> [<label>]
 //		events           <pattern>...
 //		envelope         strict|lenient
 //		max_body_size    <size>
@@ -42,7 +43,7 @@ func parseCaddyfile(helper httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, e
 //		dedupe           off
 //	}
 //
-// The options secret and events may be repeated.
+// The options secret, secret_file and events may be repeated.
 func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the directive
 	if d.NextArg() {
@@ -54,7 +55,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	var given []string
 	for d.NextBlock(0) {
 		option := d.Val()
-		repeatable := option == "secret" || option == "events"
+		repeatable := option == "secret" || option == "secret_file" || option == "events"
 		if slices.Contains(given, option) && !repeatable {
 			return d.Errf("%s is given more than once", option)
 		}
@@ -79,6 +80,22 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, option string) (err er
 			s.Value = args[0]
 		default:
 			return d.Err("secret takes a value and, if you like, a label: quote a value that contains spaces")
+		}
+		h.Secrets = append(h.Secrets, s)
+	case "secret_file":
+		var s Secret
+		args := d.RemainingArgs()
+		switch len(args) {
+		case 2:
+			s.Label = args[1]
+			fallthrough
+		case 1:
+			s.File = args[0]
+		default:
+			return d.Err("secret_file takes a path and, if you like, a label: quote a path that contains spaces")
+		}
+		if s.File == "" {
+			return d.Err("secret_file is empty")
 		}
 		h.Secrets = append(h.Secrets, s)
 	case "events":

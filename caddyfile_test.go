@@ -145,7 +145,7 @@ func TestAcceptedAtLoad(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			provision(t, &h)
-			if verify(h.keys, body, expected) == nil {
+			if h.keys.verify(body, expected) == nil {
 				t.Error("the secret is not in force")
 			}
 		})
@@ -159,8 +159,8 @@ func TestDefaults(t *testing.T) {
 		h.duplicateWait != 8*time.Second || h.maxAge != 0 || h.retention != 24*time.Hour || h.requires != strict {
 		t.Errorf("the defaults are %+v", h)
 	}
-	if h.keys[0].label != "1" || h.keys[1].label != "old" {
-		t.Errorf("the labels are %q, %q", h.keys[0].label, h.keys[1].label)
+	if first, second := h.keys.sources[0].label, h.keys.sources[1].label; first != "1" || second != "old" {
+		t.Errorf("the labels are %q, %q", first, second)
 	}
 }
 

@@ -25,6 +25,7 @@ const retryAfter = "10"
 // dearest: what one of them refuses leaves no trace and costs no more.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	d := newDelivery(r)
+	defer h.report(d, r, time.Now())
 	body, reason, err := h.admit(d, w, r)
 	if reason != "" {
 		return h.refuse(d, w, r, reason, err)
@@ -46,6 +47,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 	verdict, err := h.store.Claim(r.Context(), request)
 	if err == nil && verdict.State == dedupe.Conflicting {
+		metrics.conflicts.Inc()
 		h.logger.Error("an event arrived with the id of another that was delivered",
 			zap.String("event_id", d.event.id),
 			zap.String("event_type", d.event.typ),
@@ -86,16 +88,21 @@ func (h *Handler) admit(d *delivery, w http.ResponseWriter, r *http.Request) ([]
 	if err != nil {
 		return nil, reason, err
 	}
-	key := verify(h.keys, body, signature)
+	key := h.keys.verify(body, signature)
 	if key == nil {
 		return nil, ReasonSignatureMismatch, errors.New("the signature is not that of the body under any of the secrets")
 	}
 	d.key = key
+	key.matched()
 	if d.event, err = parseEvent(body, h.requires); err != nil {
 		return nil, ReasonEnvelopeInvalid, fmt.Errorf("the envelope of the event is invalid: %w", err)
 	}
+	age := time.Since(d.event.created)
+	if !d.event.created.IsZero() {
+		metrics.eventAge.Observe(max(age, 0).Seconds())
+	}
 	if h.maxAge > 0 {
-		switch age := time.Since(d.event.created); {
+		switch {
 		case age > h.maxAge:
 			return nil, ReasonEventStale, fmt.Errorf("the event is older than max_age: created %s", d.event.createdAt)
 		case age < -clockSkew:
@@ -117,10 +124,9 @@ func (h *Handler) deliver(d *delivery, w http.ResponseWriter, r *http.Request, n
 			return
 		}
 		if err := h.store.Settle(context.Background(), *claim, delivered); err != nil {
-			h.logger.Error("what became of an event could not be recorded",
-				zap.String("event_id", d.event.id),
-				zap.Bool("delivered", delivered),
-				zap.Error(err))
+			h.sampled.log(h.logger, zapcore.ErrorLevel, "what became of an event could not be recorded", func() []zap.Field {
+				return []zap.Field{zap.String("event_id", d.event.id), zap.Bool("delivered", delivered), zap.Error(err)}
+			})
 		}
 	}
 	rec := &responseRecorder{
@@ -132,9 +138,16 @@ func (h *Handler) deliver(d *delivery, w http.ResponseWriter, r *http.Request, n
 		},
 	}
 	d.result = ResultFailed
+	metrics.inFlight.Inc()
+	start := time.Now()
 	defer func() { // also when the next handlers panic
 		if d.result == ResultFailed {
 			settle(false)
+		}
+		metrics.inFlight.Dec()
+		metrics.deliveryDuration.WithLabelValues(eventTypeLabel(d)).Observe(time.Since(start).Seconds())
+		if r.Context().Err() != nil {
+			metrics.abandoned.Inc()
 		}
 	}()
 
@@ -185,13 +198,12 @@ func (h *Handler) refuse(d *delivery, w http.ResponseWriter, r *http.Request, re
 	case http.StatusServiceUnavailable:
 		w.Header().Set("Retry-After", retryAfter)
 	}
-	// the reason is in the message because entries are sampled by it
-	if c := h.refusal.Check(zapcore.WarnLevel, "refused: "+string(reason)); c != nil {
+	h.sampled.log(h.logger, zapcore.WarnLevel, "refused: "+string(reason), func() []zap.Field {
 		fields := []zap.Field{zap.String("remote_addr", r.RemoteAddr), zap.Error(err)}
 		if d.verified() {
 			fields = append(fields, zap.String("event_id", d.event.id), zap.String("event_type", d.event.typ))
 		}
-		c.Write(fields...)
-	}
+		return fields
+	})
 	return caddyhttp.Error(status, err)
 }

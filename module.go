@@ -12,11 +12,11 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 
 	"github.com/buzzbip/caddy-webhook/dedupe"
-	// the default store
+	// the stores
 	_ "github.com/buzzbip/caddy-webhook/dedupe/memory"
+	_ "github.com/buzzbip/caddy-webhook/dedupe/redis"
 )
 
 func init() {
@@ -116,7 +116,7 @@ type Handler struct {
 	Dedupe string `json:"dedupe,omitempty"`
 
 	// resolved by Provision
-	keys            []*key
+	keys            *keyring
 	events          patterns
 	requires        requirements
 	maxBodySize     int64
@@ -126,9 +126,11 @@ type Handler struct {
 	maxAge          time.Duration
 	retention       time.Duration
 	store           dedupe.Store // nil: no deduplication
+	storeName       string
 
+	app     *App
 	logger  *zap.Logger
-	refusal *zap.Logger // sampled: anybody can cause refusals
+	sampled *sampler // of what others can cause at any rate
 }
 
 // CaddyModule returns the Caddy module information.
@@ -142,12 +144,12 @@ func (Handler) CaddyModule() caddy.ModuleInfo {
 // Provision checks the settings, resolves placeholders and defaults, and loads
 // the store.
 func (h *Handler) Provision(ctx caddy.Context) error {
-	h.logger = ctx.Logger()
-	h.refusal = h.logger.WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core {
-		return zapcore.NewSamplerWithOptions(c, time.Second, 1, 0)
-	}))
-
-	var err error
+	h.logger, h.sampled = ctx.Logger(), new(sampler)
+	app, err := ctx.App("buzzbip_webhook")
+	if err != nil {
+		return err
+	}
+	h.app = app.(*App)
 	if h.keys, err = newKeys(h.Secrets, h.Scope, h.logger); err != nil {
 		return err
 	}
@@ -160,7 +162,12 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err := h.provisionLimits(); err != nil {
 		return err
 	}
-	return h.provisionDedupe(ctx)
+	if err := h.provisionDedupe(ctx); err != nil {
+		return err
+	}
+	h.app.register(h)
+	h.keys.watch(ctx)
+	return nil
 }
 
 func (h *Handler) provisionLimits() error {
@@ -222,8 +229,9 @@ func (h *Handler) provisionDedupe(ctx caddy.Context) error {
 	if err != nil {
 		return fmt.Errorf("loading store: %w", err)
 	}
-	h.store = store.(dedupe.Store)
-	return h.registerScopes(ctx)
+	h.storeName = store.(caddy.Module).CaddyModule().ID.Name()
+	h.store = measured{store.(dedupe.Store), h.storeName}
+	return nil
 }
 
 // setting resolves an optional value that must be greater than zero.

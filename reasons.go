@@ -24,6 +24,12 @@ const (
 	ReasonUnhandled          Reason = "unhandled"
 )
 
+var reasons = []Reason{
+	ReasonMethodNotAllowed, ReasonSignatureMissing, ReasonSignatureMalformed, ReasonBodyTooLarge, ReasonBodyTimeout,
+	ReasonBodyIncomplete, ReasonSignatureMismatch, ReasonEnvelopeInvalid, ReasonEventStale, ReasonEventFromFuture,
+	ReasonInFlight, ReasonStoreUnavailable, ReasonStoreFull, ReasonUnhandled,
+}
+
 // Status returns the HTTP status that a request refused for r is answered with.
 func (r Reason) Status() int {
 	switch r {

@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+
+	"go.uber.org/zap"
 )
 
 // The vector is BuzzBip's documented envelope, signed with
@@ -16,24 +18,33 @@ func TestVerifyAgreesWithOpenSSL(t *testing.T) {
 		body   = `{"id":"evt_7f3a9b2c","type":"message.received","createdAt":"2026-06-01T14:32:00Z","data":{}}`
 		digest = "700d048d09cd1f75ead1f44e791059cc810a722a50b1fd47c0ef0ca887f14dd5"
 	)
-	keys := []*key{newKey("other", []byte("whsec_other")), newKey("main", []byte(secret))}
+	keys := newKeyring(t, Secret{Value: "whsec_other", Label: "other"}, Secret{Value: secret, Label: "main"})
 	sum, err := hex.DecodeString(digest)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if k := verify(keys, []byte(body), [sha256.Size]byte(sum)); k == nil || k.label != "main" {
+	if k := keys.verify([]byte(body), [sha256.Size]byte(sum)); k == nil || k.label != "main" {
 		t.Errorf("verified by %v", k)
 	}
 	for i := range sum { // every byte counts
 		forged := [sha256.Size]byte(sum)
 		forged[i] ^= 1
-		if verify(keys, []byte(body), forged) != nil {
+		if keys.verify([]byte(body), forged) != nil {
 			t.Errorf("a signature that differs in byte %d was accepted", i)
 		}
 	}
-	if verify(keys, []byte(body+"\n"), [sha256.Size]byte(sum)) != nil {
+	if keys.verify([]byte(body+"\n"), [sha256.Size]byte(sum)) != nil {
 		t.Error("another body was accepted")
 	}
+}
+
+func newKeyring(t testing.TB, secrets ...Secret) *keyring {
+	t.Helper()
+	keys, err := newKeys(secrets, "", zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return keys
 }
 
 func TestScopeIsNoHashOfTheSecret(t *testing.T) {

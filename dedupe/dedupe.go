@@ -119,6 +119,9 @@ type Status struct {
 
 // Stats describes a store at one moment.
 type Stats struct {
+	// Backing names what the ids are kept in: stores that share it share what
+	// they remember.
+	Backing string
 	// Scopes has the scopes that hold any ids, by name.
 	Scopes map[string]ScopeStats
 	// Evicted counts the ids that were forgotten before their retention had

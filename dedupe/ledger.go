@@ -66,7 +66,7 @@ func (l *Ledger) Claim(ctx context.Context, r Request, limits Limits) (Verdict, 
 		if end.token != 0 {
 			return r.claimed(end.token), nil
 		}
-		if v, known := r.compare(end.digest); known {
+		if v, known := r.Compare(end.digest); known {
 			return v, nil
 		}
 		deadline.Reset(time.Until(giveUp)) // it may have passed while f landed
@@ -83,7 +83,7 @@ func (l *Ledger) claim(r Request, limits Limits) (Verdict, *flight, error) {
 	l.forget(s, limits, 0, now)
 	remembered := s.delivered.find(r.Key)
 	if remembered != nil && remembered.expires > now {
-		if v, known := r.compare(remembered.digest); known {
+		if v, known := r.Compare(remembered.digest); known {
 			l.mu.Unlock()
 			return v, nil, nil
 		}
@@ -123,31 +123,33 @@ func (f *flight) wait(ctx context.Context, deadline <-chan time.Time, mu *sync.M
 	}
 }
 
-// Settle is [Store.Settle] within one process.
-func (l *Ledger) Settle(c Claim, delivered bool, limits Limits) {
+// Settle is [Store.Settle] within one process. It reports whether the claim
+// was the present one.
+func (l *Ledger) Settle(c Claim, delivered bool, limits Limits) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now().UnixNano()
 	s := l.scope(c.Scope, now)
 	f := s.flights[c.Key]
 	if f == nil || f.token != c.Token {
-		return
+		return false
 	}
 	if !delivered {
 		next := f.waiters.Front()
 		if next == nil {
 			delete(s.flights, c.Key)
-			return
+			return true
 		}
 		f.token = l.nextToken()
 		f.waiters.Remove(next).(chan landing) <- landing{token: f.token}
-		return
+		return true
 	}
 	delete(s.flights, c.Key)
 	l.remember(s, c.Request, limits, now, now)
 	for w := f.waiters.Front(); w != nil; w = w.Next() {
 		w.Value.(chan landing) <- landing{digest: c.Digest}
 	}
+	return true
 }
 
 // Owns reports whether a claim is the present one on its id, which is what
@@ -281,9 +283,9 @@ func (r Request) claimed(token uint64) Verdict {
 	return Verdict{State: Claimed, Claim: Claim{Request: r, Token: token}}
 }
 
-// compare answers a request for an id that was delivered with a digest. It
-// leaves open what is to be redelivered.
-func (r Request) compare(delivered Digest) (v Verdict, known bool) {
+// Compare answers a request for an id that was delivered with a digest. What
+// is to be redelivered is not known yet.
+func (r Request) Compare(delivered Digest) (v Verdict, known bool) {
 	switch {
 	case delivered == r.Digest:
 		return Verdict{State: Delivered}, true

@@ -145,7 +145,11 @@ func (s *Store) Forget(_ context.Context, scope string, key dedupe.Key) (bool, e
 }
 
 // Stats implements [dedupe.Store].
-func (s *Store) Stats() dedupe.Stats { return ledger.Stats(s.limits) }
+func (s *Store) Stats() dedupe.Stats {
+	stats := ledger.Stats(s.limits)
+	stats.Backing = "this process"
+	return stats
+}
 
 // Interface guards
 var (

@@ -1,0 +1,367 @@
+package redis
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/redis/rueidis"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/buzzbip/caddy-webhook/dedupe"
+)
+
+const (
+	// unclaimed marks the tokens of claims that Redis may not know of.
+	unclaimed = 1 << 63
+
+	// ownCapacity is how many ids an instance remembers by itself, in each
+	// scope, for when Redis is down.
+	ownCapacity = 1_000_000
+
+	minRetry, maxRetry = 50 * time.Millisecond, time.Second
+
+	// idle is how long a note can go unnoticed, when it is a connection with
+	// other settings that could not deliver it.
+	idle = time.Second
+
+	// flushed is how many notes go to Redis at a time.
+	flushed = 256
+)
+
+// pollInterval is how often a claim of another instance is asked after, in case
+// the message of its end was lost.
+var pollInterval = 250 * time.Millisecond
+
+// instance is what this process knows of the ids in one place, whatever the
+// settings of the connections to it are.
+type instance struct {
+	name string // tells it from the instances of other processes
+	// flights are the deliveries of this process. It remembers nothing: its
+	// claims have no retention.
+	flights dedupe.Ledger
+	// own is what this process delivered.
+	own dedupe.Ledger
+	// pending is what Redis is still to be told.
+	pending pending
+}
+
+// instances are never forgotten, as the ids in memory are not: by backend.
+var instances sync.Map
+
+func instanceFor(backend string) *instance {
+	// rand.Text has 130 random bits
+	in, _ := instances.LoadOrStore(backend, &instance{name: rand.Text()[:16]})
+	return in.(*instance)
+}
+
+var ownLimits = dedupe.Limits{Capacity: ownCapacity}
+
+// connection talks to Redis, or tells at once that it is down.
+type connection struct {
+	settings
+	*instance
+	stop  context.CancelFunc
+	ready chan struct{} // closed when client is set
+	check chan struct{} // wakes up run
+
+	mu      sync.Mutex
+	client  rueidis.Client
+	down    error                    // nil: it works, as far as is known
+	failed  []string                 // the keys of what failed when it went down
+	kept    bool                     // pending holds a reference
+	waiters map[string]chan struct{} // by KEYS[1]
+}
+
+func connect(s settings) *connection {
+	ctx, stop := context.WithCancel(context.Background())
+	c := &connection{
+		settings: s, instance: instanceFor(s.backend), stop: stop,
+		ready: make(chan struct{}), check: make(chan struct{}, 1), waiters: make(map[string]chan struct{}),
+	}
+	go c.run(ctx)
+	return c
+}
+
+// lastCall tells Redis what is pending, for the process is about to end.
+func (c *connection) lastCall() {
+	ctx, cancel := context.WithTimeout(context.Background(), c.timeout)
+	defer cancel()
+	select {
+	case <-c.ready:
+		_ = c.catchUp(ctx)
+	case <-ctx.Done():
+	}
+	if lost := c.pending.len(); lost > 0 {
+		logger().Error("Caddy stops before Redis was back: the ends of some deliveries are not on record, and events among them that were delivered will be delivered again if they are sent again",
+			zap.Int("deliveries", lost))
+	}
+}
+
+// Destruct implements [caddy.Destructor].
+func (c *connection) Destruct() error {
+	c.stop()
+	return nil
+}
+
+// run keeps the connection up, and Redis up to date.
+func (c *connection) run(ctx context.Context) {
+	client := c.dial(ctx)
+	if client == nil {
+		return
+	}
+	var listener sync.WaitGroup
+	listener.Go(func() { c.listen(ctx) })
+	defer func() {
+		listener.Wait()
+		client.Close()
+	}()
+	retry := time.Duration(minRetry)
+	for {
+		wait := idle
+		if err := c.catchUp(ctx); err != nil {
+			wait, retry = retry, min(2*retry, maxRetry)
+		} else {
+			retry = minRetry
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-c.check:
+		case <-time.After(wait):
+		}
+	}
+}
+
+// dial returns nil when ctx ends before Redis answers.
+func (c *connection) dial(ctx context.Context) rueidis.Client {
+	for retry := time.Duration(minRetry); ; retry = min(2*retry, maxRetry) {
+		client, err := rueidis.NewClient(c.settings.client)
+		if err == nil {
+			c.mu.Lock()
+			c.client = client
+			c.mu.Unlock()
+			close(c.ready)
+			return client
+		}
+		c.setDown(err, nil)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(retry):
+		}
+	}
+}
+
+// listen wakes up who waits for a claim of another instance.
+func (c *connection) listen(ctx context.Context) {
+	for ctx.Err() == nil {
+		// what goes wrong here shows in the operations, and they poll
+		_ = c.client.Receive(ctx, c.client.B().Subscribe().Channel(c.channel()).Build(), func(m rueidis.PubSubMessage) {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			select {
+			case c.waiters[m.Message] <- struct{}{}:
+			default: // nobody waits here, or is awake already
+			}
+		})
+		select {
+		case <-ctx.Done():
+		case <-time.After(maxRetry):
+		}
+	}
+}
+
+func (c *connection) channel() string { return c.prefix + "ended" }
+
+// catchUp finds out whether Redis is back, if it was down, and tells it what
+// is pending.
+func (c *connection) catchUp(ctx context.Context) error {
+	c.mu.Lock()
+	down, failed := c.down, c.failed
+	c.mu.Unlock()
+	if down != nil {
+		if err := c.probe(ctx, failed); err != nil {
+			return err
+		}
+		c.setUp()
+	}
+	for {
+		notes := c.pending.some(flushed)
+		if len(notes) == 0 {
+			c.letGo()
+			return nil
+		}
+		if err := c.flush(ctx, notes); err != nil {
+			return err
+		}
+	}
+}
+
+// probe writes, for a server that can only be read is of no use, and where the
+// operation failed that found Redis down, for that may be one node of many.
+func (c *connection) probe(ctx context.Context, failed []string) error {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	key := c.prefix + "probe"
+	if failed != nil {
+		key = failed[1] + "probe"
+	}
+	return c.client.Do(ctx, c.client.B().Set().Key(key).Value("").PxMilliseconds(1000).Build()).Error()
+}
+
+func (c *connection) flush(ctx context.Context, notes []note) error {
+	ctx, cancel := context.WithTimeout(ctx, max(c.timeout, time.Second))
+	defer cancel()
+	var all errgroup.Group
+	for _, n := range notes {
+		all.Go(func() error { // together, they go in one write
+			err := c.tell(ctx, n)
+			if err != nil {
+				c.setDown(err, c.keys(n.id))
+			} else {
+				c.pending.remove(n)
+			}
+			return err
+		})
+	}
+	return all.Wait()
+}
+
+// tell settles in Redis.
+func (c *connection) tell(ctx context.Context, n note) error {
+	args := []string{n.token, "", milliseconds(time.Until(n.expires)), c.channel(), "0"}
+	if n.delivered {
+		args[1] = encode(n.digest)
+	}
+	if n.unclaimed {
+		args[4] = "1"
+	}
+	return settleScript.Exec(ctx, c.client, c.keys(n.id), args).Error()
+}
+
+// note keeps what Redis could not be told, and the connection until it was.
+func (c *connection) note(n note) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.pending.add(n)
+	if !c.kept {
+		c.kept = true
+		_, _, _ = connections.LoadOrNew(c.id, func() (caddy.Destructor, error) { return nil, errors.New("not held by its user") })
+	}
+	c.wake()
+}
+
+// letGo gives back what note holds, when nothing is pending.
+func (c *connection) letGo() {
+	c.mu.Lock()
+	kept := c.kept && c.pending.len() == 0
+	c.kept = c.kept && !kept
+	c.mu.Unlock()
+	if kept {
+		_, _ = connections.Delete(c.id)
+	}
+}
+
+func (c *connection) wake() {
+	select {
+	case c.check <- struct{}{}:
+	default:
+	}
+}
+
+func (c *connection) setDown(err error, failed []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.down == nil {
+		policy := "events are deduplicated within this instance only"
+		if c.refuse {
+			policy = "events are refused"
+		}
+		logger().Error("Redis is down: until it answers, "+policy, zap.Strings("addresses", c.settings.client.InitAddress), zap.Error(err))
+		c.down, c.failed = err, failed
+		c.wake()
+	}
+}
+
+func (c *connection) setUp() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.down = nil
+	logger().Info("Redis is back", zap.Strings("addresses", c.settings.client.InitAddress), zap.Int("to_be_recorded", c.pending.len()))
+}
+
+// logger is that of the present configuration.
+func logger() *zap.Logger { return caddy.Log().Named("http.buzzbip_webhook.stores.redis") }
+
+// errUntried means that an operation was not tried because Redis is down.
+type errUntried struct{ error }
+
+// do runs an operation until it succeeds or the timeout has passed; then Redis
+// counts as down, and no operation is tried any more until it is back.
+func (c *connection) do(keys []string, operation func(ctx context.Context) error) error {
+	c.mu.Lock()
+	down := c.down
+	c.mu.Unlock()
+	if down != nil {
+		return errUntried{down}
+	}
+	// not the context of a request: a claim must not be lost with its sender
+	ctx, cancel := context.WithTimeout(context.Background(), c.timeout)
+	defer cancel()
+	var last error
+	for {
+		var err error
+		select {
+		case <-c.ready:
+			err = operation(ctx)
+		case <-ctx.Done():
+			err = errors.New("there is no connection yet")
+		}
+		if err == nil {
+			return nil
+		}
+		if last == nil || ctx.Err() == nil {
+			last = err // rather than that the time was up
+		}
+		select {
+		case <-ctx.Done():
+			if errors.Is(last, context.DeadlineExceeded) {
+				last = fmt.Errorf("no answer within %s", c.timeout)
+			}
+			c.setDown(last, keys)
+			return last
+		case <-time.After(minRetry):
+		}
+	}
+}
+
+func (c *connection) keys(of id) []string {
+	tag := "{" + base64.RawURLEncoding.EncodeToString(of.key[:]) + "}" + of.scope
+	return []string{c.prefix + "done:" + tag, c.prefix + "claim:" + tag}
+}
+
+func (c *connection) token(t uint64) string {
+	return fmt.Sprintf("%s%016x", c.name, t&^unclaimed)
+}
+
+// milliseconds is at least 1: Redis knows no shorter time.
+func milliseconds(d time.Duration) string { return fmt.Sprint(max(d.Milliseconds(), 1)) }
+
+func encode(d dedupe.Digest) string {
+	return string(binary.BigEndian.AppendUint64(nil, uint64(d)))
+}
+
+func decode(digest string) (dedupe.Digest, error) {
+	if len(digest) != 8 {
+		return 0, fmt.Errorf("a key holds %d bytes where 8 belong: it is not of this plugin's making", len(digest))
+	}
+	return dedupe.Digest(binary.BigEndian.Uint64([]byte(digest))), nil
+}

@@ -1,0 +1,455 @@
+package redis
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/buzzbip/caddy-webhook/dedupe"
+	"github.com/buzzbip/caddy-webhook/internal/redistest"
+)
+
+// patience is how long a test waits for what must happen; it never decides
+// whether a test passes on a slow machine.
+const patience = 30 * time.Second
+
+// load makes a store from its JSON configuration, as Caddy does.
+func load(t testing.TB, config map[string]any) (*Store, error) {
+	t.Helper()
+	text, err := json.Marshal(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := caddy.NewContext(caddy.Context{Context: context.Background()})
+	t.Cleanup(cancel)
+	module, err := ctx.LoadModuleByID("http.buzzbip_webhook.stores.redis", text)
+	if err != nil {
+		return nil, err
+	}
+	return module.(*Store), nil
+}
+
+func mustLoad(t testing.TB, config map[string]any) *Store {
+	t.Helper()
+	s, err := load(t, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+var instanceCount atomic.Int64
+
+// newInstance makes a store as if it were in a process of its own: it shares
+// nothing with others but what is in Redis.
+func newInstance(t testing.TB, config map[string]any) *Store {
+	t.Helper()
+	text, err := json.Marshal(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := new(Store)
+	if err := json.Unmarshal(text, s); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.resolve(); err != nil {
+		t.Fatal(err)
+	}
+	own := fmt.Sprint(" of instance ", instanceCount.Add(1))
+	s.settings.backend += own
+	s.settings.id += own
+	s.acquire()
+	t.Cleanup(s.release)
+	return s
+}
+
+func config(server *redistest.Server, options ...any) map[string]any {
+	c := map[string]any{"urls": []string{server.URL()}}
+	for i := 0; i < len(options); i += 2 {
+		c[options[i].(string)] = options[i+1]
+	}
+	return c
+}
+
+func waitFor(t testing.TB, what string, done func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !done(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("timed out waiting for %s", what)
+		}
+	}
+}
+
+func arrival(id string, body dedupe.Digest) dedupe.Request {
+	return dedupe.Request{Scope: "scope", Key: dedupe.KeyOf(id), Digest: body, Lease: time.Minute, Retention: time.Hour}
+}
+
+// expect makes a claim that is answered as wanted.
+func expect(t testing.TB, s *Store, r dedupe.Request, want dedupe.State) dedupe.Claim {
+	t.Helper()
+	v, err := s.Claim(t.Context(), r)
+	if err != nil || v.State != want {
+		t.Fatalf("got state %d and error %v, want state %d", v.State, err, want)
+	}
+	return v.Claim
+}
+
+func settle(t testing.TB, s *Store, c dedupe.Claim, delivered bool) {
+	t.Helper()
+	if err := s.Settle(context.Background(), c, delivered); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func deliver(t testing.TB, s *Store, r dedupe.Request) {
+	t.Helper()
+	settle(t, s, expect(t, s, r, dedupe.Claimed), true)
+}
+
+// claimAsync makes a claim that may have to wait.
+func claimAsync(t testing.TB, s *Store, r dedupe.Request) <-chan answer {
+	answers := make(chan answer, 1)
+	go func() {
+		v, err := s.Claim(context.Background(), r)
+		answers <- answer{v, err}
+	}()
+	return answers
+}
+
+type answer struct {
+	dedupe.Verdict
+	err error
+}
+
+func await[T any](t testing.TB, c <-chan T, what string) T {
+	t.Helper()
+	select {
+	case v := <-c:
+		return v
+	case <-time.After(patience):
+		t.Fatalf("timed out waiting for %s", what)
+		panic("unreachable")
+	}
+}
+
+func waiting(r dedupe.Request) dedupe.Request { r.Wait = patience; return r }
+
+func TestDuplicateOnAnotherInstanceIsAnswered(t *testing.T) {
+	server := redistest.Start(t)
+	a, b := newInstance(t, config(server)), newInstance(t, config(server))
+	deliver(t, a, arrival("a", 1))
+	expect(t, b, arrival("a", 1), dedupe.Delivered)
+	expect(t, b, arrival("a", 2), dedupe.Conflicting)
+}
+
+// calls returns how often a server has executed a command for a client.
+func calls(server *redistest.Server, command string) (n int) {
+	for line := range strings.Lines(server.Do("INFO", "commandstats")) {
+		if rest, ok := strings.CutPrefix(line, "cmdstat_"+command+":calls="); ok {
+			n, _ = strconv.Atoi(rest[:strings.IndexByte(rest, ',')])
+		}
+	}
+	return n
+}
+
+func TestEachOperationIsOneRoundTrip(t *testing.T) {
+	server := redistest.Start(t)
+	s := newInstance(t, config(server))
+	deliver(t, s, arrival("first", 1)) // and the server knows the scripts
+	for what, operation := range map[string]func(){
+		"a claim, and its failure,": func() { settle(t, s, expect(t, s, arrival("a", 1), dedupe.Claimed), false) },
+		"a claim, and its success,": func() { deliver(t, s, arrival("b", 1)) },
+		"a duplicate and a conflict": func() {
+			expect(t, s, arrival("first", 1), dedupe.Delivered)
+			expect(t, s, arrival("first", 2), dedupe.Conflicting)
+		},
+	} {
+		before := calls(server, "evalsha") + calls(server, "eval")
+		operation()
+		if got := calls(server, "evalsha") + calls(server, "eval") - before; got != 2 {
+			t.Errorf("%s took %d round trips, want 2", what, got)
+		}
+	}
+}
+
+func TestKeysCarryPrefixScopeAndExpiry(t *testing.T) {
+	server := redistest.Start(t)
+	s := newInstance(t, config(server, "key_prefix", "test:"))
+	deliver(t, s, arrival("an id that is longer than its fixed-size form", 1))
+	expect(t, s, arrival("in flight", 1), dedupe.Claimed)
+	waitFor(t, "no other keys", func() bool { return len(strings.Fields(server.Do("KEYS", "*"))) == 2 })
+	for _, key := range strings.Fields(server.Do("KEYS", "*")) {
+		if !strings.HasPrefix(key, "test:") || !strings.HasSuffix(key, "}scope") || len(key) > 40 {
+			t.Errorf("there is a key %q", key)
+		}
+		if ttl, err := strconv.Atoi(server.Do("PTTL", key)); err != nil || ttl <= 0 {
+			t.Errorf("the key %q has no expiry: %v", key, err)
+		}
+	}
+}
+
+// A waiter on another instance is told, and does not depend on asking again.
+func TestWaiterOnAnotherInstanceIsToldOfTheEnd(t *testing.T) {
+	defer func(d time.Duration) { pollInterval = d }(pollInterval)
+	pollInterval = time.Hour
+	server := redistest.Start(t)
+	a, b := newInstance(t, config(server)), newInstance(t, config(server))
+	waitFor(t, "the subscriptions", func() bool {
+		return strings.Contains(server.Do("PUBSUB", "NUMSUB", "buzzbip:ended"), "2")
+	})
+	for _, delivered := range []bool{true, false} {
+		id := fmt.Sprint("delivered: ", delivered)
+		c := expect(t, a, arrival(id, 1), dedupe.Claimed)
+		waiter := claimAsync(t, b, waiting(arrival(id, 1)))
+		waitFor(t, "the waiter", func() bool { return waits(server, b, id) })
+		settle(t, a, c, delivered)
+		start := time.Now()
+		got := await(t, waiter, "the waiter's answer")
+		t.Logf("told %v after the end", time.Since(start))
+		if want := map[bool]dedupe.State{true: dedupe.Delivered, false: dedupe.Claimed}[delivered]; got.err != nil || got.State != want {
+			t.Errorf("after an end with delivered=%v the waiter got %+v", delivered, got)
+		}
+		if got.State == dedupe.Claimed {
+			settle(t, b, got.Claim, true)
+		}
+	}
+}
+
+// waits reports whether s waits for a claim of another instance on an id.
+func waits(server *redistest.Server, s *Store, event string) bool {
+	c := s.acquire()
+	defer s.release()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, ok := c.waiters[c.keys(id{"scope", dedupe.KeyOf(event)})[0]]
+	return ok
+}
+
+func TestWaiterAsksAgainWhenItIsNotTold(t *testing.T) {
+	server := redistest.Start(t)
+	a, b := newInstance(t, config(server)), newInstance(t, config(server))
+	c := expect(t, a, arrival("a", 1), dedupe.Claimed)
+	waiter := claimAsync(t, b, waiting(arrival("a", 1)))
+	waitFor(t, "the waiter", func() bool { return waits(server, b, "a") })
+	// the end of a claim that nobody publishes
+	keys := a.acquire().keys(id{"scope", c.Key})
+	a.release()
+	server.Do("DEL", keys[1])
+	got := await(t, waiter, "the waiter's answer")
+	if got.err != nil || got.State != dedupe.Claimed {
+		t.Errorf("got %+v", got)
+	}
+	settle(t, b, got.Claim, true)
+	settle(t, a, c, false)
+	expect(t, a, arrival("a", 1), dedupe.Delivered)
+}
+
+func TestClaimOfACrashedOwnerEndsWithItsLease(t *testing.T) {
+	server := redistest.Start(t)
+	a, b := newInstance(t, config(server)), newInstance(t, config(server))
+	r := arrival("a", 1)
+	r.Lease = 300 * time.Millisecond
+	old := expect(t, a, r, dedupe.Claimed)
+	got := await(t, claimAsync(t, b, waiting(r)), "the lease to end")
+	if got.err != nil || got.State != dedupe.Claimed {
+		t.Fatalf("got %+v", got)
+	}
+	settle(t, b, got.Claim, true)
+	settle(t, a, old, false) // late
+	expect(t, b, r, dedupe.Delivered)
+}
+
+// whileDown are the ways in which Redis can be away.
+var whileDown = map[string]struct{ begin, end func(*redistest.Server) }{
+	"killed": {(*redistest.Server).Kill, (*redistest.Server).Restart},
+	"paused": {(*redistest.Server).Pause, (*redistest.Server).Resume},
+}
+
+const durable = "--appendonly yes --appendfsync always"
+
+func up(s *Store) bool { return s.Stats().Err == nil }
+
+func TestMemoryTakesOverWhileRedisIsDown(t *testing.T) {
+	for name, how := range whileDown {
+		t.Run(name, func(t *testing.T) {
+			server := redistest.Start(t, strings.Fields(durable)...)
+			s := newInstance(t, config(server, "timeout", "200ms"))
+			other := newInstance(t, config(server, "timeout", "200ms"))
+			deliver(t, s, arrival("before", 1))
+			inFlight := expect(t, s, arrival("in flight", 1), dedupe.Claimed)
+			how.begin(server)
+
+			down := expect(t, s, arrival("during", 1), dedupe.Claimed)
+			if up(s) {
+				t.Error("the store does not say that Redis is down")
+			}
+			expectInFlight(t, s, arrival("during", 1))
+			if err := s.Settle(context.Background(), down, true); err == nil {
+				t.Error("a success that only this process knows of was reported as recorded")
+			}
+			expect(t, s, arrival("during", 1), dedupe.Delivered)
+			expect(t, s, arrival("during", 2), dedupe.Conflicting)
+			expect(t, s, arrival("before", 1), dedupe.Delivered)
+			_ = s.Settle(context.Background(), inFlight, true)
+			_ = s.Settle(context.Background(), expect(t, s, arrival("failed", 1), dedupe.Claimed), false)
+
+			how.end(server)
+			waitFor(t, "Redis to be back", func() bool { return up(s) && up(other) && s.pendingNotes() == 0 })
+			for _, id := range []string{"before", "in flight", "during"} {
+				expect(t, other, arrival(id, 1), dedupe.Delivered)
+				expect(t, s, arrival(id, 1), dedupe.Delivered)
+			}
+			deliver(t, other, arrival("failed", 1))
+			expect(t, s, arrival("failed", 1), dedupe.Delivered)
+		})
+	}
+}
+
+func (s *Store) pendingNotes() int {
+	defer s.release()
+	return s.acquire().pending.len()
+}
+
+func expectInFlight(t testing.TB, s *Store, r dedupe.Request) {
+	t.Helper()
+	if v, err := s.Claim(t.Context(), r); !errors.Is(err, dedupe.ErrInFlight) {
+		t.Fatalf("got state %d and error %v, want ErrInFlight", v.State, err)
+	}
+}
+
+func TestRefusesWhileRedisIsDown(t *testing.T) {
+	for name, how := range whileDown {
+		t.Run(name, func(t *testing.T) {
+			server := redistest.Start(t, strings.Fields(durable)...)
+			s := newInstance(t, config(server, "timeout", "200ms", "when_down", "refuse"))
+			deliver(t, s, arrival("before", 1))
+			inFlight := expect(t, s, arrival("in flight", 1), dedupe.Claimed)
+			how.begin(server)
+			for range 3 {
+				v, err := s.Claim(t.Context(), arrival("during", 1))
+				if err == nil || errors.Is(err, dedupe.ErrInFlight) || errors.Is(err, dedupe.ErrFull) {
+					t.Fatalf("got state %d and error %v", v.State, err)
+				}
+			}
+			if up(s) {
+				t.Error("the store does not say that Redis is down")
+			}
+			if err := s.Settle(context.Background(), inFlight, true); err == nil {
+				t.Error("a success that only this process knows of was reported as recorded")
+			}
+			how.end(server)
+			waitFor(t, "Redis to be back", func() bool { return up(s) && s.pendingNotes() == 0 })
+			expect(t, s, arrival("in flight", 1), dedupe.Delivered)
+			// what may have been claimed while nobody got the answer is free
+			deliver(t, s, arrival("during", 1))
+		})
+	}
+}
+
+func TestStartsWhileRedisIsDown(t *testing.T) {
+	for name, how := range whileDown {
+		t.Run(name, func(t *testing.T) {
+			server := redistest.Start(t)
+			how.begin(server)
+			s := mustLoad(t, config(server, "timeout", "200ms"))
+			c := expect(t, s, arrival("a", 1), dedupe.Claimed)
+			if err := s.Settle(context.Background(), c, true); err == nil {
+				t.Error("a success that only this process knows of was reported as recorded")
+			}
+			how.end(server)
+			waitFor(t, "Redis to be there", func() bool { return up(s) && s.pendingNotes() == 0 })
+			expect(t, newInstance(t, config(server)), arrival("a", 1), dedupe.Delivered)
+		})
+	}
+}
+
+// A server that is full, or a replica, answers but takes nothing.
+func TestServerThatCannotWriteIsDown(t *testing.T) {
+	for name, how := range map[string]struct{ begin, end []string }{
+		"full":      {[]string{"CONFIG", "SET", "maxmemory", "1"}, []string{"CONFIG", "SET", "maxmemory", "0"}},
+		"read-only": {[]string{"REPLICAOF", "127.0.0.1", "1"}, []string{"REPLICAOF", "NO", "ONE"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := redistest.Start(t, "--maxmemory-policy", "noeviction")
+			s := newInstance(t, config(server, "timeout", "200ms"))
+			deliver(t, s, arrival("before", 1))
+			server.Do(how.begin...)
+			c := expect(t, s, arrival("a", 1), dedupe.Claimed)
+			if err := s.Settle(context.Background(), c, true); err == nil || up(s) {
+				t.Errorf("settled with error %v", err)
+			}
+			server.Do(how.end...)
+			waitFor(t, "the server to write again", func() bool { return up(s) && s.pendingNotes() == 0 })
+			expect(t, newInstance(t, config(server)), arrival("a", 1), dedupe.Delivered)
+		})
+	}
+}
+
+// A reload may change the settings while Redis is down.
+func TestReloadWithOtherSettingsKeepsWhatRedisDoesNotKnowYet(t *testing.T) {
+	server := redistest.Start(t)
+	server.Kill()
+	old := mustLoad(t, config(server, "timeout", "200ms"))
+	inFlight := expect(t, old, arrival("in flight", 1), dedupe.Claimed)
+	_ = old.Settle(context.Background(), expect(t, old, arrival("a", 1), dedupe.Claimed), true)
+	reloaded := mustLoad(t, config(server, "timeout", "300ms"))
+	expect(t, reloaded, arrival("a", 1), dedupe.Delivered)
+	expectInFlight(t, reloaded, arrival("in flight", 1))
+	if err := old.Cleanup(); err != nil {
+		t.Fatal(err)
+	}
+	old.provisioned = false // Caddy cleans up once
+	_ = old.Settle(context.Background(), inFlight, true)
+	expect(t, reloaded, arrival("in flight", 1), dedupe.Delivered)
+	server.Restart()
+	waitFor(t, "Redis to know", func() bool { return reloaded.pendingNotes() == 0 })
+	other := newInstance(t, config(server))
+	expect(t, other, arrival("a", 1), dedupe.Delivered)
+	expect(t, other, arrival("in flight", 1), dedupe.Delivered)
+}
+
+// Requests outlive the module that they came to.
+func TestConnectionLastsUntilTheLastClaimIsSettled(t *testing.T) {
+	server := redistest.Start(t)
+	s := mustLoad(t, config(server))
+	c := expect(t, s, arrival("a", 1), dedupe.Claimed)
+	failed := expect(t, s, arrival("b", 1), dedupe.Claimed)
+	if err := s.Cleanup(); err != nil {
+		t.Fatal(err)
+	}
+	s.provisioned = false // Caddy cleans up once
+	for range 2 {         // the second changes nothing
+		settle(t, s, c, true)
+		settle(t, s, failed, false)
+	}
+	waitFor(t, "the connection to be let go", func() bool {
+		_, held := connections.References(s.settings.id)
+		return !held
+	})
+	expect(t, s, arrival("a", 1), dedupe.Delivered) // a request that came late
+	if _, held := connections.References(s.settings.id); held {
+		t.Error("a request that came late holds the connection")
+	}
+}
+
+func TestLookupAndForget(t *testing.T) {
+	server := redistest.Start(t)
+	a, b := newInstance(t, config(server)), newInstance(t, config(server))
+	deliver(t, a, arrival("a", 7))
+	status, err := b.Lookup(t.Context(), "scope", dedupe.KeyOf("a"))
+	if left := time.Until(status.Expires); err != nil || !status.Delivered || status.Digest != 7 || status.InFlight || left <= 0 || left > time.Hour {
+		t.Errorf("got %+v and error %v", status, err)
+	}
+	if forgotten, err := b.Forget(t.Context(), "scope", dedupe.KeyOf("a")); err != nil || !forgotten {
+		t.Errorf("forgotten: %v, error %v", forgotten, err)
+	}
+	expect(t, a, arrival("a", 7), dedupe.Claimed)
+}

@@ -1,0 +1,43 @@
+package redis
+
+import "github.com/redis/rueidis"
+
+// An id has two keys, in one slot of a Cluster: KEYS[1] exists while it is
+// remembered as delivered and holds the digest, KEYS[2] exists while it is in
+// flight and holds the token of the claim, with a w after it once another
+// instance waits for the end. All times are by the clock of Redis.
+
+// ARGV: token, digest, lease in ms, 1 to redeliver. It answers with the digest
+// that was delivered, or "" for a claim, or how many ms a claim of another
+// lasts. To repeat it does no harm: the claim may have been granted already.
+var claimScript = rueidis.NewLuaScript(`
+local delivered = redis.call('GET', KEYS[1])
+if delivered and (delivered == ARGV[2] or ARGV[4] ~= '1') then return delivered end
+local claim = redis.call('SET', KEYS[2], ARGV[1], 'NX', 'GET', 'PX', ARGV[3])
+if not claim or string.sub(claim, 1, #ARGV[1]) == ARGV[1] then return '' end
+if #claim == #ARGV[1] then redis.call('APPEND', KEYS[2], 'w') end
+return redis.call('PTTL', KEYS[2])`)
+
+// ARGV: token, the digest that was delivered or "", retention in ms, channel,
+// 1 if the claim may not have been granted. It answers whether it counted: not
+// if another owns the id by now. A claim that has run out counts, as long as
+// nobody else has taken or delivered the id since; so does one that was never
+// granted because Redis was away.
+var settleScript = rueidis.NewLuaScript(`
+local claim = redis.call('GET', KEYS[2])
+local own = claim and string.sub(claim, 1, #ARGV[1]) == ARGV[1]
+if claim and not own and ARGV[5] ~= '1' then return 0 end
+if ARGV[2] ~= '' then
+	if own then redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+	else redis.call('SET', KEYS[1], ARGV[2], 'NX', 'PX', ARGV[3]) end
+end
+if own then
+	redis.call('DEL', KEYS[2])
+	if #claim > #ARGV[1] then redis.call('PUBLISH', ARGV[4], KEYS[1]) end
+end
+return 1`)
+
+// It answers with the digest, the ms until it is forgotten, and whether the id
+// is in flight.
+var lookupScript = rueidis.NewLuaScriptReadOnly(`
+return {redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1]), redis.call('EXISTS', KEYS[2])}`)
