@@ -51,12 +51,13 @@ func TestMain(m *testing.M) {
 
 // caddy is a running process.
 type caddy struct {
-	t     testing.TB
-	cmd   *exec.Cmd
-	admin string // address of the admin endpoint
-	data  string // Caddy's data and configuration directories are in it
-	log   buffer
-	ended chan struct{}
+	t      testing.TB
+	cmd    *exec.Cmd
+	config string // path of the Caddyfile
+	admin  string // address of the admin endpoint
+	data   string // Caddy's data and configuration directories are in it
+	log    buffer
+	ended  chan struct{}
 }
 
 // startCaddy runs a Caddyfile, whose global options may be given, and returns
@@ -88,13 +89,12 @@ func launchCaddy(t testing.TB, data, globals, sites string, env ...string) *cadd
 	if data == "" {
 		data = t.TempDir()
 	}
-	c := &caddy{t: t, admin: freeAddress(t), data: data, ended: make(chan struct{})}
-	config := filepath.Join(t.TempDir(), "Caddyfile")
+	c := &caddy{t: t, config: filepath.Join(t.TempDir(), "Caddyfile"), admin: freeAddress(t), data: data, ended: make(chan struct{})}
 	text := fmt.Sprintf("{\n\tadmin %s\n\tskip_install_trust\n\tgrace_period 5s\n%s\n}\n%s\n", c.admin, globals, sites)
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+	if err := os.WriteFile(c.config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c.cmd = exec.Command(binary, "run", "--config", config)
+	c.cmd = exec.Command(binary, "run", "--config", c.config)
 	c.cmd.Env = append(os.Environ(), "XDG_DATA_HOME="+data, "XDG_CONFIG_HOME="+data, "HOME="+data)
 	c.cmd.Env = append(c.cmd.Env, env...)
 	c.cmd.Stderr = &c.log
@@ -113,6 +113,15 @@ func launchCaddy(t testing.TB, data, globals, sites string, env ...string) *cadd
 		}
 	})
 	return c
+}
+
+// reload loads the Caddyfile again, whether it has changed or not.
+func (c *caddy) reload() {
+	c.t.Helper()
+	out, err := exec.Command(binary, "reload", "--force", "--config", c.config, "--address", c.admin).CombinedOutput()
+	if err != nil {
+		c.t.Fatalf("reloading: %v: %s", err, out)
+	}
 }
 
 // kill is kill -9.

@@ -1,0 +1,223 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/buzzbip/caddy-webhook/internal/redistest"
+)
+
+// onRedis starts instances of Caddy in front of one backend, with one Redis
+// between them, and returns their URLs.
+func onRedis(t *testing.T, server *redistest.Server, b *backend, instances int, options, storeOptions string) (urls []string, caddies []*caddy) {
+	t.Helper()
+	for range instances {
+		address := freeAddress(t)
+		caddies = append(caddies, startCaddy(t, "", "", fmt.Sprintf(`
+http://%s {
+	buzzbip_webhook %s {
+		%s
+		store redis %s {
+			%s
+		}
+	}
+	reverse_proxy %s
+}`, address, testSecret, options, server.URL(), storeOptions, b.address())))
+		urls = append(urls, "http://"+address)
+	}
+	return urls, caddies
+}
+
+// persist sends an event until it is acknowledged, to any of the instances, as
+// a sender does whose patience has no end.
+func persist(t *testing.T, urls []string, body string) answer {
+	for end := time.Now().Add(2 * patience); time.Now().Before(end); {
+		if got := post(t.Context(), urls[rand.IntN(len(urls))], body); got.status == http.StatusOK {
+			return got
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Errorf("%s was never acknowledged", body)
+	return answer{}
+}
+
+func TestInstancesOnOneRedisActAsOneUnderAStormOfDuplicates(t *testing.T) {
+	for _, instances := range []int{2, 3} {
+		t.Run(fmt.Sprint(instances, " instances"), func(t *testing.T) {
+			var failing sync.Map // the first call for each of some events
+			b := newBackend(t, func(w http.ResponseWriter, r *http.Request) {
+				time.Sleep(time.Duration(rand.IntN(20)) * time.Millisecond)
+				if strings.HasSuffix(r.Header.Get("X-BuzzBip-Signature"), "0") {
+					if _, again := failing.LoadOrStore(r.Header.Get("X-BuzzBip-Signature"), true); !again {
+						w.WriteHeader(http.StatusInternalServerError)
+					}
+				}
+			})
+			urls, _ := onRedis(t, redistest.Start(t), b, instances, "", "")
+			const events, copies = 100, 8
+			var senders sync.WaitGroup
+			bodies := make([]string, events)
+			for i := range bodies {
+				bodies[i] = newEvent()
+				for range copies {
+					senders.Go(func() { persist(t, urls, bodies[i]) })
+				}
+			}
+			senders.Wait()
+			for _, body := range bodies {
+				want := 1
+				if strings.HasSuffix(sign(body), "0") {
+					want = 2 // the first failed
+				}
+				if got := b.count(body); got != want {
+					t.Errorf("the backend got %d copies of %s, want %d", got, body, want)
+				}
+			}
+		})
+	}
+}
+
+// Redis goes away and comes back while events arrive.
+func TestRedisGoesAwayUnderLoad(t *testing.T) {
+	for name, away := range map[string]func(*redistest.Server){
+		"killed": func(s *redistest.Server) { s.Kill(); time.Sleep(300 * time.Millisecond); s.Restart() },
+		"paused": func(s *redistest.Server) { s.Pause(); time.Sleep(700 * time.Millisecond); s.Resume() },
+	} {
+		for policy, most := range map[string]int{
+			"refuse": 1,
+			"memory": 2, // one for each instance
+		} {
+			t.Run(name+" with when_down "+policy, func(t *testing.T) {
+				server := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
+				b := newBackend(t, func(http.ResponseWriter, *http.Request) { time.Sleep(5 * time.Millisecond) })
+				urls, _ := onRedis(t, server, b, 2, "", "timeout 200ms\nwhen_down "+policy)
+
+				ctx, stop := context.WithCancel(t.Context())
+				var mu sync.Mutex
+				var bodies []string
+				var senders sync.WaitGroup
+				for range 8 {
+					senders.Go(func() {
+						for ctx.Err() == nil {
+							body := newEvent()
+							mu.Lock()
+							bodies = append(bodies, body)
+							mu.Unlock()
+							var copies sync.WaitGroup
+							for range 2 {
+								copies.Go(func() { persist(t, urls, body) })
+							}
+							copies.Wait()
+						}
+					})
+				}
+				for range 3 {
+					time.Sleep(200 * time.Millisecond)
+					away(server)
+				}
+				time.Sleep(200 * time.Millisecond)
+				stop()
+				senders.Wait()
+
+				twice := 0
+				for _, body := range bodies {
+					switch got := b.count(body); {
+					case got == 0:
+						t.Errorf("%s was acknowledged and never delivered", body)
+					case got > most:
+						t.Errorf("%s was delivered %d times, want %d at most", body, got, most)
+					case got == 2:
+						twice++
+					}
+				}
+				t.Logf("%d events, %d of them delivered twice", len(bodies), twice)
+
+				// and then they act as one again, without a reload, also about
+				// what was delivered meanwhile
+				waitFor(t, "Redis to know all events", func() bool {
+					body := bodies[rand.IntN(len(bodies))]
+					return post(t.Context(), urls[0], body).result == "duplicate" && post(t.Context(), urls[1], body).result == "duplicate"
+				})
+				before := 0
+				for _, body := range bodies {
+					before += b.count(body)
+				}
+				for _, body := range bodies {
+					for _, url := range urls {
+						if got := post(t.Context(), url, body); got.status != http.StatusOK || got.result != "duplicate" {
+							t.Fatalf("afterwards %s is answered %d %s", body, got.status, got.result)
+						}
+					}
+				}
+				after := 0
+				for _, body := range bodies {
+					after += b.count(body)
+				}
+				if after != before {
+					t.Errorf("%d events were delivered again afterwards", after-before)
+				}
+			})
+		}
+	}
+}
+
+func TestAnotherInstanceTakesOverFromAKilledOneAfterTheLease(t *testing.T) {
+	release := make(chan struct{})
+	first := make(chan struct{}, 1)
+	b := newBackend(t, func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case first <- struct{}{}:
+			select { // the one that is killed gets no answer
+			case <-release:
+			case <-r.Context().Done():
+			}
+		default:
+		}
+	})
+	defer close(release)
+	urls, caddies := onRedis(t, redistest.Start(t), b, 2, "delivery_timeout 1s\nduplicate_wait 100ms", "")
+	body := newEvent()
+	abandoned, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go post(abandoned, urls[0], body)
+	waitFor(t, "the delivery", func() bool { return b.count(body) == 1 })
+	caddies[0].kill()
+
+	if got := post(t.Context(), urls[1], body); got.status != http.StatusServiceUnavailable || got.result != "in_flight" {
+		t.Errorf("within the lease the other instance answered %d %s", got.status, got.result)
+	}
+	// the lease is delivery_timeout and 15 seconds
+	persist(t, urls[1:], body)
+	if got := b.count(body); got != 2 {
+		t.Errorf("the backend got %d copies, want the one that was cut off and one more", got)
+	}
+}
+
+func TestCaddyStartsAndReloadsWhileRedisIsDown(t *testing.T) {
+	server := redistest.Start(t)
+	server.Kill()
+	b := newBackend(t, nil)
+	urls, caddies := onRedis(t, server, b, 1, "", "timeout 200ms")
+	body := newEvent()
+	if got := post(t.Context(), urls[0], body); got.status != http.StatusOK {
+		t.Fatalf("answered %d %s", got.status, got.result)
+	}
+	caddies[0].reload()
+	if got := post(t.Context(), urls[0], body); got.result != "duplicate" {
+		t.Errorf("after a reload answered %d %s", got.status, got.result)
+	}
+	server.Restart()
+	waitFor(t, "Redis to know the event", func() bool { return strings.Contains(server.Do("KEYS", "*"), "done:") })
+	if log := caddies[0].log.String(); !strings.Contains(log, "Redis is down") || !strings.Contains(log, "Redis is back") {
+		t.Errorf("the log does not say that Redis was down and is back: %s", log)
+	}
+	if got := b.count(body); got != 1 {
+		t.Errorf("the backend got %d copies", got)
+	}
+}
