@@ -9,7 +9,8 @@ CADDY_VERSION ?= v2.11.9
 FUZZTIME ?= 10s
 
 MODULES := http.handlers.buzzbip_webhook http.matchers.buzzbip_event \
-	http.buzzbip_webhook.stores.memory buzzbip_webhook
+	http.buzzbip_webhook.stores.memory http.buzzbip_webhook.stores.bolt \
+	http.buzzbip_webhook.stores.redis buzzbip_webhook
 
 .PHONY: test check lint fuzz newest-caddy xcaddy bench clean
 

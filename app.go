@@ -1,6 +1,7 @@
 package buzzbip
 
 import (
+	"fmt"
 	"sync"
 	"sync/atomic"
 
@@ -32,8 +33,18 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 // Provision makes the metrics part of the configuration.
 func (a *App) Provision(ctx caddy.Context) error { return a.registerMetrics(ctx) }
 
-// Start lets the admin API know of the handlers.
+// Start starts the stores and lets the admin API know of the handlers.
 func (a *App) Start() error {
+	for _, h := range a.handlers {
+		if h.store == nil {
+			continue
+		}
+		if store, ok := h.store.Store.(dedupe.Starter); ok {
+			if err := store.Start(); err != nil {
+				return fmt.Errorf("store %s: %w", h.store.name, err)
+			}
+		}
+	}
 	running.Store(a)
 	return nil
 }
@@ -90,7 +101,7 @@ func (a *App) backings() []backing {
 		if h.store == nil {
 			continue
 		}
-		b := backing{h.storeName, h.store, h.store.Stats()}
+		b := backing{h.store.name, h.store, h.store.Stats()}
 		id := identity{b.name, b.stats.Backing}
 		if i, again := seen[id]; again {
 			if b.stats.Err != nil {

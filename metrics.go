@@ -153,29 +153,29 @@ type measured struct {
 	name string
 }
 
-func (m measured) observe(operation string, start time.Time, err error) {
+func (m *measured) observe(operation string, start time.Time, err error) {
 	metrics.storeDuration.WithLabelValues(m.name, operation).Observe(time.Since(start).Seconds())
 	if err != nil && !errors.Is(err, dedupe.ErrInFlight) && !errors.Is(err, dedupe.ErrFull) {
 		metrics.storeErrors.WithLabelValues(m.name, operation).Inc()
 	}
 }
 
-func (m measured) Claim(ctx context.Context, r dedupe.Request) (v dedupe.Verdict, err error) {
+func (m *measured) Claim(ctx context.Context, r dedupe.Request) (v dedupe.Verdict, err error) {
 	defer func(start time.Time) { m.observe("claim", start, err) }(time.Now())
 	return m.Store.Claim(ctx, r)
 }
 
-func (m measured) Settle(ctx context.Context, c dedupe.Claim, delivered bool) (err error) {
+func (m *measured) Settle(ctx context.Context, c dedupe.Claim, delivered bool) (err error) {
 	defer func(start time.Time) { m.observe("settle", start, err) }(time.Now())
 	return m.Store.Settle(ctx, c, delivered)
 }
 
-func (m measured) Lookup(ctx context.Context, scope string, key dedupe.Key) (s dedupe.Status, err error) {
+func (m *measured) Lookup(ctx context.Context, scope string, key dedupe.Key) (s dedupe.Status, err error) {
 	defer func(start time.Time) { m.observe("lookup", start, err) }(time.Now())
 	return m.Store.Lookup(ctx, scope, key)
 }
 
-func (m measured) Forget(ctx context.Context, scope string, key dedupe.Key) (forgotten bool, err error) {
+func (m *measured) Forget(ctx context.Context, scope string, key dedupe.Key) (forgotten bool, err error) {
 	defer func(start time.Time) { m.observe("forget", start, err) }(time.Now())
 	return m.Store.Forget(ctx, scope, key)
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/buzzbip/caddy-webhook/dedupe"
 	// the stores
+	_ "github.com/buzzbip/caddy-webhook/dedupe/bolt"
 	_ "github.com/buzzbip/caddy-webhook/dedupe/memory"
 	_ "github.com/buzzbip/caddy-webhook/dedupe/redis"
 )
@@ -125,8 +126,7 @@ type Handler struct {
 	duplicateWait   time.Duration
 	maxAge          time.Duration
 	retention       time.Duration
-	store           dedupe.Store // nil: no deduplication
-	storeName       string
+	store           *measured // nil: no deduplication
 
 	app     *App
 	logger  *zap.Logger
@@ -229,8 +229,7 @@ func (h *Handler) provisionDedupe(ctx caddy.Context) error {
 	if err != nil {
 		return fmt.Errorf("loading store: %w", err)
 	}
-	h.storeName = store.(caddy.Module).CaddyModule().ID.Name()
-	h.store = measured{store.(dedupe.Store), h.storeName}
+	h.store = &measured{store.(dedupe.Store), store.(caddy.Module).CaddyModule().ID.Name()}
 	return nil
 }
 

@@ -20,7 +20,7 @@ func claimAndSettle(b *testing.B, l *Ledger, n uint64, limits Limits) {
 	if err != nil || v.State != Claimed {
 		b.Fatal(v.State, err)
 	}
-	l.Settle(v.Claim, true, limits)
+	l.Settle(v.Claim, true, time.Now(), limits)
 }
 
 // fullLedger remembers as many ids as its limits allow.

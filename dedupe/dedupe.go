@@ -55,6 +55,13 @@ type Store interface {
 	Stats() Stats
 }
 
+// Starter is implemented by stores that take hold of something when their
+// configuration comes into force, and not when it is merely checked.
+type Starter interface {
+	// Start makes the store ready for use. An error fails the load.
+	Start() error
+}
+
 // Request describes one arrival of an event.
 type Request struct {
 	// Scope is the space of ids that the event's id belongs to.

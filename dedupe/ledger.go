@@ -123,9 +123,9 @@ func (f *flight) wait(ctx context.Context, deadline <-chan time.Time, mu *sync.M
 	}
 }
 
-// Settle is [Store.Settle] within one process. It reports whether the claim
-// was the present one.
-func (l *Ledger) Settle(c Claim, delivered bool, limits Limits) bool {
+// Settle is [Store.Settle] within one process, for a delivery that ended at a
+// time. It reports whether the claim was the present one.
+func (l *Ledger) Settle(c Claim, delivered bool, at time.Time, limits Limits) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now().UnixNano()
@@ -145,7 +145,7 @@ func (l *Ledger) Settle(c Claim, delivered bool, limits Limits) bool {
 		return true
 	}
 	delete(s.flights, c.Key)
-	l.remember(s, c.Request, limits, now, now)
+	l.remember(s, c.Request, limits, at.UnixNano(), now)
 	for w := f.waiters.Front(); w != nil; w = w.Next() {
 		w.Value.(chan landing) <- landing{digest: c.Digest}
 	}

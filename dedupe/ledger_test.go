@@ -90,7 +90,7 @@ func (g *rig) expect(r Request, want any) Claim {
 	return v.Claim
 }
 
-func (g *rig) settle(c Claim, delivered bool) { g.Settle(c, delivered, g.limits) }
+func (g *rig) settle(c Claim, delivered bool) { g.Settle(c, delivered, time.Now(), g.limits) }
 
 func (g *rig) deliver(r Request) {
 	g.Helper()
@@ -980,7 +980,7 @@ func TestConcurrentOwnersFailAtRandomAndEachIDIsDeliveredOnce(t *testing.T) {
 			}
 			for _, id := range order {
 				if id%8 == 0 { // other scopes come and go meanwhile
-					g.Settle(Claim{Request: Request{Scope: fmt.Sprint(n, id)}}, false, g.limits)
+					g.Settle(Claim{Request: Request{Scope: fmt.Sprint(n, id)}}, false, time.Now(), g.limits)
 				}
 				r := arrival(fmt.Sprint(id), 1)
 				for answered := false; !answered; {

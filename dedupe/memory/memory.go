@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"strconv"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -130,7 +131,7 @@ func (s *Store) Claim(ctx context.Context, r dedupe.Request) (dedupe.Verdict, er
 
 // Settle implements [dedupe.Store]. It never fails.
 func (s *Store) Settle(_ context.Context, c dedupe.Claim, delivered bool) error {
-	ledger.Settle(c, delivered, s.limits)
+	ledger.Settle(c, delivered, time.Now(), s.limits)
 	return nil
 }
 

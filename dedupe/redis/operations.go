@@ -23,12 +23,12 @@ func (c *connection) claim(ctx context.Context, r dedupe.Request) (dedupe.Verdic
 	token := flight.Token
 	delivered, err := c.ask(ctx, r, giveUp, &token)
 	if err != nil {
-		c.flights.Settle(flight, false, dedupe.Limits{})
+		c.flights.Settle(flight, false, time.Now(), dedupe.Limits{})
 		return dedupe.Verdict{}, err
 	}
 	if delivered != nil {
 		flight.Digest = *delivered
-		c.flights.Settle(flight, true, dedupe.Limits{})
+		c.flights.Settle(flight, true, time.Now(), dedupe.Limits{})
 		v, _ = r.Compare(*delivered)
 		return v, nil
 	}
@@ -146,7 +146,7 @@ func (c *connection) settle(claim dedupe.Claim, delivered bool) (settled bool, e
 	} else if delivered {
 		c.pending.forget(n.id) // an earlier delivery of the id
 	}
-	return c.flights.Settle(flight, delivered, dedupe.Limits{}), err
+	return c.flights.Settle(flight, delivered, time.Now(), dedupe.Limits{}), err
 }
 
 func (c *connection) lookup(scope string, key dedupe.Key) (dedupe.Status, error) {

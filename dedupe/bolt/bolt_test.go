@@ -1,0 +1,629 @@
+package bolt
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"go.etcd.io/bbolt"
+	"go.uber.org/goleak"
+
+	"github.com/buzzbip/caddy-webhook/dedupe"
+)
+
+// patience is how long a test waits for what must happen; it never decides
+// whether a test passes on a slow machine.
+const patience = 30 * time.Second
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func newPath(t testing.TB) string {
+	// not below a path that is a symbolic link
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(dir, "events.db")
+}
+
+// load makes a store from its JSON configuration, as Caddy does.
+func load(t testing.TB, config string) (*Store, error) {
+	t.Helper()
+	ctx, cancel := caddy.NewContext(caddy.Context{Context: context.Background()})
+	t.Cleanup(cancel)
+	module, err := ctx.LoadModuleByID("http.buzzbip_webhook.stores.bolt", json.RawMessage(config))
+	if err != nil {
+		return nil, err
+	}
+	return module.(*Store), nil
+}
+
+func at(path string) string { return fmt.Sprintf(`{"path":%q}`, path) }
+
+// start loads and starts a store. Its file is closed when the test ends.
+func start(t testing.TB, path string) *Store {
+	t.Helper()
+	s, err := load(t, at(path))
+	if err == nil {
+		err = s.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// stop closes the file, as at the end of Caddy.
+func stop(t testing.TB, s *Store) {
+	t.Helper()
+	if err := s.Cleanup(); err != nil {
+		t.Fatal(err)
+	}
+	s.held = false // Caddy cleans up once
+	if _, open := files.References(s.path); open {
+		t.Fatal("somebody still holds the file")
+	}
+}
+
+func numbered(n uint64) dedupe.Request {
+	var key dedupe.Key
+	binary.BigEndian.PutUint64(key[:], n*0x9e3779b97f4a7c15) // spread like a hash
+	return dedupe.Request{Scope: "scope", Key: key, Digest: dedupe.Digest(n), Retention: time.Hour}
+}
+
+func expect(t testing.TB, s *Store, r dedupe.Request, want dedupe.State) dedupe.Claim {
+	t.Helper()
+	v, err := s.Claim(t.Context(), r)
+	if err != nil || v.State != want {
+		t.Fatalf("got state %d and error %v, want state %d", v.State, err, want)
+	}
+	return v.Claim
+}
+
+func settle(t testing.TB, s *Store, c dedupe.Claim, delivered bool) {
+	t.Helper()
+	if err := s.Settle(context.Background(), c, delivered); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func deliver(t testing.TB, s *Store, r dedupe.Request) {
+	t.Helper()
+	settle(t, s, expect(t, s, r, dedupe.Claimed), true)
+}
+
+// opened returns the file of a store that has started.
+func opened(t testing.TB, s *Store) *file {
+	t.Helper()
+	f, err := s.acquire()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.release(); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// records counts what is in a file.
+func records(t testing.TB, f *file) (n int) {
+	t.Helper()
+	err := f.db.View(func(tx *bbolt.Tx) error {
+		scopes := tx.Bucket(format)
+		return scopes.ForEachBucket(func(name []byte) error {
+			return scopes.Bucket(name).ForEach(func(_, _ []byte) error { n++; return nil })
+		})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func TestRestartForgetsNoDeliveredIDAndFreesThoseInFlight(t *testing.T) {
+	path := newPath(t)
+	s := start(t, path)
+	deliver(t, s, numbered(1))
+	settle(t, s, expect(t, s, numbered(2), dedupe.Claimed), false)
+	other := numbered(1)
+	other.Scope, other.Digest = "other", 7
+	deliver(t, s, other)
+	inFlight := expect(t, s, numbered(3), dedupe.Claimed)
+	settle(t, s, inFlight, false)
+	stop(t, s)
+
+	s = start(t, path)
+	expect(t, s, numbered(1), dedupe.Delivered)
+	changed := numbered(1)
+	changed.Digest++
+	expect(t, s, changed, dedupe.Conflicting)
+	expect(t, s, other, dedupe.Delivered)
+	for n := range uint64(2) {
+		deliver(t, s, numbered(n+2))
+	}
+	stop(t, s)
+}
+
+// What a crash leaves behind is what is on the disk when Settle returns.
+func TestSuccessIsOnTheDiskWhenSettleReturns(t *testing.T) {
+	path := newPath(t)
+	s := start(t, path)
+	deliver(t, s, numbered(1))
+	crashed := newPath(t)
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(crashed, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	after := start(t, crashed)
+	expect(t, after, numbered(1), dedupe.Delivered)
+	stop(t, after)
+	stop(t, s)
+}
+
+func TestRetentionGoesOnAcrossARestart(t *testing.T) {
+	path := newPath(t)
+	s := start(t, path)
+	short := numbered(1)
+	short.Retention = 200 * time.Millisecond
+	began := time.Now()
+	deliver(t, s, short)
+	before, err := s.Lookup(t.Context(), short.Scope, short.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	deliver(t, s, numbered(2))
+	stop(t, s)
+	s = start(t, path)
+	after, err := s.Lookup(t.Context(), short.Scope, short.Key)
+	if err != nil || time.Since(began) < short.Retention && !after.Expires.Equal(before.Expires) {
+		t.Errorf("it expires at %v, and after the restart at %v (error %v)", before.Expires, after.Expires, err)
+	}
+	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		v, err := s.Claim(t.Context(), short)
+		if err != nil || time.Now().After(end) {
+			t.Fatal("it is never forgotten", err)
+		}
+		if v.State == dedupe.Claimed {
+			settle(t, s, v.Claim, false)
+			break
+		}
+	}
+	expect(t, s, numbered(2), dedupe.Delivered)
+	stop(t, s)
+}
+
+func TestRedeliveryReplacesTheRecord(t *testing.T) {
+	path := newPath(t)
+	s := start(t, path)
+	deliver(t, s, numbered(1))
+	again := numbered(1)
+	again.Digest, again.Redeliver, again.Retention = 99, true, time.Minute // forgotten before the first would be
+	deliver(t, s, again)
+	if n := records(t, opened(t, s)); n != 1 {
+		t.Errorf("the file has %d records of one id", n)
+	}
+	stop(t, s)
+	s = start(t, path)
+	expect(t, s, again, dedupe.Delivered)
+	stop(t, s)
+}
+
+func TestForgottenIDStaysForgottenAfterARestart(t *testing.T) {
+	path := newPath(t)
+	s := start(t, path)
+	deliver(t, s, numbered(1))
+	for _, want := range []bool{true, false} {
+		if got, err := s.Forget(t.Context(), "scope", numbered(1).Key); err != nil || got != want {
+			t.Errorf("forgotten: %v, error %v", got, err)
+		}
+	}
+	stop(t, s)
+	s = start(t, path)
+	deliver(t, s, numbered(1))
+	stop(t, s)
+}
+
+// A late settlement with an old token writes nothing.
+func TestSettlingTwiceChangesNothing(t *testing.T) {
+	s := start(t, newPath(t))
+	c := expect(t, s, numbered(1), dedupe.Claimed)
+	settle(t, s, c, false)
+	settle(t, s, c, true)
+	if n := records(t, opened(t, s)); n != 0 {
+		t.Errorf("the file has %d records", n)
+	}
+	deliver(t, s, numbered(1))
+	settle(t, s, c, false)
+	expect(t, s, numbered(1), dedupe.Delivered)
+	stop(t, s)
+}
+
+func TestExpiredIDsLeaveTheFileAndItStopsGrowing(t *testing.T) {
+	path := newPath(t)
+	s := start(t, path)
+	f := opened(t, s)
+	size := func() int64 {
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Size()
+	}
+	const perCommit, live = 500, 5000
+	var sizes []int64
+	ids := uint64(0)
+	for round := range 100 {
+		// a time of its own: those of ten rounds ago have expired
+		now := time.Now().Add(time.Duration(round-1000) * time.Hour)
+		changes := make([]change, perCommit)
+		for i := range changes {
+			ids++
+			r := numbered(ids)
+			changes[i].record = record{fmt.Sprint("scope ", i%2), r.Key, r.Digest, now.Add(live/perCommit*time.Hour + time.Duration(i)).UnixNano()}
+		}
+		if err := commit(f.db, changes, now.UnixNano()); err != nil {
+			t.Fatal(err)
+		}
+		sizes = append(sizes, size())
+	}
+	if n := records(t, opened(t, s)); n < live/2 || n > live+2*perCommit {
+		t.Errorf("the file has %d records, of which about %d are alive", n, live)
+	}
+	t.Logf("%d bytes after 20 rounds, %d after 100: %d for each of %d ids", sizes[19], sizes[99], sizes[99]/live, live)
+	if sizes[99] > sizes[19] {
+		t.Errorf("the file grew from %d to %d bytes although no more ids were alive", sizes[19], sizes[99])
+	}
+	// and when all have expired, the scopes go too
+	for range 10 {
+		if err := commit(f.db, nil, time.Now().UnixNano()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	err := f.db.View(func(tx *bbolt.Tx) error {
+		if key, _ := tx.Bucket(format).Cursor().First(); key != nil {
+			t.Errorf("the scope %q is still there", key)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop(t, s)
+}
+
+// Each sync of the disk takes as long for many ids as for one.
+func TestConcurrentDeliveriesShareATransaction(t *testing.T) {
+	s := start(t, newPath(t))
+	f := opened(t, s)
+	txid := func() (id int) {
+		_ = f.db.View(func(tx *bbolt.Tx) error { id = tx.ID(); return nil })
+		return id
+	}
+	// while this transaction runs, the disk is busy
+	tx, err := f.db.Begin(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := txid()
+	const deliveries = 100
+	var all sync.WaitGroup
+	for n := range uint64(deliveries) {
+		c := expect(t, s, numbered(n), dedupe.Claimed)
+		all.Go(func() { settle(t, s, c, true) })
+	}
+	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		f.mu.Lock()
+		waiting := len(f.waiting)
+		f.mu.Unlock()
+		if waiting >= deliveries-10 { // some may be in the transaction that waits for ours
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%d wait", waiting)
+		}
+	}
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	all.Wait()
+	if took := txid() - first; took > 5 {
+		t.Errorf("%d deliveries took %d transactions", deliveries, took)
+	}
+	stop(t, s)
+}
+
+// Requests outlive the configuration, and come late.
+func TestFileStaysOpenUntilTheLastClaimIsSettled(t *testing.T) {
+	s := start(t, newPath(t))
+	delivered, failed := expect(t, s, numbered(1), dedupe.Claimed), expect(t, s, numbered(2), dedupe.Claimed)
+	if err := s.Cleanup(); err != nil {
+		t.Fatal(err)
+	}
+	s.held = false // Caddy cleans up once
+	reloaded := start(t, s.path)
+	if _, err := reloaded.Claim(t.Context(), numbered(1)); !errors.Is(err, dedupe.ErrInFlight) {
+		t.Errorf("a delivery in flight across a reload is not known: %v", err)
+	}
+	for range 2 { // the second changes nothing
+		settle(t, s, delivered, true)
+		settle(t, s, failed, false)
+	}
+	expect(t, reloaded, numbered(1), dedupe.Delivered)
+	stop(t, reloaded)
+	expect(t, s, numbered(1), dedupe.Delivered) // opens and closes it
+	if _, open := files.References(s.path); open {
+		t.Error("a request that came late holds the file")
+	}
+}
+
+func TestAllSpellingsOfAPathAreOneFile(t *testing.T) {
+	path := newPath(t)
+	link := filepath.Join(filepath.Dir(path), "link")
+	if err := os.Symlink(filepath.Dir(path), link); err != nil {
+		t.Fatal(err)
+	}
+	a := start(t, path)
+	b := start(t, filepath.Join(link, ".", "events.db"))
+	deliver(t, a, numbered(1))
+	expect(t, b, numbered(1), dedupe.Delivered)
+	for _, s := range []*Store{a, b} {
+		if err := s.Cleanup(); err != nil {
+			t.Fatal(err)
+		}
+		s.held = false
+	}
+}
+
+func TestFileInUseIsAClearError(t *testing.T) {
+	path := newPath(t)
+	s := start(t, path)
+	_, err := open(path) // as from another process: it is not in our pool
+	if err == nil || !strings.Contains(err.Error(), path+" is in use by another process") {
+		t.Errorf("got %v", err)
+	}
+	// to check a configuration takes no lock
+	if _, err := load(t, at(path)); err != nil {
+		t.Error(err)
+	}
+	stop(t, s)
+}
+
+// filled makes a closed file with some thousand ids.
+func filled(t *testing.T) (path string, content []byte) {
+	t.Helper()
+	path = newPath(t)
+	s := start(t, path)
+	changes := make([]change, 5000)
+	for i := range changes {
+		r := numbered(uint64(i))
+		changes[i].record = record{"scope", r.Key, r.Digest, time.Now().Add(time.Hour + time.Duration(i)).UnixNano()}
+	}
+	if err := commit(opened(t, s).db, changes, time.Now().UnixNano()); err != nil {
+		t.Fatal(err)
+	}
+	stop(t, s)
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path, content
+}
+
+func TestDamagedFileIsAClearErrorAndNeverAStartFromNothing(t *testing.T) {
+	path, good := filled(t)
+	page := os.Getpagesize()
+	damages := map[string][]byte{
+		"empty":               {},
+		"one byte":            good[:1],
+		"cut within a page":   good[:len(good)/2+100],
+		"cut after the metas": good[:2*page],
+		"cut after a page":    good[:len(good)-page*10],
+		"no bbolt file":       bytes.Repeat([]byte("something else\n"), 5000),
+		"both metas zeroed":   append(make([]byte, 2*page), good[2*page:]...),
+	}
+	for i := 2; i < len(good)/page; i++ {
+		if bytes.Equal(good[i*page:(i+1)*page], make([]byte, page)) {
+			continue // never used
+		}
+		zeroed := bytes.Clone(good)
+		clear(zeroed[i*page : (i+1)*page])
+		damages[fmt.Sprint("page ", i, " zeroed")] = zeroed
+		noise := bytes.Clone(good)
+		for j := range 64 {
+			noise[i*page+j] = 0xff
+		}
+		damages[fmt.Sprint("page ", i, " overwritten at its start")] = noise
+	}
+	for name, content := range damages {
+		t.Run(name, func(t *testing.T) {
+			if err := os.WriteFile(path, content, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			f, err := open(path)
+			if err == nil {
+				// a page that is free may hold anything
+				if n := records(t, f); n != 5000 {
+					t.Errorf("%d of 5000 ids are there, and nobody says so", n)
+				}
+				if err := f.Destruct(); err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			if !strings.Contains(err.Error(), path+" is damaged") || !strings.Contains(err.Error(), "restore it from a backup, or move it away") {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+	// and after all of that, a good file can be opened
+	if err := os.WriteFile(path, good, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	stop(t, start(t, path))
+}
+
+func TestBitThatFlippedInARecordIsNoticed(t *testing.T) {
+	path, good := filled(t)
+	key, value := record{"scope", numbered(1234).Key, 1234, 0}.encode(0)
+	where := bytes.Index(good, key[8:])
+	if where < 0 {
+		t.Fatal("the record is not in the file")
+	}
+	for _, offset := range []int{-1, 0, 15, 16, len(value) + 15} {
+		bad := bytes.Clone(good)
+		bad[where+offset] ^= 4
+		if err := os.WriteFile(path, bad, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := open(path); err == nil || !strings.Contains(err.Error(), "is damaged") {
+			t.Errorf("at %d: got %v", offset, err)
+		}
+	}
+}
+
+func TestFileOfAnotherProgramIsLeftAlone(t *testing.T) {
+	path := newPath(t)
+	db, err := bbolt.Open(path, 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.Update(func(tx *bbolt.Tx) error { _, err := tx.CreateBucket([]byte("theirs")); return err })
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := open(path); err == nil || !strings.Contains(err.Error(), "not one of this store") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestPathThatCannotBeWrittenIsAClearError(t *testing.T) {
+	for _, path := range []string{"/proc/events.db", "/dev/null/events.db", "/proc/sys/new/events.db"} {
+		if _, err := open(path); err == nil || !strings.Contains(err.Error(), "/proc") && !strings.Contains(err.Error(), "/dev/null") {
+			t.Errorf("%s: got %v", path, err)
+		}
+	}
+}
+
+// full makes writes beyond what a file has already fail, as on a full disk,
+// by the limit that the system sets for the size of files: in a process of its
+// own, for it would apply to all.
+func TestFullDisk(t *testing.T) {
+	if path := os.Getenv("BUZZBIP_TEST_FULL_DISK"); path != "" {
+		fullDisk(t, path)
+		return
+	}
+	path := newPath(t)
+	cmd := exec.Command(os.Args[0], "-test.run=^TestFullDisk$", "-test.v")
+	cmd.Env = append(os.Environ(), "BUZZBIP_TEST_FULL_DISK="+path)
+	out, err := cmd.CombinedOutput()
+	if err != nil || !bytes.Contains(out, []byte("--- PASS: TestFullDisk")) {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for _, said := range []string{"delivered ids cannot be written to the disk", "the disk works again"} {
+		if !bytes.Contains(out, []byte(said)) {
+			t.Errorf("the log does not say %q:\n%s", said, out)
+		}
+	}
+	// all is there for the next process
+	s := start(t, path)
+	for n := range uint64(1000) {
+		expect(t, s, numbered(n), dedupe.Delivered)
+	}
+	stop(t, s)
+}
+
+func fullDisk(t *testing.T, path string) {
+	s := start(t, path)
+	deliver(t, s, numbered(0))
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var was syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &was); err != nil {
+		t.Fatal(err)
+	}
+	limit := syscall.Rlimit{Cur: uint64(info.Size()), Max: was.Max}
+	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	failed := 0
+	for n := uint64(1); n < 1000; n++ {
+		c := expect(t, s, numbered(n), dedupe.Claimed)
+		if err := s.Settle(context.Background(), c, true); err != nil {
+			failed++
+		}
+		expect(t, s, numbered(n), dedupe.Delivered)
+	}
+	if failed == 0 || s.Stats().Err == nil {
+		t.Fatalf("%d settlements failed, and the store says %v", failed, s.Stats().Err)
+	}
+	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &was); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(patience); s.Stats().Err != nil; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("writing does not resume")
+		}
+	}
+	if n := records(t, opened(t, s)); n != 1000 {
+		t.Errorf("%d of 1000 ids are in the file", n)
+	}
+	deliver(t, s, numbered(1000))
+	stop(t, s)
+}
+
+func TestProvisionAndCaddyfile(t *testing.T) {
+	t.Setenv("BUZZBIP_TEST_DIR", t.TempDir())
+	for input, want := range map[string]string{
+		"bolt":                             `{}`,
+		"bolt /tmp/events.db":              `{"path":"/tmp/events.db"}`,
+		"bolt {env.BUZZBIP_TEST_DIR}/x.db": `{"path":"{env.BUZZBIP_TEST_DIR}/x.db"}`,
+	} {
+		s := new(Store)
+		if err := s.UnmarshalCaddyfile(caddyfile.NewTestDispenser(input)); err != nil {
+			t.Errorf("%s: %v", input, err)
+		}
+		if got, err := json.Marshal(s); err != nil || string(got) != want {
+			t.Errorf("%s gives %s, want %s", input, got, want)
+		}
+	}
+	for input, want := range map[string]string{
+		`bolt ""`:                "the path is empty",
+		"bolt a b":               "wrong argument count",
+		"bolt {\n capacity 5\n}": `store bolt has no option "capacity"`,
+	} {
+		if err := new(Store).UnmarshalCaddyfile(caddyfile.NewTestDispenser(input)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v", input, err)
+		}
+	}
+	for config, want := range map[string]string{
+		`{"path":"{env.BUZZBIP_TEST_UNSET}"}`: "path: ",
+		`{"path":" "}`:                        "path is empty",
+		`{"file":"x"}`:                        "unknown field",
+	} {
+		if _, err := load(t, config); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v", config, err)
+		}
+	}
+	s, err := load(t, `{}`)
+	if err != nil || !strings.HasPrefix(s.path, caddy.AppDataDir()) {
+		t.Errorf("the default path is %v, error %v", s, err)
+	}
+}

@@ -1,0 +1,204 @@
+package bolt
+
+import (
+	"context"
+	"math"
+	"sync"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"go.etcd.io/bbolt"
+	"go.uber.org/zap"
+
+	"github.com/buzzbip/caddy-webhook/dedupe"
+)
+
+const (
+	// retryInterval is how often a disk that failed is tried again.
+	retryInterval = time.Second
+
+	// maxCommit bounds the changes of one transaction.
+	maxCommit = 10_000
+)
+
+// file is an open file, and what is in it, in memory.
+type file struct {
+	path   string
+	db     *bbolt.DB
+	ledger dedupe.Ledger
+	wake   chan struct{}
+	closed chan struct{} // by Destruct
+	ended  chan error    // how closing went
+
+	mu      sync.Mutex
+	waiting []change // of callers that wait
+	pending []change // from when the disk failed, older than those that wait
+	err     error    // of the disk; nil: it works
+}
+
+// change is that of one id in the file.
+type change struct {
+	record
+	remove  int64        // when the record that it replaces expires; 0: none
+	written chan<- error // has room; nil: nobody waits
+}
+
+// record is a delivered id in the file.
+type record struct {
+	scope   string
+	key     dedupe.Key
+	digest  dedupe.Digest
+	expires int64 // Unix time in nanoseconds; 0: no record
+}
+
+// settle records a success on the disk, then lets the others know. It reports
+// whether the claim was the present one.
+func (f *file) settle(ctx context.Context, c dedupe.Claim, delivered bool) (settled bool, err error) {
+	now := time.Now()
+	if delivered && f.ledger.Owns(c) {
+		at := now.UnixNano()
+		added := change{record: record{c.Scope, c.Key, c.Digest, at + min(int64(c.Retention), math.MaxInt64-at)}}
+		if was := f.ledger.Lookup(c.Scope, c.Key); was.Delivered {
+			added.remove = was.Expires.UnixNano()
+		}
+		err = f.write(ctx, added)
+	}
+	return f.ledger.Settle(c, delivered, now, dedupe.Limits{}), err
+}
+
+func (f *file) forget(ctx context.Context, scope string, key dedupe.Key) (bool, error) {
+	was := f.ledger.Lookup(scope, key)
+	if !was.Delivered {
+		return false, nil
+	}
+	forgotten := f.ledger.Forget(scope, key)
+	return forgotten, f.write(ctx, change{record: record{scope: scope, key: key}, remove: was.Expires.UnixNano()})
+}
+
+func (f *file) stats() dedupe.Stats {
+	stats := f.ledger.Stats(dedupe.Limits{})
+	stats.Backing = f.path
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	stats.Err = f.err
+	return stats
+}
+
+// write returns when a change is on the disk. When it cannot be there, or ctx
+// is done, it is left to be written as soon as that is possible.
+func (f *file) write(ctx context.Context, c change) error {
+	f.mu.Lock()
+	if f.err != nil {
+		defer f.mu.Unlock()
+		f.pending = append(f.pending, c)
+		return f.err
+	}
+	written := make(chan error, 1)
+	c.written = written
+	f.waiting = append(f.waiting, c)
+	f.mu.Unlock()
+	select {
+	case f.wake <- struct{}{}:
+	default: // it is awake
+	}
+	select {
+	case err := <-written:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// run writes until Destruct. What arrives while a transaction is being synced
+// to the disk goes into the next one, together.
+func (f *file) run() {
+	for {
+		var retry <-chan time.Time
+		if !f.writeAll() {
+			retry = time.After(retryInterval)
+		}
+		select {
+		case <-f.wake:
+		case <-retry:
+		case <-f.closed:
+			if !f.writeAll() {
+				f.mu.Lock()
+				logger().Error("the file is closed although not all that was delivered is in it: if those events are sent again, they are delivered again",
+					zap.String("path", f.path), zap.Int("events", len(f.pending)), zap.Error(f.err))
+				f.mu.Unlock()
+			}
+			f.ended <- f.db.Close()
+			return
+		}
+	}
+}
+
+// writeAll reports whether everything is on the disk.
+func (f *file) writeAll() bool {
+	for {
+		f.mu.Lock()
+		changes := append(f.pending, f.waiting...)
+		f.pending, f.waiting = nil, nil
+		later := changes[min(len(changes), maxCommit):]
+		if len(later) > 0 {
+			f.pending = later
+			changes = changes[:maxCommit:maxCommit]
+		}
+		if len(changes) == 0 {
+			if f.err != nil {
+				f.err = nil
+				logger().Info("the disk works again: all delivered ids are in the file", zap.String("path", f.path))
+			}
+			f.mu.Unlock()
+			return true
+		}
+		f.mu.Unlock()
+
+		err := commit(f.db, changes, time.Now().UnixNano())
+		if err != nil {
+			f.fail(err, changes)
+		}
+		for _, c := range changes {
+			if c.written != nil {
+				c.written <- err
+			}
+		}
+		if err != nil {
+			return false
+		}
+	}
+}
+
+// fail keeps changes that could not be written.
+func (f *file) fail(err error, changes []change) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.err == nil {
+		logger().Error("delivered ids cannot be written to the disk: until they can, they are remembered in memory only",
+			zap.String("path", f.path), zap.Error(err))
+	}
+	f.err = err
+	// nobody is to wait for a disk that does not work
+	for _, c := range append(f.pending, f.waiting...) {
+		if c.written != nil {
+			c.written <- err
+		}
+		changes = append(changes, c)
+	}
+	f.waiting, f.pending = nil, nil
+	now := time.Now().UnixNano()
+	for _, c := range changes {
+		if c.written = nil; c.expires > now || c.remove > now {
+			f.pending = append(f.pending, c)
+		}
+	}
+}
+
+// Destruct implements [caddy.Destructor].
+func (f *file) Destruct() error {
+	close(f.closed)
+	return <-f.ended
+}
+
+// logger is that of the present configuration.
+func logger() *zap.Logger { return caddy.Log().Named("http.buzzbip_webhook.stores.bolt") }

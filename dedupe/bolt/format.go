@@ -1,0 +1,270 @@
+package bolt
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"time"
+
+	"go.etcd.io/bbolt"
+	bbolterrors "go.etcd.io/bbolt/errors"
+
+	"github.com/buzzbip/caddy-webhook/dedupe"
+)
+
+// The file has one bucket, named after its format, and in it one for each
+// scope. A record's key is the time when it expires and the id, so records are
+// appended, and expired ones are the first; its value is the digest and a
+// checksum. Nobody looks for an id in the file.
+var format = []byte("buzzbip_webhook 1")
+
+const (
+	keyLen   = 8 + len(dedupe.Key{})
+	valueLen = 8 + crc32.Size
+
+	// fillPercent leaves little room in pages that records are appended to.
+	fillPercent = 0.9
+
+	// minExpired is how many expired records a transaction removes at most, or
+	// twice as many as it adds: more leave than come.
+	minExpired = 1000
+
+	lockTimeout = 2 * time.Second
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+func (r record) encode(expires int64) (key, value []byte) {
+	key = make([]byte, 0, keyLen)
+	key = binary.BigEndian.AppendUint64(key, uint64(expires))
+	key = append(key, r.key[:]...)
+	value = make([]byte, 0, valueLen)
+	value = binary.BigEndian.AppendUint64(value, uint64(r.digest))
+	value = binary.BigEndian.AppendUint32(value, checksum(r.scope, key, value))
+	return key, value
+}
+
+func decode(scope string, key, value []byte) (r record, err error) {
+	if len(key) != keyLen || len(value) != valueLen || binary.BigEndian.Uint32(value[8:]) != checksum(scope, key, value[:8]) {
+		return record{}, errors.New("a record is not as it was written")
+	}
+	return record{
+		scope:   scope,
+		key:     dedupe.Key(key[8:]),
+		digest:  dedupe.Digest(binary.BigEndian.Uint64(value)),
+		expires: int64(binary.BigEndian.Uint64(key)),
+	}, nil
+}
+
+func checksum(scope string, key, digest []byte) uint32 {
+	sum := crc32.Update(0, castagnoli, []byte(scope))
+	sum = crc32.Update(sum, castagnoli, key)
+	return crc32.Update(sum, castagnoli, digest)
+}
+
+// commit writes changes to the disk, in one transaction that also removes
+// expired records.
+func commit(db *bbolt.DB, changes []change, now int64) error {
+	return db.Update(func(tx *bbolt.Tx) error {
+		scopes := tx.Bucket(format)
+		for _, c := range changes {
+			scope, err := scopes.CreateBucketIfNotExists([]byte(c.scope))
+			if err != nil {
+				return err
+			}
+			scope.FillPercent = fillPercent
+			if c.remove != 0 {
+				key, _ := c.encode(c.remove)
+				if err := scope.Delete(key); err != nil {
+					return err
+				}
+			}
+			if c.expires > now {
+				if err := scope.Put(c.encode(c.expires)); err != nil {
+					return err
+				}
+			}
+		}
+		return removeExpired(scopes, now, max(minExpired, 2*len(changes)))
+	})
+}
+
+// removeExpired removes records up to a number, and scopes that are empty.
+func removeExpired(scopes *bbolt.Bucket, now int64, most int) error {
+	var empty [][]byte
+	err := scopes.ForEachBucket(func(name []byte) error {
+		scope := scopes.Bucket(name)
+		scope.FillPercent = fillPercent
+		var expired [][]byte // removing them moves a cursor
+		key, _ := scope.Cursor().First()
+		for c := scope.Cursor(); most > 0; most-- {
+			if expired == nil {
+				key, _ = c.First()
+			} else {
+				key, _ = c.Next()
+			}
+			if key == nil || int64(binary.BigEndian.Uint64(key)) > now {
+				break
+			}
+			expired = append(expired, bytes.Clone(key))
+		}
+		for _, key := range expired {
+			if err := scope.Delete(key); err != nil {
+				return err
+			}
+		}
+		if key == nil {
+			empty = append(empty, bytes.Clone(name))
+		}
+		return nil
+	})
+	for _, name := range empty {
+		err = errors.Join(err, scopes.DeleteBucket(name))
+	}
+	return err
+}
+
+// open opens a file, which it makes if there is none, and reads all of it.
+func open(path string) (*file, error) {
+	f := &file{path: path, wake: make(chan struct{}, 1), closed: make(chan struct{}), ended: make(chan error, 1)}
+	info, err := os.Stat(path)
+	isNew := errors.Is(err, fs.ErrNotExist)
+	read := 0 // the last transaction of what was read
+	switch {
+	case isNew:
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			return nil, fmt.Errorf("making the directory of the file: %w", err)
+		}
+	case err != nil:
+		return nil, err
+	case info.Size() == 0: // bbolt would take it for a new one
+		return nil, damaged(path, errors.New("it is empty"))
+	default:
+		if read, err = f.load(); err != nil {
+			return nil, err
+		}
+	}
+
+	if f.db, err = openDB(path, bbolt.Options{}); err != nil {
+		return nil, err
+	}
+	if isNew {
+		err = initialize(f.db, filepath.Dir(path))
+	} else {
+		err = f.db.View(func(tx *bbolt.Tx) error {
+			if tx.ID() != read {
+				return fmt.Errorf("another process has just changed %s", path)
+			}
+			return nil
+		})
+	}
+	if err != nil {
+		_ = f.db.Close()
+		return nil, err
+	}
+	go f.run()
+	return f, nil
+}
+
+func openDB(path string, options bbolt.Options) (*bbolt.DB, error) {
+	options.Timeout = lockTimeout
+	options.FreelistType = bbolt.FreelistMapType
+	db, err := bbolt.Open(path, 0o600, &options)
+	switch pathErr := (*fs.PathError)(nil); {
+	case err == nil:
+		return db, nil
+	case errors.Is(err, bbolterrors.ErrTimeout):
+		return nil, fmt.Errorf("%s is in use by another process: give each Caddy a file of its own, or let them share a store redis", path)
+	case errors.As(err, &pathErr):
+		return nil, err
+	}
+	return nil, damaged(path, err)
+}
+
+func damaged(path string, err error) error {
+	return fmt.Errorf("%s is damaged (%w): restore it from a backup, or move it away to start with nothing remembered; then events that were delivered before are delivered again if they are sent again", path, err)
+}
+
+// initialize makes a new file last.
+func initialize(db *bbolt.DB, dir string) error {
+	err := db.Update(func(tx *bbolt.Tx) error {
+		_, err := tx.CreateBucket(format)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// load reads the file into the ledger, and checks every page of it, before
+// anything relies on it. It returns the number of the last transaction.
+func (f *file) load() (last int, err error) {
+	db, err := openDB(f.path, bbolt.Options{ReadOnly: true})
+	if err != nil {
+		return 0, err
+	}
+	// in a damaged file, bbolt may follow a number to nowhere
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if fault := recover(); fault != nil {
+			err = damaged(f.path, fmt.Errorf("%v", fault))
+		}
+		err = errors.Join(err, db.Close())
+	}()
+	err = db.View(func(tx *bbolt.Tx) error {
+		last = tx.ID()
+		info, err := os.Stat(f.path)
+		if err != nil {
+			return err
+		}
+		if info.Size() < tx.Size() {
+			return damaged(f.path, fmt.Errorf("%d of %d bytes are there", info.Size(), tx.Size()))
+		}
+		scopes := tx.Bucket(format)
+		if scopes == nil {
+			return fmt.Errorf("%s is a bbolt file, but not one of this store: give the store another path", f.path)
+		}
+		if err := scopes.ForEachBucket(func(name []byte) error { return f.loadScope(string(name), scopes.Bucket(name)) }); err != nil {
+			return damaged(f.path, err)
+		}
+		var first error
+		for err := range tx.Check() { // to its end: it runs on until then
+			if first == nil {
+				first = damaged(f.path, err)
+			}
+		}
+		return first
+	})
+	return last, err
+}
+
+func (f *file) loadScope(name string, scope *bbolt.Bucket) error {
+	now := time.Now().UnixNano()
+	var last []byte
+	return scope.ForEach(func(key, value []byte) error {
+		r, err := decode(name, key, value)
+		if err != nil {
+			return err
+		}
+		if bytes.Compare(last, key) >= 0 {
+			return errors.New("records are out of order")
+		}
+		last = key
+		if r.expires > now {
+			// all in the order of their expiry, as if they had no retention
+			f.ledger.Remember(dedupe.Request{Scope: name, Key: r.key, Digest: r.digest}, time.Unix(0, r.expires), dedupe.Limits{})
+		}
+		return nil
+	})
+}
