@@ -1,0 +1,21 @@
+package bolt
+
+import (
+	"testing"
+
+	"github.com/buzzbip/caddy-webhook/dedupe"
+	"github.com/buzzbip/caddy-webhook/dedupe/storetest"
+)
+
+func TestStore(t *testing.T) {
+	path := newPath(t)
+	t.Cleanup(func() { // the suite leaves claims behind
+		for closed := false; !closed; {
+			var err error
+			if closed, err = files.Delete(path); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	storetest.Test(t, storetest.Config{Open: func(testing.TB) dedupe.Store { return start(t, path) }})
+}

@@ -1,0 +1,511 @@
+// Package storetest tests that a [dedupe.Store] behaves as its users expect.
+// It runs in real time, for stores over a network, but no test passes or fails
+// because a machine is slow.
+package storetest
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/buzzbip/caddy-webhook/dedupe"
+)
+
+// Config describes the store to test.
+type Config struct {
+	// Open returns a store that shares what it remembers with those that were
+	// opened before. It is released by a cleanup of t.
+	Open func(t testing.TB) dedupe.Store
+	// Shared says that stores stand for processes of their own, which may die:
+	// a claim then ends with its lease.
+	Shared bool
+}
+
+// Test tests a store in all ways.
+func Test(t *testing.T, c Config) {
+	for _, test := range []struct {
+		name string
+		run  func(*suite)
+	}{
+		{"an unseen id is claimed", unseen},
+		{"a delivered id is answered by its body", delivered},
+		{"a failed id is unseen again", failed},
+		{"redelivery", redelivery},
+		{"a duplicate waits no longer than it may", waitEnds},
+		{"a waiter leaves with its context", contextEnds},
+		{"waiters are answered after success", waitersSucceed},
+		{"exactly one waiter takes over after a failure", waiterTakesOver},
+		{"only the present owner settles", oldTokens},
+		{"scopes are apart", scopes},
+		{"retention counts from the success", retention},
+		{"each id keeps its own retention", retentions},
+		{"an id that expired leaves no trace", expired},
+		{"many copies at once are delivered once", storm},
+		{"lookup", lookup},
+		{"forget", forget},
+		{"stats", stats},
+	} {
+		t.Run(test.name, func(t *testing.T) { test.run(newSuite(t, c)) })
+	}
+	if c.Shared {
+		t.Run("a claim ends with its lease", func(t *testing.T) { leaseEnds(newSuite(t, c)) })
+		t.Run("a late end changes nothing once another owns the id", func(t *testing.T) { lateEnd(newSuite(t, c)) })
+		t.Run("a late success counts while nobody else owns the id", func(t *testing.T) { lateSuccess(newSuite(t, c)) })
+	}
+	t.Run("sequences agree with a model", func(t *testing.T) { testSequences(t, c) })
+	t.Run("histories are linearizable", func(t *testing.T) { testHistories(t, c) })
+}
+
+// patience is how long a test waits for what must happen.
+var patience = 30 * time.Second
+
+// soon is a lease or a retention that a test waits for.
+const soon = 100 * time.Millisecond
+
+type suite struct {
+	*testing.T
+	Config
+	scope string
+	// a and b are two stores, or two instances of one that is shared.
+	a, b dedupe.Store
+}
+
+func newSuite(t *testing.T, c Config) *suite {
+	return &suite{t, c, "scope " + rand.Text(), c.Open(t), c.Open(t)}
+}
+
+func (s *suite) arrival(id string, body dedupe.Digest) dedupe.Request {
+	return dedupe.Request{Scope: s.scope, Key: dedupe.KeyOf(id), Digest: body, Lease: time.Hour, Retention: time.Hour}
+}
+
+func waiting(r dedupe.Request) dedupe.Request   { r.Wait = patience; return r }
+func redeliver(r dedupe.Request) dedupe.Request { r.Redeliver = true; return r }
+
+// outcome of a claim: a [dedupe.State] or an error.
+func outcome(v dedupe.Verdict, err error) any {
+	if err != nil {
+		return err
+	}
+	return v.State
+}
+
+func (s *suite) check(r dedupe.Request, v dedupe.Verdict, err, want any) dedupe.Claim {
+	s.Helper()
+	e, _ := err.(error)
+	got := outcome(v, e)
+	if wantErr, ok := want.(error); ok {
+		if !errors.Is(e, wantErr) {
+			s.Fatalf("the claim gave %v, want the error %v", got, wantErr)
+		}
+	} else if got != want {
+		s.Fatalf("the claim gave %v, want the state %v", got, want)
+	}
+	switch {
+	case e == nil && v.State == dedupe.Claimed:
+		if v.Claim.Request != r {
+			s.Fatalf("the claim is on %+v, want %+v", v.Claim.Request, r)
+		}
+	case v.Claim != dedupe.Claim{}:
+		s.Fatalf("there is a claim with %v", got)
+	}
+	return v.Claim
+}
+
+func (s *suite) expect(store dedupe.Store, r dedupe.Request, want any) dedupe.Claim {
+	s.Helper()
+	v, err := store.Claim(s.Context(), r)
+	return s.check(r, v, err, want)
+}
+
+func (s *suite) settle(store dedupe.Store, c dedupe.Claim, delivered bool) {
+	s.Helper()
+	if err := store.Settle(context.Background(), c, delivered); err != nil {
+		s.Fatalf("settling: %v", err)
+	}
+}
+
+func (s *suite) deliver(store dedupe.Store, r dedupe.Request) {
+	s.Helper()
+	s.settle(store, s.expect(store, r, dedupe.Claimed), true)
+}
+
+// waiter is a claim that may wait.
+type waiter struct {
+	*suite
+	request dedupe.Request
+	answer  chan answer
+}
+
+type answer struct {
+	dedupe.Verdict
+	err error
+}
+
+func (s *suite) wait(ctx context.Context, store dedupe.Store, r dedupe.Request) *waiter {
+	w := &waiter{s, r, make(chan answer, 1)}
+	go func() {
+		v, err := store.Claim(ctx, r)
+		w.answer <- answer{v, err}
+	}()
+	return w
+}
+
+func (w *waiter) expect(want any) dedupe.Claim {
+	w.Helper()
+	select {
+	case got := <-w.answer:
+		return w.check(w.request, got.Verdict, got.err, want)
+	case <-time.After(patience):
+		w.Fatal("the claim is not answered")
+		panic("unreachable")
+	}
+}
+
+// eventually claims again and again until that is answered as wanted.
+func (s *suite) eventually(store dedupe.Store, r dedupe.Request, want any) dedupe.Claim {
+	s.Helper()
+	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		v, err := store.Claim(s.Context(), r)
+		if outcome(v, err) == want || time.Now().After(end) {
+			return s.check(r, v, err, want)
+		}
+		if err == nil && v.State == dedupe.Claimed {
+			s.settle(store, v.Claim, false)
+		}
+	}
+}
+
+func unseen(s *suite) {
+	one, other := s.expect(s.a, s.arrival("a", 1), dedupe.Claimed), s.expect(s.a, s.arrival("b", 1), dedupe.Claimed)
+	if one.Token == other.Token {
+		s.Error("two claims have one token")
+	}
+}
+
+func delivered(s *suite) {
+	s.deliver(s.a, s.arrival("a", 1))
+	for _, store := range []dedupe.Store{s.a, s.b} {
+		s.expect(store, s.arrival("a", 1), dedupe.Delivered)
+		s.expect(store, s.arrival("a", 2), dedupe.Conflicting)
+		s.expect(store, redeliver(s.arrival("a", 1)), dedupe.Delivered)
+	}
+}
+
+func failed(s *suite) {
+	s.settle(s.a, s.expect(s.a, s.arrival("a", 1), dedupe.Claimed), false)
+	s.deliver(s.b, s.arrival("a", 2))
+	s.expect(s.a, s.arrival("a", 2), dedupe.Delivered)
+}
+
+func redelivery(s *suite) {
+	s.deliver(s.a, s.arrival("a", 1))
+	again := redeliver(s.arrival("a", 2))
+	c := s.expect(s.b, again, dedupe.Claimed)
+	s.expect(s.a, again, dedupe.ErrInFlight)
+	s.expect(s.a, s.arrival("a", 1), dedupe.Delivered)
+	s.settle(s.b, c, false)
+	s.expect(s.a, s.arrival("a", 1), dedupe.Delivered)
+	s.deliver(s.a, again)
+	s.expect(s.b, s.arrival("a", 2), dedupe.Delivered)
+	s.expect(s.b, s.arrival("a", 1), dedupe.Conflicting)
+}
+
+func waitEnds(s *suite) {
+	s.expect(s.a, s.arrival("a", 1), dedupe.Claimed)
+	for _, store := range []dedupe.Store{s.a, s.b} {
+		s.expect(store, s.arrival("a", 1), dedupe.ErrInFlight)
+		r := s.arrival("a", 1)
+		r.Wait = soon
+		began := time.Now()
+		s.expect(store, r, dedupe.ErrInFlight)
+		if waited := time.Since(began); waited < soon || waited > patience {
+			s.Errorf("it waited for %v, not %v", waited, soon)
+		}
+	}
+}
+
+func contextEnds(s *suite) {
+	s.expect(s.a, s.arrival("a", 1), dedupe.Claimed)
+	for _, store := range []dedupe.Store{s.a, s.b} {
+		ctx, cancel := context.WithCancel(s.Context())
+		w := s.wait(ctx, store, waiting(s.arrival("a", 1)))
+		cancel()
+		w.expect(dedupe.ErrInFlight)
+	}
+	// one that is done takes no answer away
+	ctx, cancel := context.WithCancel(s.Context())
+	cancel()
+	s.wait(ctx, s.a, s.arrival("b", 1)).expect(dedupe.Claimed)
+}
+
+func waitersSucceed(s *suite) {
+	r := s.arrival("a", 1)
+	c := s.expect(s.a, r, dedupe.Claimed)
+	var waiters []*waiter
+	for range 5 {
+		waiters = append(waiters, s.wait(s.Context(), s.a, waiting(r)), s.wait(s.Context(), s.b, waiting(r)))
+	}
+	conflicting := s.wait(s.Context(), s.b, waiting(s.arrival("a", 2)))
+	time.Sleep(soon / 2) // most are waiting by now; those that are not are answered all the same
+	s.settle(s.a, c, true)
+	began := time.Now()
+	for _, w := range waiters {
+		w.expect(dedupe.Delivered)
+	}
+	conflicting.expect(dedupe.Conflicting)
+	s.Logf("all were told within %v", time.Since(began))
+}
+
+func waiterTakesOver(s *suite) {
+	c := s.expect(s.a, s.arrival("a", 1), dedupe.Claimed)
+	const copies = 6
+	claims := make(chan dedupe.Claim, copies)
+	var done sync.WaitGroup
+	for i := range copies {
+		store := []dedupe.Store{s.a, s.b}[i%2]
+		done.Go(func() {
+			v, err := store.Claim(s.Context(), waiting(s.arrival("a", dedupe.Digest(i))))
+			if err != nil {
+				s.Errorf("a waiter got %v", err)
+				return
+			}
+			if v.State != dedupe.Claimed {
+				return // another has delivered
+			}
+			claims <- v.Claim
+			time.Sleep(soon / 10)
+			// the first two fail
+			if err := store.Settle(context.Background(), v.Claim, len(claims) > 2); err != nil {
+				s.Error(err)
+			}
+		})
+	}
+	time.Sleep(soon / 2)
+	s.settle(s.a, c, false)
+	done.Wait()
+	close(claims)
+	if len(claims) != 3 {
+		s.Fatalf("%d waiters took over, want one after each of three failures", len(claims))
+	}
+	var last dedupe.Claim
+	for last = range claims {
+	}
+	s.expect(s.b, s.arrival("a", last.Digest), dedupe.Delivered) // its own body
+}
+
+func oldTokens(s *suite) {
+	old := s.expect(s.a, s.arrival("a", 1), dedupe.Claimed)
+	s.settle(s.a, old, false)
+	owner := s.expect(s.a, s.arrival("a", 2), dedupe.Claimed)
+	for _, delivered := range []bool{true, false} {
+		s.settle(s.a, old, delivered)
+		s.expect(s.b, s.arrival("a", 1), dedupe.ErrInFlight)
+	}
+	s.settle(s.a, owner, true)
+	for _, delivered := range []bool{true, false} {
+		s.settle(s.a, old, delivered)
+		s.settle(s.a, owner, delivered)
+		s.expect(s.b, s.arrival("a", 2), dedupe.Delivered)
+	}
+}
+
+func scopes(s *suite) {
+	other := s.arrival("a", 2)
+	other.Scope += " and another"
+	s.deliver(s.a, s.arrival("a", 1))
+	s.deliver(s.b, other)
+	s.expect(s.b, s.arrival("a", 1), dedupe.Delivered)
+	s.expect(s.a, other, dedupe.Delivered)
+}
+
+func retention(s *suite) {
+	r := s.arrival("a", 1)
+	r.Retention = soon
+	c := s.expect(s.a, r, dedupe.Claimed)
+	time.Sleep(soon)
+	settled := time.Now()
+	s.settle(s.a, c, true)
+	v, err := s.b.Claim(s.Context(), r)
+	if time.Since(settled) < soon {
+		s.check(r, v, err, dedupe.Delivered)
+	} else if err == nil && v.State == dedupe.Claimed {
+		s.settle(s.b, v.Claim, false)
+	}
+	s.eventually(s.b, r, dedupe.Claimed)
+	// a clock that differs by a few ms is all right
+	if kept := time.Since(settled); kept < soon-5*time.Millisecond {
+		s.Errorf("the id was remembered for %v", kept)
+	}
+}
+
+func retentions(s *suite) {
+	short := s.arrival("short", 1)
+	short.Retention = soon
+	s.deliver(s.a, short)
+	s.deliver(s.a, s.arrival("long", 1))
+	short.Retention = time.Hour // what a later request says does not count
+	s.eventually(s.b, short, dedupe.Claimed)
+	s.expect(s.b, s.arrival("long", 1), dedupe.Delivered)
+}
+
+func expired(s *suite) {
+	r := s.arrival("a", 1)
+	r.Retention = soon
+	s.deliver(s.a, r)
+	r.Digest = 2 // no conflict with what has expired
+	c := s.eventually(s.b, r, dedupe.Claimed)
+	if status, err := s.a.Lookup(s.Context(), r.Scope, r.Key); err != nil || status.Delivered {
+		s.Errorf("an id that expired is looked up as %+v, error %v", status, err)
+	}
+	if forgotten, err := s.a.Forget(s.Context(), r.Scope, r.Key); err != nil || forgotten {
+		s.Errorf("an id that expired was forgotten: %v, error %v", forgotten, err)
+	}
+	s.settle(s.b, c, false)
+}
+
+func storm(s *suite) {
+	const ids, copies = 20, 10
+	var mu sync.Mutex
+	owners, deliveries := make(map[string]int), make(map[string]int)
+	var all sync.WaitGroup
+	for i := range ids * copies {
+		id := string(rune('a' + i%ids))
+		store := []dedupe.Store{s.a, s.b}[i/ids%2]
+		all.Go(func() {
+			v, err := store.Claim(s.Context(), waiting(s.arrival(id, 1)))
+			if err != nil || v.State == dedupe.Conflicting {
+				s.Errorf("a copy got %v", outcome(v, err))
+			}
+			if err != nil || v.State != dedupe.Claimed {
+				return
+			}
+			mu.Lock()
+			owners[id]++
+			if owners[id] > 1 || deliveries[id] > 0 {
+				s.Errorf("%s has %d owners and was delivered %d times", id, owners[id], deliveries[id])
+			}
+			mu.Unlock()
+			time.Sleep(time.Millisecond)
+			success := i%3 == 0
+			mu.Lock()
+			owners[id]--
+			if success {
+				deliveries[id]++
+			}
+			mu.Unlock()
+			if err := store.Settle(context.Background(), v.Claim, success); err != nil {
+				s.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	for id, n := range deliveries {
+		if n > 1 {
+			s.Errorf("%s was delivered %d times", id, n)
+		}
+	}
+}
+
+func lookup(s *suite) {
+	r := s.arrival("a", 7)
+	check := func(what string, want dedupe.Status) {
+		s.Helper()
+		for _, store := range []dedupe.Store{s.a, s.b} {
+			got, err := store.Lookup(s.Context(), r.Scope, r.Key)
+			if want.Delivered {
+				if left := time.Until(got.Expires); left <= 0 || left > r.Retention+time.Second {
+					s.Errorf("%s, it expires in %v", what, left)
+				}
+				got.Expires = time.Time{}
+			}
+			if err != nil || got != want {
+				s.Errorf("%s, it is looked up as %+v, error %v; want %+v", what, got, err, want)
+			}
+		}
+	}
+	check("unseen", dedupe.Status{})
+	c := s.expect(s.a, r, dedupe.Claimed)
+	check("in flight", dedupe.Status{InFlight: true})
+	s.settle(s.a, c, true)
+	check("delivered", dedupe.Status{Delivered: true, Digest: 7})
+	r.Digest = 8
+	c = s.expect(s.b, redeliver(r), dedupe.Claimed)
+	check("delivered again", dedupe.Status{InFlight: true, Delivered: true, Digest: 7})
+	s.settle(s.b, c, false)
+	check("that having failed", dedupe.Status{Delivered: true, Digest: 7})
+}
+
+func forget(s *suite) {
+	r := s.arrival("a", 1)
+	check := func(what string, store dedupe.Store, want bool) {
+		s.Helper()
+		if got, err := store.Forget(s.Context(), r.Scope, r.Key); err != nil || got != want {
+			s.Errorf("%s, it was forgotten: %v, error %v; want %v", what, got, err, want)
+		}
+	}
+	check("unseen", s.a, false)
+	c := s.expect(s.a, r, dedupe.Claimed)
+	check("in flight", s.b, false)
+	s.expect(s.b, r, dedupe.ErrInFlight)
+	s.settle(s.a, c, true)
+	s.expect(s.b, r, dedupe.Delivered)
+	check("delivered", s.b, true)
+	check("forgotten", s.a, false)
+	s.deliver(s.a, r)
+	s.expect(s.b, r, dedupe.Delivered)
+}
+
+func stats(s *suite) {
+	s.deliver(s.a, s.arrival("a", 1))
+	s.deliver(s.a, s.arrival("b", 1))
+	s.expect(s.a, s.arrival("c", 1), dedupe.Claimed)
+	got := s.a.Stats()
+	if scope := got.Scopes[s.scope]; scope.Delivered != 2 || scope.InFlight != 1 {
+		s.Errorf("the scope is counted as %+v", scope)
+	}
+	if got.Err != nil || got.Backing == "" || got.Backing != s.a.Stats().Backing {
+		s.Errorf("the store describes itself as %+v", got)
+	}
+}
+
+// brief is an arrival whose claim a test can outlive.
+func (s *suite) brief(id string, body dedupe.Digest) dedupe.Request {
+	r := s.arrival(id, body)
+	r.Lease = soon
+	return r
+}
+
+func leaseEnds(s *suite) {
+	s.expect(s.a, s.brief("a", 1), dedupe.Claimed) // and a dies
+	c := s.wait(s.Context(), s.b, waiting(s.arrival("a", 2))).expect(dedupe.Claimed)
+	s.settle(s.b, c, true)
+	s.expect(s.b, s.arrival("a", 2), dedupe.Delivered)
+}
+
+func lateEnd(s *suite) {
+	for _, success := range []bool{true, false} {
+		id := map[bool]string{true: "success", false: "failure"}[success]
+		old := s.expect(s.a, s.brief(id, 1), dedupe.Claimed)
+		owner := s.eventually(s.b, s.arrival(id, 2), dedupe.Claimed)
+		s.settle(s.a, old, success)
+		s.expect(s.a, s.arrival(id, 1), dedupe.ErrInFlight)
+		s.settle(s.b, owner, true)
+		s.expect(s.a, s.arrival(id, 2), dedupe.Delivered)
+
+		id += " after the other's"
+		old = s.expect(s.a, s.brief(id, 1), dedupe.Claimed)
+		s.settle(s.b, s.eventually(s.b, s.arrival(id, 2), dedupe.Claimed), true)
+		s.settle(s.a, old, success)
+		s.expect(s.a, s.arrival(id, 2), dedupe.Delivered)
+	}
+}
+
+func lateSuccess(s *suite) {
+	c := s.expect(s.a, s.brief("a", 1), dedupe.Claimed)
+	s.settle(s.b, s.eventually(s.b, s.arrival("a", 1), dedupe.Claimed), false) // the lease has ended
+	s.settle(s.a, c, true)
+	s.expect(s.b, s.arrival("a", 1), dedupe.Delivered)
+}
