@@ -3,6 +3,7 @@ package dedupe
 import (
 	"container/list"
 	"context"
+	"math"
 	"sync"
 	"time"
 )
@@ -246,6 +247,9 @@ func (l *Ledger) scope(name string, now int64) *scope {
 func (l *Ledger) remember(s *scope, r Request, limits Limits, at, now int64) {
 	if old := s.delivered.find(r.Key); old != nil {
 		s.delivered.remove(old)
+	}
+	if at+min(int64(r.Retention), math.MaxInt64-at) <= now {
+		return // it has expired already
 	}
 	l.forget(s, limits, 1, now)
 	s.delivered.insert(r.Key, r.Digest, r.Retention, at)

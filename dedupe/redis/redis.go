@@ -216,7 +216,7 @@ func identity(o rueidis.ClientOption) string {
 func parseURL(raw string) (rueidis.ClientOption, error) {
 	invalid := errors.New("it is not of the form redis://[[user]:password@]host[:port][/database] (characters that are special in URLs must be percent-encoded in a password)")
 	u, err := url.Parse(raw)
-	if err != nil {
+	if err != nil || strings.Contains(u.Hostname(), ":") && !strings.HasPrefix(u.Host, "[") {
 		return rueidis.ClientOption{}, invalid
 	}
 	if u.Scheme != "redis" && u.Scheme != "rediss" {

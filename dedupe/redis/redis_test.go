@@ -209,7 +209,7 @@ func TestWaiterOnAnotherInstanceIsToldOfTheEnd(t *testing.T) {
 		id := fmt.Sprint("delivered: ", delivered)
 		c := expect(t, a, arrival(id, 1), dedupe.Claimed)
 		waiter := claimAsync(t, b, waiting(arrival(id, 1)))
-		waitFor(t, "the waiter", func() bool { return waits(server, b, id) })
+		waitFor(t, "the waiter", func() bool { return waits(b, id) })
 		settle(t, a, c, delivered)
 		start := time.Now()
 		got := await(t, waiter, "the waiter's answer")
@@ -224,7 +224,7 @@ func TestWaiterOnAnotherInstanceIsToldOfTheEnd(t *testing.T) {
 }
 
 // waits reports whether s waits for a claim of another instance on an id.
-func waits(server *redistest.Server, s *Store, event string) bool {
+func waits(s *Store, event string) bool {
 	c := s.acquire()
 	defer s.release()
 	c.mu.Lock()
@@ -238,7 +238,7 @@ func TestWaiterAsksAgainWhenItIsNotTold(t *testing.T) {
 	a, b := newInstance(t, config(server)), newInstance(t, config(server))
 	c := expect(t, a, arrival("a", 1), dedupe.Claimed)
 	waiter := claimAsync(t, b, waiting(arrival("a", 1)))
-	waitFor(t, "the waiter", func() bool { return waits(server, b, "a") })
+	waitFor(t, "the waiter", func() bool { return waits(b, "a") })
 	// the end of a claim that nobody publishes
 	keys := a.acquire().keys(id{"scope", c.Key})
 	a.release()

@@ -3,8 +3,15 @@ package redistest
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/big"
 	"net"
 	"os"
 	"os/exec"
@@ -23,15 +30,15 @@ const patience = 30 * time.Second
 // Server is a redis-server of a test's own, on loopback. It is stopped at the
 // end of the test.
 type Server struct {
-	t       testing.TB
-	port    int
-	args    []string
-	dir     string
-	cmd     *exec.Cmd
-	ended   chan struct{}
-	options rueidis.ClientOption
-	scheme  string
-	ca      string
+	t        testing.TB
+	port     int
+	args     []string
+	sentinel bool
+	dir      string
+	cmd      *exec.Cmd
+	ended    chan struct{}
+	options  rueidis.ClientOption // of the client that Do uses
+	scheme   string
 }
 
 // binary is the server to test with: $REDIS_SERVER, such as valkey-server, or
@@ -80,6 +87,143 @@ func FreePort(t testing.TB) int {
 	return 0
 }
 
+// StartTLS starts a server that talks TLS only, with a certificate of an
+// authority of its own, and lets nobody in but a user with a password.
+func StartTLS(t testing.TB, user, password string) *Server {
+	t.Helper()
+	s := &Server{t: t, port: FreePort(t), dir: t.TempDir(), scheme: "rediss"}
+	authority, err := writeCertificates(s.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.options = rueidis.ClientOption{TLSConfig: &tls.Config{RootCAs: authority}, Username: user, Password: password}
+	s.args = []string{
+		"--port", "0", "--tls-port", strconv.Itoa(s.port), "--tls-auth-clients", "no",
+		"--tls-cert-file", s.dir + "/server.pem", "--tls-key-file", s.dir + "/server.key", "--tls-ca-cert-file", s.CA(),
+		"--user", user, "on", ">" + password, "~*", "&*", "+@all", "--user", "default", "off",
+	}
+	s.run()
+	return s
+}
+
+// CA is the file with the certificate of the authority, after StartTLS.
+func (s *Server) CA() string { return s.dir + "/ca.pem" }
+
+func writeCertificates(dir string) (*x509.CertPool, error) {
+	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	ca := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	caDER, err := x509.CreateCertificate(rand.Reader, ca, ca, caKey.Public(), caKey)
+	if err != nil {
+		return nil, err
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	leaf := &x509.Certificate{SerialNumber: big.NewInt(2), NotAfter: ca.NotAfter, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+	der, err := x509.CreateCertificate(rand.Reader, leaf, ca, key.Public(), caKey)
+	if err != nil {
+		return nil, err
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, err
+	}
+	caPEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: caDER})
+	authority := x509.NewCertPool()
+	authority.AppendCertsFromPEM(caPEM)
+	return authority, errors.Join(
+		os.WriteFile(dir+"/ca.pem", caPEM, 0o600),
+		os.WriteFile(dir+"/server.pem", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600),
+		os.WriteFile(dir+"/server.key", pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}), 0o600),
+	)
+}
+
+// StartCluster starts a Cluster of three masters with a replica each, and
+// returns the nodes when it works, the masters first.
+func StartCluster(t testing.TB) []*Server {
+	t.Helper()
+	const masters = 3
+	nodes := make([]*Server, 2*masters)
+	for i := range nodes {
+		nodes[i] = Start(t, "--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-config-file", "nodes.conf",
+			"--repl-diskless-sync-delay", "0")
+	}
+	for i, node := range nodes[:masters] {
+		node.Do("CLUSTER", "ADDSLOTSRANGE", strconv.Itoa(i*16384/masters), strconv.Itoa((i+1)*16384/masters-1))
+		node.Do("CLUSTER", "SET-CONFIG-EPOCH", strconv.Itoa(i+1))
+	}
+	for _, node := range nodes[1:] {
+		node.Do("CLUSTER", "MEET", "127.0.0.1", strconv.Itoa(nodes[0].port))
+	}
+	all := func(what string, done func(*Server) bool) {
+		waitFor(t, what, func() bool {
+			for _, node := range nodes {
+				if !done(node) {
+					return false
+				}
+			}
+			return true
+		})
+	}
+	all("the nodes to meet", func(s *Server) bool { return strings.Count(s.Do("CLUSTER", "NODES"), "connected") == len(nodes) })
+	for i, replica := range nodes[masters:] {
+		replica.Do("CLUSTER", "REPLICATE", nodes[i].Do("CLUSTER", "MYID"))
+	}
+	all("the cluster to work", func(s *Server) bool { return strings.Contains(s.Do("CLUSTER", "INFO"), "cluster_state:ok") })
+	for _, replica := range nodes[masters:] {
+		waitFor(t, "a replica to follow", func() bool { return strings.Contains(replica.Do("INFO", "replication"), "master_link_status:up") })
+	}
+	all("all to know the replicas", func(s *Server) bool { return strings.Count(s.Do("CLUSTER", "NODES"), "slave") == masters })
+	return nodes
+}
+
+// MasterSet is the name that the Sentinels of StartSentinels know the master
+// by.
+const MasterSet = "buzzbip"
+
+// StartSentinels starts a master, a replica and three Sentinels that watch
+// them.
+func StartSentinels(t testing.TB) (master *Server, sentinels []*Server) {
+	t.Helper()
+	master = Start(t, "--repl-diskless-sync-delay", "0")
+	replica := Start(t, "--replicaof", "127.0.0.1 "+strconv.Itoa(master.port), "--repl-diskless-sync-delay", "0")
+	waitFor(t, "the replica to follow", func() bool { return strings.Contains(replica.Do("INFO", "replication"), "master_link_status:up") })
+	for range 3 {
+		s := &Server{t: t, port: FreePort(t), dir: t.TempDir(), scheme: "redis"}
+		config := fmt.Sprintf("port %d\nsentinel monitor %s 127.0.0.1 %d 2\nsentinel down-after-milliseconds %[2]s 500\nsentinel failover-timeout %[2]s 2000\n",
+			s.port, MasterSet, master.port)
+		if err := os.WriteFile(s.dir+"/sentinel.conf", []byte(config), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s.sentinel = true
+		s.run()
+		sentinels = append(sentinels, s)
+	}
+	for _, s := range sentinels {
+		waitFor(t, "the Sentinels to know all", func() bool {
+			return strings.Count(s.Do("SENTINEL", "SENTINELS", MasterSet), "runid") == len(sentinels)-1 &&
+				strings.Count(s.Do("SENTINEL", "REPLICAS", MasterSet), "runid") == 1
+		})
+	}
+	return master, sentinels
+}
+
+func waitFor(t testing.TB, what string, done func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !done(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("timed out waiting for %s", what)
+		}
+	}
+}
+
 // run starts the process and returns when it answers.
 func (s *Server) run() {
 	s.t.Helper()
@@ -87,7 +231,11 @@ func (s *Server) run() {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	s.cmd = exec.Command(binary(s.t), append([]string{"--bind", "127.0.0.1", "--dir", s.dir, "--save", "", "--appendonly", "no"}, s.args...)...)
+	args := append([]string{"--bind", "127.0.0.1", "--dir", s.dir, "--save", "", "--appendonly", "no"}, s.args...)
+	if s.sentinel {
+		args = []string{s.dir + "/sentinel.conf", "--sentinel"}
+	}
+	s.cmd = exec.Command(binary(s.t), args...)
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	if err := s.cmd.Start(); err != nil {
 		s.t.Fatal(err)
@@ -190,11 +338,17 @@ func (s *Server) try(args ...string) (string, error) {
 }
 
 func write(text *strings.Builder, answer any) {
-	if array, ok := answer.([]any); ok {
-		for _, element := range array {
+	switch answer := answer.(type) {
+	case []any:
+		for _, element := range answer {
 			write(text, element)
 		}
-		return
+	case map[string]any:
+		for key, value := range answer {
+			write(text, key)
+			write(text, value)
+		}
+	default:
+		fmt.Fprintln(text, answer)
 	}
-	fmt.Fprintln(text, answer)
 }

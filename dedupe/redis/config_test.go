@@ -1,0 +1,123 @@
+package redis
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/redis/rueidis"
+
+	"github.com/buzzbip/caddy-webhook/internal/redistest"
+)
+
+func parse(input string) (*Store, error) {
+	s := new(Store)
+	return s, s.UnmarshalCaddyfile(caddyfile.NewTestDispenser(input))
+}
+
+func TestCaddyfile(t *testing.T) {
+	for input, want := range map[string]string{
+		"redis redis://a": `{"urls":["redis://a"]}`,
+		"redis {env.A} {env.B} {\n key_prefix x:\n timeout 2s\n when_down refuse\n ca /ca.pem\n}": `{"urls":["{env.A}","{env.B}"],"key_prefix":"x:","timeout":2000000000,"when_down":"refuse","ca":"/ca.pem"}`,
+	} {
+		s, err := parse(input)
+		if err != nil {
+			t.Errorf("%s: %v", input, err)
+			continue
+		}
+		if got, err := json.Marshal(s); err != nil || string(got) != want {
+			t.Errorf("%s gives %s, want %s", input, got, want)
+		}
+	}
+	for input, want := range map[string]string{
+		"redis":                                          "needs the URL of a server",
+		"redis redis://a {\n key_prefix\n}":              "wrong argument count",
+		"redis redis://a {\n key_prefix \"\"\n}":         "key_prefix is empty",
+		"redis redis://a {\n ca a\n ca b\n}":             "ca is given more than once",
+		"redis redis://a {\n timeout 1s\n timeout 1s\n}": "timeout is given more than once",
+		"redis redis://a {\n timeout 0\n}":               "timeout must be a duration greater than zero",
+		"redis redis://a {\n timeout -1s\n}":             "timeout must be a duration greater than zero",
+		"redis redis://a {\n timeout soon\n}":            `such as 1s, not "soon"`,
+		"redis redis://a {\n capacity 5\n}":              `unknown option "capacity" of store redis`,
+	} {
+		if _, err := parse(input); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want %q", input, err, want)
+		}
+	}
+}
+
+func TestRefusedAtLoad(t *testing.T) {
+	empty := filepath.Join(t.TempDir(), "empty.pem")
+	if err := os.WriteFile(empty, []byte("nothing"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const secret = "s3cret"
+	one := []string{"redis://a"}
+	for want, config := range map[string]map[string]any{
+		"needs the URL of a server":                    {},
+		"URL 1: its scheme must be redis://":           {"urls": []string{"http://user:s3cret@a"}},
+		"URL 1: it is not of the form":                 {"urls": []string{"redis://user:s3cret/x@a"}},
+		"URL 2: it is not of the form":                 {"urls": []string{"redis://a", "redis://a:s3cret:1"}},
+		"URL 1: it has a parameter other than":         {"urls": []string{"redis://a?master=x"}},
+		"URL 2 differs from the first in more than":    {"urls": []string{"redis://user:s3cret@a", "redis://b"}},
+		"differs from the first":                       {"urls": []string{"redis://a/1", "redis://b/2"}},
+		"URL 1: ":                                      {"urls": []string{"{env.BUZZBIP_TEST_UNSET}"}},
+		"key_prefix must not contain braces":           {"urls": one, "key_prefix": "x}"},
+		"timeout must be greater than zero":            {"urls": one, "timeout": 0},
+		`when_down must be memory or refuse, not "no"`: {"urls": one, "when_down": "no"},
+		"ca is for rediss:// only":                     {"urls": one, "ca": empty},
+		"ca: open ":                                    {"urls": []string{"rediss://a"}, "ca": empty + ".not"},
+		"ca: there is no certificate in ":              {"urls": []string{"rediss://a"}, "ca": empty},
+	} {
+		_, err := load(t, config)
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v: got %v, want %q", config, err, want)
+		}
+		if err != nil && strings.Contains(err.Error(), secret) {
+			t.Errorf("%v: the error shows the password: %v", config, err)
+		}
+	}
+}
+
+func TestURLsAreExpandedWhenLoadedAndNotInTheConfiguration(t *testing.T) {
+	server := redistest.Start(t)
+	t.Setenv("BUZZBIP_TEST_REDIS", server.URL())
+	s := mustLoad(t, map[string]any{"urls": []string{"{env.BUZZBIP_TEST_REDIS}"}})
+	deliver(t, s, arrival("a", 1))
+	if shown := fmt.Sprint(json.Marshal(s)); strings.Contains(shown, server.Addr()) {
+		t.Errorf("the configuration shows the URL: %s", shown)
+	}
+}
+
+func TestDefaults(t *testing.T) {
+	s := &Store{URLs: []string{"redis://a"}}
+	if err := s.resolve(); err != nil {
+		t.Fatal(err)
+	}
+	if s.settings.prefix != "buzzbip:" || s.settings.timeout != time.Second || s.settings.refuse {
+		t.Errorf("the defaults are %+v", s.settings)
+	}
+}
+
+func TestAddressesOfAClusterAndOfSentinels(t *testing.T) {
+	for urls, want := range map[string]func(rueidis.ClientOption) bool{
+		"redis://b redis://a:1":       func(o rueidis.ClientOption) bool { return fmt.Sprint(o.InitAddress) == "[a:1 b:6379]" },
+		"redis://a?addr=b:2&addr=c:3": func(o rueidis.ClientOption) bool { return fmt.Sprint(o.InitAddress) == "[a:6379 b:2 c:3]" },
+		"redis://u:p@a/7?master_set=m": func(o rueidis.ClientOption) bool {
+			return o.Sentinel.MasterSet == "m" && o.SelectDB == 7 && o.Password == "p"
+		},
+		"rediss://a?master_set=m&sentinel_username=x&sentinel_password=y": func(o rueidis.ClientOption) bool {
+			return o.Sentinel.Username == "x" && o.Sentinel.Password == "y" && o.Sentinel.TLSConfig != nil && o.TLSConfig.ServerName == ""
+		},
+	} {
+		s := &Store{URLs: strings.Fields(urls)}
+		if err := s.resolve(); err != nil || !want(s.settings.client) {
+			t.Errorf("%s gives %+v, error %v", urls, s.settings.client, err)
+		}
+	}
+}

@@ -1,0 +1,164 @@
+package redis
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/buzzbip/caddy-webhook/dedupe"
+	"github.com/buzzbip/caddy-webhook/internal/redistest"
+)
+
+func TestTLSAndAUserWithAPassword(t *testing.T) {
+	const user, password = "caddy", "pass/word@:?#"
+	server := redistest.StartTLS(t, user, password)
+	at := func(userinfo string) map[string]any {
+		return map[string]any{"urls": []string{"rediss://" + userinfo + server.Addr()}, "timeout": "300ms", "when_down": "refuse"}
+	}
+	right := at("caddy:pass%2Fword%40%3A%3F%23@")
+	right["ca"] = server.CA()
+	deliver(t, newInstance(t, right), arrival("a", 1))
+	for what, wrong := range map[string]map[string]any{
+		"an unknown authority": at("caddy:pass%2Fword%40%3A%3F%23@"),
+		"a wrong password":     {"urls": at("caddy:wrong-password@")["urls"], "ca": server.CA(), "timeout": "300ms", "when_down": "refuse"},
+		"no password":          {"urls": at("")["urls"], "ca": server.CA(), "timeout": "300ms", "when_down": "refuse"},
+	} {
+		s := newInstance(t, wrong)
+		_, err := s.Claim(t.Context(), arrival("a", 1))
+		if err == nil {
+			t.Errorf("with %s a claim was answered", what)
+			continue
+		}
+		if said := err.Error() + s.Stats().Err.Error(); strings.Contains(said, "word@") || strings.Contains(said, "word%40") || strings.Contains(said, "wrong-password") {
+			t.Errorf("with %s the error shows the password: %s", what, said)
+		}
+	}
+}
+
+// traffic delivers events through two instances until it is stopped, with a
+// copy of each at the other, and returns how often each was delivered.
+func traffic(t *testing.T, a, b *Store) (stop func() map[string]int) {
+	ctx, cancel := context.WithCancel(t.Context())
+	var mu sync.Mutex
+	deliveries := make(map[string]int)
+	var senders sync.WaitGroup
+	for sender := range 4 {
+		senders.Go(func() {
+			for n := 0; ctx.Err() == nil; n++ {
+				time.Sleep(time.Millisecond) // leave some CPU to the servers
+				id := fmt.Sprint(sender, " ", n)
+				for _, s := range []*Store{a, b} {
+					for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) { // as a sender who retries
+						v, err := s.Claim(context.Background(), arrival(id, 1))
+						if err == nil && v.State == dedupe.Claimed {
+							mu.Lock()
+							deliveries[id]++
+							mu.Unlock()
+							_ = s.Settle(context.Background(), v.Claim, true)
+						}
+						if err == nil {
+							break
+						}
+						if time.Now().After(end) {
+							t.Errorf("%s is never answered: %v", id, err)
+							return
+						}
+					}
+				}
+			}
+		})
+	}
+	return func() map[string]int {
+		cancel()
+		senders.Wait()
+		return deliveries
+	}
+}
+
+// expectOnce checks that what was delivered is known to both instances, and
+// how often it was delivered.
+func expectOnce(t *testing.T, deliveries map[string]int, most int, instances ...*Store) {
+	t.Helper()
+	twice := 0
+	for id, n := range deliveries {
+		if n > most {
+			t.Errorf("%s was delivered %d times", id, n)
+		}
+		if n > 1 {
+			twice++
+		}
+		for _, s := range instances {
+			expect(t, s, arrival(id, 1), dedupe.Delivered)
+		}
+	}
+	t.Logf("%d events, %d of them delivered more than once", len(deliveries), twice)
+	if len(deliveries) < 100 {
+		t.Error("too few to prove anything")
+	}
+}
+
+func TestCluster(t *testing.T) {
+	nodes := redistest.StartCluster(t)
+	clustered := map[string]any{"urls": []string{nodes[0].URL(), nodes[1].URL()}, "timeout": "300ms"}
+	a, b := newInstance(t, clustered), newInstance(t, clustered)
+	t.Run("acts as one server", func(t *testing.T) {
+		stop := traffic(t, a, b)
+		time.Sleep(300 * time.Millisecond)
+		expectOnce(t, stop(), 1, a, b)
+		c := expect(t, a, arrival("awaited", 1), dedupe.Claimed)
+		waiter := claimAsync(t, b, waiting(arrival("awaited", 1)))
+		waitFor(t, "the waiter", func() bool { return waits(b, "awaited") })
+		settle(t, a, c, true)
+		if got := await(t, waiter, "the waiter's answer"); got.err != nil || got.State != dedupe.Delivered {
+			t.Errorf("the waiter got %+v", got)
+		}
+		for _, node := range nodes[:3] {
+			if node.Do("DBSIZE") == "0" {
+				t.Error("a node has no keys")
+			}
+		}
+	})
+	t.Run("a node fails over", func(t *testing.T) {
+		stop := traffic(t, a, b)
+		time.Sleep(200 * time.Millisecond)
+		nodes[1].Kill()
+		waitFor(t, "a replica to take over", func() bool {
+			return strings.Contains(nodes[4].Do("INFO", "replication"), "role:master") &&
+				strings.Contains(nodes[0].Do("CLUSTER", "INFO"), "cluster_state:ok")
+		})
+		waitFor(t, "both to be back", func() bool { return up(a) && up(b) })
+		time.Sleep(200 * time.Millisecond)
+		deliveries := stop()
+		waitFor(t, "all to be recorded", func() bool { return up(a) && up(b) && a.pendingNotes()+b.pendingNotes() == 0 })
+		// at most once for each instance
+		expectOnce(t, deliveries, 2, a, b)
+		deliver(t, a, arrival("afterwards", 1))
+		expect(t, b, arrival("afterwards", 1), dedupe.Delivered)
+	})
+}
+
+func TestSentinel(t *testing.T) {
+	master, sentinels := redistest.StartSentinels(t)
+	var urls []string
+	for _, s := range sentinels {
+		urls = append(urls, s.URL()+"?master_set="+redistest.MasterSet)
+	}
+	watched := map[string]any{"urls": urls, "timeout": "300ms"}
+	a, b := newInstance(t, watched), newInstance(t, watched)
+	deliver(t, a, arrival("before", 1))
+	expect(t, b, arrival("before", 1), dedupe.Delivered)
+	stop := traffic(t, a, b)
+	time.Sleep(100 * time.Millisecond)
+	master.Kill()
+	waitFor(t, "both to notice", func() bool { return !up(a) && !up(b) })
+	waitFor(t, "both to be back", func() bool { return up(a) && up(b) })
+	time.Sleep(100 * time.Millisecond)
+	deliveries := stop()
+	waitFor(t, "all to be recorded", func() bool { return up(a) && up(b) && a.pendingNotes()+b.pendingNotes() == 0 })
+	expectOnce(t, deliveries, 2, a, b)
+	deliver(t, a, arrival("afterwards", 1))
+	expect(t, b, arrival("afterwards", 1), dedupe.Delivered)
+}
