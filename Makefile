@@ -1,4 +1,4 @@
-# make test      the tests, with the race detector
+# make test      the tests, with the race detector; installs redis-server if it is missing
 # make check     everything else: lint, fuzzing, the newest Caddy, a build with xcaddy
 # make bench     the benchmarks
 
@@ -8,14 +8,21 @@ GO ?= go
 CADDY_VERSION ?= v2.11.9
 FUZZTIME ?= 10s
 
+# What the system's package manager calls redis-server.
+REDIS_PACKAGE := $(shell if command -v apt-get >/dev/null; then echo redis-server; else echo redis; fi)
+
 MODULES := http.handlers.buzzbip_webhook http.matchers.buzzbip_event \
 	http.buzzbip_webhook.stores.memory http.buzzbip_webhook.stores.bolt \
 	http.buzzbip_webhook.stores.redis buzzbip_webhook
 
-.PHONY: test check lint fuzz newest-caddy xcaddy bench clean
+.PHONY: test redis check lint fuzz newest-caddy xcaddy bench clean
 
-test:
+test: redis
 	$(GO) test -race -timeout 15m ./...
+
+# REDIS_SERVER names another server to test with, such as valkey-server.
+redis:
+	@[ -n "$$REDIS_SERVER" ] || tools/install.sh redis-server $(REDIS_PACKAGE)
 
 check: lint fuzz newest-caddy xcaddy
 
@@ -31,7 +38,7 @@ fuzz:
 	$(GO) test -run '^$$' -fuzz '^FuzzSignatureHeader$$' -fuzztime $(FUZZTIME) .
 	$(GO) test -run '^$$' -fuzz '^FuzzCaddyfile$$' -fuzztime $(FUZZTIME) .
 
-newest-caddy:
+newest-caddy: redis
 	@mkdir -p build
 	cp go.mod build/newest.mod
 	cp go.sum build/newest.sum
@@ -44,7 +51,7 @@ xcaddy:
 	@build/caddy list-modules > build/modules
 	@for module in $(MODULES); do grep -qxF "$$module" build/modules || { echo "not in the build: $$module"; exit 1; }; echo "$$module"; done
 
-bench:
+bench: redis
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 
 clean:

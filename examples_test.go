@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"github.com/buzzbip/caddy-webhook/internal/redistest"
 )
 
 // startExample runs an example as it is but for its addresses, which become
@@ -26,7 +28,13 @@ func startExample(t *testing.T, name string, replacements ...string) *site {
 	adapt(t, string(text)) // as it is
 	port := freePort(t)
 	replacements = append(replacements, "hooks.example.com {", fmt.Sprintf("https://localhost:%d {\n\ttls %s %s", port, certFile, keyFile))
-	config := testOptions + string(text)
+	config := string(text)
+	// global options of its own join those of the tests
+	if leading, rest, ok := strings.Cut(config, "\n{\n"); ok && !strings.Contains(leading, "{") {
+		config = strings.TrimSuffix(testOptions, "}\n") + rest
+	} else {
+		config = testOptions + config
+	}
 	for i := 0; i < len(replacements); i += 2 {
 		if !strings.Contains(config, replacements[i]) {
 			t.Fatalf("the example has no %s", replacements[i])
@@ -186,6 +194,45 @@ func TestExampleLoadBalanced(t *testing.T) {
 		expect(t, send(client, signed(s.url, eventBody(newID()))), http.StatusOK, "")
 	}
 	up.expectCount(t, 10)
+}
+
+func TestExampleDurable(t *testing.T) {
+	t.Setenv("BUZZBIP_SECRET", testSecret)
+	b := newBackend(t, nil)
+	path := filepath.Join(t.TempDir(), "events.db")
+	client := newClient(t, "HTTP/2.0")
+	body := eventBody(newID())
+	for restart, want := range []Result{"", ResultDuplicate} {
+		s := startExample(t, "durable", "127.0.0.1:9000", b.address(), "/var/lib/caddy/buzzbip/events.db", path)
+		expect(t, send(client, signed(s.url, body)), http.StatusOK, want)
+		if restart == 0 {
+			if err := caddy.Stop(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	b.expectCount(t, 1)
+	if _, err := os.Stat(path); err != nil {
+		t.Error(err)
+	}
+}
+
+// That instances act as one is tested in e2e, with processes.
+func TestExampleCluster(t *testing.T) {
+	server := redistest.Start(t)
+	t.Setenv("BUZZBIP_SECRET", testSecret)
+	t.Setenv("SHARED_STORAGE", t.TempDir())
+	t.Setenv("REDIS_URL", server.URL())
+	b := newBackend(t, nil)
+	s := startExample(t, "cluster", "127.0.0.1:9000", b.address(), "storage file_system {env.SHARED_STORAGE}", "")
+	client := newClient(t, "HTTP/2.0")
+	body := eventBody(newID())
+	expect(t, send(client, signed(s.url, body)), http.StatusOK, "")
+	expect(t, send(client, signed(s.url, body)), http.StatusOK, ResultDuplicate)
+	b.expectCount(t, 1)
+	if keys := server.Do("KEYS", "buzzbip:done:*"); keys == "" {
+		t.Error("Redis knows nothing of it")
+	}
 }
 
 // The commands of the README, run word for word, print what it says.
