@@ -1065,3 +1065,99 @@ func TestKeysAndDigestsTakeNoMemory(t *testing.T) {
 		t.Errorf("%v allocations for the key %x and the digest %x", n, key, digest)
 	}
 }
+
+func TestLookupForgetAndStats(t *testing.T) {
+	bubble(t, func(g *rig) {
+		a, b := arrival("a", 1), arrival("b", 2)
+		if known := g.Lookup("scope", a.Key); known != (Status{}) {
+			g.Errorf("an unseen id is %+v", known)
+		}
+		if g.Forget("scope", a.Key) {
+			g.Error("an unseen id was forgotten")
+		}
+		claim := g.expect(a, Claimed)
+		if known := g.Lookup("scope", a.Key); known != (Status{InFlight: true}) {
+			g.Errorf("an id in flight is %+v", known)
+		}
+		if g.Forget("scope", a.Key) {
+			g.Error("an id in flight was forgotten")
+		}
+		g.settle(claim, true)
+		g.deliver(in("other", b))
+		want := Status{Delivered: true, Digest: 1, Expires: time.Now().Add(retention)}
+		if known := g.Lookup("scope", a.Key); known.Expires.UnixNano() != want.Expires.UnixNano() || known.Digest != 1 || !known.Delivered || known.InFlight {
+			g.Errorf("a delivered id is %+v, want %+v", known, want)
+		}
+		if known := g.Lookup("other", a.Key); known != (Status{}) {
+			g.Errorf("in another scope it is %+v", known)
+		}
+		g.expect(arrival("in flight", 1), Claimed)
+		stats := g.Stats(g.limits)
+		if len(stats.Scopes) != 2 || stats.Scopes["scope"] != (ScopeStats{Delivered: 1, InFlight: 1, Capacity: 1000}) || stats.Scopes["other"].Delivered != 1 {
+			g.Errorf("the stats are %+v", stats)
+		}
+
+		if !g.Forget("scope", a.Key) || g.Forget("scope", a.Key) {
+			g.Error("a delivered id is not forgotten once")
+		}
+		g.deliver(a)
+		time.Sleep(retention)
+		if known := g.Lookup("scope", a.Key); known != (Status{}) {
+			g.Errorf("an expired id is %+v", known)
+		}
+		if g.Forget("scope", a.Key) {
+			g.Error("an expired id was said to be remembered")
+		}
+		if stats := g.Stats(g.limits); len(stats.Scopes) != 1 || stats.Scopes["scope"].Delivered != 0 {
+			g.Errorf("after all has expired the stats are %+v", stats)
+		}
+	})
+}
+
+func TestOnlyThePresentOwnerOwns(t *testing.T) {
+	bubble(t, func(g *rig) {
+		first := g.expect(arrival("a", 1), Claimed)
+		if !g.Owns(first) {
+			g.Error("the owner does not own")
+		}
+		next := g.join(g.Context(), arrival("a", 1))
+		g.settle(first, false)
+		second := next.expect(Claimed)
+		if g.Owns(first) || !g.Owns(second) || g.Owns(elsewhere(second)) {
+			g.Error("ownership has not passed on")
+		}
+		g.settle(second, true)
+		if g.Owns(second) {
+			g.Error("a settled claim is owned")
+		}
+	})
+}
+
+func elsewhere(c Claim) Claim { c.Scope = "other"; return c }
+
+func TestRememberTakesWhatWasDeliveredElsewhere(t *testing.T) {
+	bubble(t, func(g *rig) {
+		now := time.Now()
+		g.Remember(keep(arrival("old", 1), time.Hour), now.Add(-time.Hour), g.limits)
+		g.Remember(keep(arrival("young", 1), time.Hour), now.Add(-time.Minute), g.limits)
+		g.expect(arrival("old", 1), Claimed)
+		g.expect(arrival("young", 1), Delivered)
+		time.Sleep(59 * time.Minute)
+		g.expect(arrival("young", 1), Claimed)
+	})
+}
+
+func TestEvictionsAreCountedAndExpiriesAreNot(t *testing.T) {
+	bubble(t, func(g *rig) {
+		g.limits.Capacity = 10
+		g.deliverMany(13)
+		if n := g.Stats(g.limits).Evicted; n != 3 {
+			g.Errorf("%d ids were evicted, want 3", n)
+		}
+		time.Sleep(retention)
+		g.deliverMany(10)
+		if n := g.Stats(g.limits).Evicted; n != 3 {
+			g.Errorf("%d ids were evicted, want the 3 of before", n)
+		}
+	})
+}

@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -122,6 +123,37 @@ func (c *caddy) reload() {
 	if err != nil {
 		c.t.Fatalf("reloading: %v: %s", err, out)
 	}
+}
+
+// metrics returns what Prometheus would get.
+func (c *caddy) metrics() string {
+	c.t.Helper()
+	res, err := http.Get("http://" + c.admin + "/metrics")
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil || res.StatusCode != http.StatusOK {
+		c.t.Fatalf("the metrics: %s: %v", res.Status, err)
+	}
+	return string(text)
+}
+
+// metric returns the value of one of our series, which must be there.
+func (c *caddy) metric(series string) float64 {
+	c.t.Helper()
+	text := c.metrics()
+	_, rest, found := strings.Cut(text, "\ncaddy_buzzbip_webhook_"+series+" ")
+	if !found {
+		c.t.Fatalf("there is no %s in the metrics", series)
+	}
+	number, _, _ := strings.Cut(rest, "\n")
+	value, err := strconv.ParseFloat(number, 64)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return value
 }
 
 // kill is kill -9.

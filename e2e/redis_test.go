@@ -208,16 +208,34 @@ func TestCaddyStartsAndReloadsWhileRedisIsDown(t *testing.T) {
 	if got := post(t.Context(), urls[0], body); got.status != http.StatusOK {
 		t.Fatalf("answered %d %s", got.status, got.result)
 	}
+	if up := caddies[0].metric(`store_up{store="redis"}`); up != 0 {
+		t.Errorf("while Redis is down, store_up is %v", up)
+	}
 	caddies[0].reload()
 	if got := post(t.Context(), urls[0], body); got.result != "duplicate" {
 		t.Errorf("after a reload answered %d %s", got.status, got.result)
 	}
 	server.Restart()
 	waitFor(t, "Redis to know the event", func() bool { return strings.Contains(server.Do("KEYS", "*"), "done:") })
+	waitFor(t, "store_up to say so", func() bool { return caddies[0].metric(`store_up{store="redis"}`) == 1 })
 	if log := caddies[0].log.String(); !strings.Contains(log, "Redis is down") || !strings.Contains(log, "Redis is back") {
 		t.Errorf("the log does not say that Redis was down and is back: %s", log)
 	}
 	if got := b.count(body); got != 1 {
 		t.Errorf("the backend got %d copies", got)
+	}
+}
+
+func TestCaddyThatStopsWhileRedisIsDownSaysWhatIsLost(t *testing.T) {
+	server := redistest.Start(t)
+	b := newBackend(t, nil)
+	urls, caddies := onRedis(t, server, b, 1, "", "timeout 200ms")
+	server.Kill()
+	if got := post(t.Context(), urls[0], newEvent()); got.status != http.StatusOK {
+		t.Fatalf("answered %d %s", got.status, got.result)
+	}
+	caddies[0].stop()
+	if log := caddies[0].log.String(); !strings.Contains(log, "Caddy stops before Redis was back") || !strings.Contains(log, `"deliveries":1`) {
+		t.Errorf("the log does not say what is lost: %s", log)
 	}
 }

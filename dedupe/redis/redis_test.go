@@ -2,6 +2,7 @@ package redis
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -452,4 +453,23 @@ func TestLookupAndForget(t *testing.T) {
 		t.Errorf("forgotten: %v, error %v", forgotten, err)
 	}
 	expect(t, a, arrival("a", 7), dedupe.Claimed)
+}
+
+func TestLastCallRecordsWhatIsPending(t *testing.T) {
+	server := redistest.Start(t)
+	s := newInstance(t, config(server, "timeout", "200ms"))
+	server.Pause()
+	waitFor(t, "Redis to be down", func() bool {
+		_ = s.Settle(context.Background(), expect(t, s, arrival(rand.Text(), 1), dedupe.Claimed), true)
+		return !up(s)
+	})
+	server.Resume()
+	s.acquire().lastCall()
+	s.release()
+	if left := s.pendingNotes(); left != 0 {
+		t.Errorf("%d notes are left", left)
+	}
+	if server.Do("KEYS", "buzzbip:done:*") == "" {
+		t.Error("Redis knows nothing of them")
+	}
 }
