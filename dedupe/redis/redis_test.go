@@ -141,7 +141,8 @@ func await[T any](t testing.TB, c <-chan T, what string) T {
 	}
 }
 
-func waiting(r dedupe.Request) dedupe.Request { r.Wait = patience; return r }
+// waiting gives a request more patience than a test has.
+func waiting(r dedupe.Request) dedupe.Request { r.Wait = 2 * patience; return r }
 
 func TestDuplicateOnAnotherInstanceIsAnswered(t *testing.T) {
 	server := redistest.Start(t)
@@ -241,9 +242,7 @@ func TestWaiterAsksAgainWhenItIsNotTold(t *testing.T) {
 	waiter := claimAsync(t, b, waiting(arrival("a", 1)))
 	waitFor(t, "the waiter", func() bool { return waits(b, "a") })
 	// the end of a claim that nobody publishes
-	keys := a.acquire().keys(id{"scope", c.Key})
-	a.release()
-	server.Do("DEL", keys[1])
+	server.Do("DEL", a.key("a"))
 	got := await(t, waiter, "the waiter's answer")
 	if got.err != nil || got.State != dedupe.Claimed {
 		t.Errorf("got %+v", got)
@@ -317,6 +316,28 @@ func TestMemoryTakesOverWhileRedisIsDown(t *testing.T) {
 func (s *Store) pendingNotes() int {
 	defer s.release()
 	return s.acquire().pending.len()
+}
+
+// A claim that Redis did not hear of can meet one that it granted meanwhile:
+// both deliveries happened, and the success of either counts.
+func TestSuccessOfAClaimFromTheOutageCountsThoughAnotherOwnsTheID(t *testing.T) {
+	server := redistest.Start(t)
+	s, other := newInstance(t, config(server, "timeout", "200ms")), newInstance(t, config(server, "timeout", "200ms"))
+	server.Pause()
+	during := expect(t, s, arrival("a", 1), dedupe.Claimed)
+	server.Resume()
+	waitFor(t, "Redis to be back", func() bool { return up(s) && up(other) })
+	server.Do("DEL", other.key("a")) // in case the claim had arrived all the same
+	after := expect(t, other, arrival("a", 1), dedupe.Claimed)
+	settle(t, s, during, true)
+	settle(t, other, after, false)
+	expect(t, other, arrival("a", 1), dedupe.Delivered)
+}
+
+// key is where the claim of an id is kept.
+func (s *Store) key(event string) string {
+	defer s.release()
+	return s.acquire().keys(id{"scope", dedupe.KeyOf(event)})[1]
 }
 
 func expectInFlight(t testing.TB, s *Store, r dedupe.Request) {

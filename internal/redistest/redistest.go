@@ -100,7 +100,7 @@ func StartTLS(t testing.TB, user, password string) *Server {
 	s.args = []string{
 		"--port", "0", "--tls-port", strconv.Itoa(s.port), "--tls-auth-clients", "no",
 		"--tls-cert-file", s.dir + "/server.pem", "--tls-key-file", s.dir + "/server.key", "--tls-ca-cert-file", s.CA(),
-		"--user", user, "on", ">" + password, "~*", "&*", "+@all", "--user", "default", "off",
+		"--user", user, "on", ">" + password, "~buzzbip:*", "&buzzbip:*", "+@connection", "+@read", "+@write", "+@scripting", "+@pubsub", "--user", "default", "off",
 	}
 	s.run()
 	return s
