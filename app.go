@@ -2,6 +2,7 @@ package buzzbip
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -85,34 +86,65 @@ func (a *App) register(h *Handler) {
 
 // backing is where ids are kept, by one store or more.
 type backing struct {
-	name  string // of the kind of store
-	store dedupe.Store
-	stats dedupe.Stats
+	kind   string // of store
+	store  dedupe.Store
+	stats  dedupe.Stats
+	scopes []scope // of the handlers that use it
 }
 
+// scope is a space of ids, and what operators know it by: one that is derived
+// from a secret is not shown.
+type scope struct{ id, name string }
+
 // backings returns each once, however many handlers use it.
-func (a *App) backings() []backing {
+func (a *App) backings() []*backing {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	var all []backing
-	type identity struct{ name, backing string }
-	seen := make(map[identity]int)
+	var all []*backing
+	names := a.scopeNames()
 	for _, h := range a.handlers {
 		if h.store == nil {
 			continue
 		}
-		b := backing{h.store.name, h.store, h.store.Stats()}
-		id := identity{b.name, b.stats.Backing}
-		if i, again := seen[id]; again {
-			if b.stats.Err != nil {
-				all[i].stats.Err = b.stats.Err
-			}
-			continue
+		stats := h.store.Stats()
+		at := slices.IndexFunc(all, func(b *backing) bool { return b.kind == h.store.name && b.stats.Backing == stats.Backing })
+		if at < 0 {
+			at = len(all)
+			all = append(all, &backing{kind: h.store.name, store: h.store, stats: stats})
 		}
-		seen[id] = len(all)
-		all = append(all, b)
+		b := all[at]
+		if stats.Err != nil {
+			b.stats.Err = stats.Err
+		}
+		for k := range h.keys.all() {
+			if s := (scope{k.scope, names[k.scope]}); !slices.Contains(b.scopes, s) {
+				b.scopes = append(b.scopes, s)
+			}
+		}
 	}
 	return all
+}
+
+// scopeNames returns the names of all scopes, each of which is another.
+func (a *App) scopeNames() map[string]string {
+	names := make(map[string]string)
+	taken := make(map[string]int)
+	for _, h := range a.handlers {
+		for k := range h.keys.all() {
+			if names[k.scope] != "" {
+				continue
+			}
+			name := h.Scope
+			if name == "" {
+				name = "secret:" + k.label
+			}
+			if taken[name]++; taken[name] > 1 { // two handlers may use a label for different secrets
+				name = fmt.Sprintf("%s (%d)", name, taken[name])
+			}
+			names[k.scope] = name
+		}
+	}
+	return names
 }
 
 // Interface guards

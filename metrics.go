@@ -127,10 +127,10 @@ func (c storeCollector) Collect(values chan<- prometheus.Metric) {
 	type sum struct{ remembered, evicted, up float64 }
 	sums := make(map[string]*sum)
 	for _, s := range c.app.backings() {
-		of := sums[s.name]
+		of := sums[s.kind]
 		if of == nil {
 			of = &sum{up: 1}
-			sums[s.name] = of
+			sums[s.kind] = of
 		}
 		for _, scope := range s.stats.Scopes {
 			of.remembered += float64(scope.Delivered)

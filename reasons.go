@@ -75,3 +75,5 @@ const (
 	// ResultRejected: the request was refused for another [Reason].
 	ResultRejected Result = "rejected"
 )
+
+var results = []Result{ResultDelivered, ResultFailed, ResultDuplicate, ResultConflict, ResultIgnored, ResultInFlight, ResultRejected}

@@ -10,12 +10,14 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// report tells the metrics and the access log what became of a request.
+// report tells the metrics, the page of the admin endpoint and the access log
+// what became of a request.
 func (h *Handler) report(d *delivery, r *http.Request, start time.Time) {
 	metrics.deliveries.WithLabelValues(string(d.result), eventTypeLabel(d)).Inc()
 	if d.reason != "" {
 		metrics.rejections.WithLabelValues(string(d.reason)).Inc()
 	}
+	latest.add(d, start)
 	if log, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
 		if d.verified() {
 			log.Set(zap.String("buzzbip_event_id", d.event.id))

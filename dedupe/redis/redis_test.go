@@ -494,3 +494,28 @@ func TestLastCallRecordsWhatIsPending(t *testing.T) {
 		t.Error("Redis knows nothing of them")
 	}
 }
+
+func TestForgetWhileRedisIsDown(t *testing.T) {
+	server := redistest.Start(t)
+	s := newInstance(t, config(server, "timeout", "200ms"))
+	server.Kill()
+	r := arrival("a", 1)
+	_ = s.Settle(context.Background(), expect(t, s, r, dedupe.Claimed), true)
+	expect(t, s, r, dedupe.Delivered)
+	if forgotten, err := s.Forget(t.Context(), r.Scope, r.Key); !forgotten || err == nil {
+		t.Errorf("forgotten here: %v, and elsewhere: %v", forgotten, err)
+	}
+	expect(t, s, r, dedupe.Claimed)
+}
+
+func TestWhatIsPendingOutlivesTheConfiguration(t *testing.T) {
+	server := redistest.Start(t)
+	s := newInstance(t, config(server, "timeout", "200ms"))
+	server.Kill()
+	_ = s.Settle(context.Background(), expect(t, s, arrival("a", 1), dedupe.Claimed), true)
+	s.release()
+	defer s.acquire() // for the end of the test to release
+	server.Restart()
+	waitFor(t, "Redis to know the event", func() bool { return server.Do("KEYS", "buzzbip:done:*") != "" })
+	waitFor(t, "the connection to end", func() bool { n, exists := connections.References(s.settings.id); return !exists && n == 0 })
+}
