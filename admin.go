@@ -137,8 +137,7 @@ func (a *App) overview() overview {
 			o.Stores[len(o.Stores)-1].Error = b.stats.Err.Error()
 		}
 		for _, s := range b.scopes {
-			counts := b.stats.Scopes[s.id]
-			o.Scopes = append(o.Scopes, scopeCounts{s.name, b.kind, counts.Delivered, counts.InFlight, counts.Capacity})
+			o.Scopes = append(o.Scopes, scopeCounts{s.name, b.kind, s.stats.Delivered, s.stats.InFlight, s.stats.Capacity})
 			delete(b.stats.Scopes, s.id)
 		}
 		rest := scopeCounts{Store: b.kind}

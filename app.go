@@ -94,7 +94,10 @@ type backing struct {
 
 // scope is a space of ids, and what operators know it by: one that is derived
 // from a secret is not shown.
-type scope struct{ id, name string }
+type scope struct {
+	id, name string
+	stats    dedupe.ScopeStats
+}
 
 // backings returns each once, however many handlers use it.
 func (a *App) backings() []*backing {
@@ -117,9 +120,11 @@ func (a *App) backings() []*backing {
 			b.stats.Err = stats.Err
 		}
 		for k := range h.keys.all() {
-			if s := (scope{k.scope, names[k.scope]}); !slices.Contains(b.scopes, s) {
-				b.scopes = append(b.scopes, s)
+			if slices.ContainsFunc(b.scopes, func(s scope) bool { return s.id == k.scope }) {
+				continue
 			}
+			counts := stats.Scopes[k.scope]
+			b.scopes = append(b.scopes, scope{k.scope, names[k.scope], counts})
 		}
 	}
 	return all

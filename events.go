@@ -78,7 +78,10 @@ func parseEvent(body []byte, required requirements) (event, error) {
 	if _, err := dec.ReadToken(); !errors.Is(err, io.EOF) {
 		return event{}, errors.New("something follows the JSON object")
 	}
-	return p.event, p.missing()
+	if err := p.missing(); err != nil {
+		return event{}, err
+	}
+	return p.event, nil
 }
 
 type envelopeParser struct {

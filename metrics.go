@@ -82,7 +82,7 @@ func (a *App) registerMetrics(ctx caddy.Context) error {
 	for _, collector := range []prometheus.Collector{
 		metrics.deliveries, metrics.rejections, metrics.signatureMatches, metrics.deliveryDuration, metrics.eventAge,
 		metrics.inFlight, metrics.abandoned, metrics.conflicts, metrics.storeDuration, metrics.storeErrors,
-		storeCollector{a},
+		storeCollector{},
 	} {
 		if err := ctx.GetMetricsRegistry().Register(collector); err != nil {
 			return err
@@ -102,8 +102,9 @@ func eventTypeLabel(d *delivery) string {
 	return typeOther
 }
 
-// storeCollector asks the stores of one configuration when it is scraped.
-type storeCollector struct{ app *App }
+// storeCollector asks the stores when it is scraped: those of the configuration
+// that is in force, which is not the one it is part of if that failed to load.
+type storeCollector struct{}
 
 var (
 	rememberedDesc = storeDesc("remembered_events", "Delivered event ids that are remembered; with redis, those that this instance delivered.")
@@ -123,10 +124,14 @@ func (storeCollector) Describe(descs chan<- *prometheus.Desc) {
 }
 
 // Collect implements [prometheus.Collector].
-func (c storeCollector) Collect(values chan<- prometheus.Metric) {
+func (storeCollector) Collect(values chan<- prometheus.Metric) {
+	app := running.Load()
+	if app == nil {
+		return
+	}
 	type sum struct{ remembered, evicted, up float64 }
 	sums := make(map[string]*sum)
-	for _, s := range c.app.backings() {
+	for _, s := range app.backings() {
 		of := sums[s.kind]
 		if of == nil {
 			of = &sum{up: 1}

@@ -53,6 +53,12 @@ func TestPlaceholdersOfWhatIsNotVerifiedAreNotSet(t *testing.T) {
 	if got.body != unset+" rejected signature_mismatch" || got.header.Get("X-Matched") != "" {
 		t.Errorf("got %q with %v", got.body, got.header)
 	}
+
+	// of an envelope that is invalid only the secret is known
+	got = send(newClient(t, "HTTP/1.1"), signed(s.url, `{"id":"evt_1","data":{"text":"x"}}`))
+	if got.body != strings.Replace(unset, "{http.buzzbip_webhook.secret}", "1", 1)+" rejected envelope_invalid" {
+		t.Errorf("got %q", got.body)
+	}
 }
 
 func TestResultsAreKnownToPlaceholders(t *testing.T) {

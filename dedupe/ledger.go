@@ -215,7 +215,7 @@ func (l *Ledger) Stats(limits Limits) Stats {
 	stats := Stats{Scopes: make(map[string]ScopeStats, len(l.scopes)), Evicted: l.evicted}
 	now := time.Now().UnixNano()
 	for name, s := range l.scopes {
-		l.forget(s, limits, 0, now)
+		l.forget(s, Limits{}, 0, now) // expired ones only: other scopes may have other limits
 		if s.delivered.count+len(s.flights) > 0 {
 			stats.Scopes[name] = ScopeStats{Delivered: s.delivered.count, InFlight: len(s.flights), Capacity: limits.Capacity}
 		}

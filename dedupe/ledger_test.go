@@ -1161,3 +1161,13 @@ func TestEvictionsAreCountedAndExpiriesAreNot(t *testing.T) {
 		}
 	})
 }
+
+func TestStatsForgetNothingOfScopesWithOtherLimits(t *testing.T) {
+	bubble(t, func(g *rig) {
+		g.deliverMany(10)
+		g.Stats(Limits{Capacity: 1})
+		if n := g.Stats(g.limits).Scopes["scope"].Delivered; n != 10 {
+			g.Errorf("%d of 10 ids are left", n)
+		}
+	})
+}

@@ -253,8 +253,10 @@ func newEvent() string {
 	return fmt.Sprintf(`{"id":"evt_%d_%d","type":"message.received","createdAt":"2026-06-01T14:32:00Z","data":{}}`, os.Getpid(), ids.Add(1))
 }
 
-func sign(body string) string {
-	mac := hmac.New(sha256.New, []byte(testSecret))
+func sign(body string) string { return signWith(testSecret, body) }
+
+func signWith(secret, body string) string {
+	mac := hmac.New(sha256.New, []byte(secret))
 	io.WriteString(mac, body)
 	return hex.EncodeToString(mac.Sum(nil))
 }

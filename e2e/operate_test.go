@@ -1,0 +1,783 @@
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// The secrets of tour.
+const (
+	oldSecret   = "old-secret-of-the-same-webhook-32"
+	otherSecret = "other-secret-of-another-webhook-3"
+	redisSecret = "redis-password-that-nobody-sees"
+)
+
+// tour is a Caddy that has been through every result and every reason once, and
+// through two of some.
+type tour struct {
+	*caddy
+	address string
+	backend *backend
+	sites   string
+	forged  []string // expected signatures that the senders did not know
+	answers strings.Builder
+}
+
+// sendsTo posts a body with the signature of a secret, and expects an answer.
+func (tr *tour) sends(path, secret, body string, status int) {
+	tr.t.Helper()
+	tr.expect(tr.request(http.MethodPost, path, signWith(secret, body), body), status)
+}
+
+func (tr *tour) request(method, path, signature, body string) *http.Request {
+	r, err := http.NewRequest(method, "http://"+tr.address+path, strings.NewReader(body))
+	if err != nil {
+		tr.t.Fatal(err)
+	}
+	if signature != "" {
+		r.Header.Set("X-BuzzBip-Signature", signature)
+	}
+	return r
+}
+
+func (tr *tour) expect(r *http.Request, status int) {
+	tr.t.Helper()
+	res, err := http.DefaultClient.Do(r)
+	if err != nil {
+		tr.t.Fatal(err)
+	}
+	defer res.Body.Close()
+	_ = res.Header.Write(&tr.answers)
+	if _, err := io.Copy(&tr.answers, res.Body); err != nil {
+		tr.t.Fatal(err)
+	}
+	if res.StatusCode != status {
+		tr.t.Fatalf("%s %s was answered %d %s, want %d", r.Method, r.URL, res.StatusCode, res.Header.Get("X-BuzzBip-Result"), status)
+	}
+}
+
+func typedEvent(typ string, created time.Time, data string) string {
+	return fmt.Sprintf(`{"id":"evt_%d_%d","type":%q,"createdAt":%q,"data":%s}`, os.Getpid(), ids.Add(1), typ, created.UTC().Format(time.RFC3339), data)
+}
+
+func freshEvent(data string) string { return typedEvent("message.received", time.Now(), data) }
+
+// takeTour makes requests of all kinds. global are options for Caddy.
+func takeTour(t *testing.T, global string) *tour {
+	t.Helper()
+	release := make(chan struct{})
+	var arrived = make(chan struct{}, 100)
+	b := newBackend(t, func(w http.ResponseWriter, r *http.Request) {
+		arrived <- struct{}{}
+		switch r.Header.Get("X-Mode") {
+		case "fail":
+			w.WriteHeader(http.StatusInternalServerError)
+		case "slow":
+			<-release
+		}
+	})
+	secretFile := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secretFile, []byte(testSecret+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tr := &tour{address: freeAddress(t), backend: b}
+	tr.sites = fmt.Sprintf(`
+http://%[1]s {
+	log
+	handle /main {
+		buzzbip_webhook {
+			secret_file %[2]s main
+			secret {env.OLD_SECRET} old
+			events message.* shop.*
+			max_age 1h
+			max_body_size 2KiB
+			read_timeout 200ms
+			duplicate_wait 50ms
+		}
+		reverse_proxy %[3]s
+	}
+	handle /full {
+		buzzbip_webhook {
+			secret {env.OTHER_SECRET} other
+			store memory {
+				capacity 1
+				when_full refuse
+			}
+		}
+		reverse_proxy %[3]s
+	}
+	handle /nowhere {
+		buzzbip_webhook {
+			secret {env.OTHER_SECRET} other
+			dedupe off
+		}
+	}
+	handle /down {
+		buzzbip_webhook {
+			secret {env.OTHER_SECRET} other
+			store redis {env.REDIS_URL} {
+				timeout 100ms
+				when_down refuse
+			}
+		}
+		reverse_proxy %[3]s
+	}
+}`, tr.address, secretFile, b.address())
+	// nobody listens there
+	tr.caddy = startCaddy(t, "", global, tr.sites,
+		"OLD_SECRET="+oldSecret, "OTHER_SECRET="+otherSecret, "REDIS_URL=redis://caddy:"+redisSecret+"@"+freeAddress(t))
+
+	first := freshEvent(`{"n":1}`)
+	tr.sends("/main", testSecret, first, http.StatusOK)                                                     // delivered
+	tr.sends("/main", oldSecret, typedEvent("shop.sold", time.Now(), `{}`), http.StatusOK)                  // delivered, of a type that is not documented
+	tr.sends("/main", oldSecret, typedEvent("contact.created", time.Now(), `{}`), http.StatusOK)            // ignored
+	tr.sends("/main", testSecret, first, http.StatusOK)                                                     // duplicate
+	tr.sends("/main", testSecret, strings.Replace(first, `{"n":1}`, `{"n":2}`, 1), http.StatusOK)           // conflict
+	tr.sends("/main", testSecret, typedEvent("message.sent", time.Now().Add(-2*time.Hour), `{}`), 403)      // event_stale
+	tr.sends("/main", testSecret, typedEvent("message.sent", time.Now().Add(time.Hour), `{}`), 403)         // event_from_future
+	tr.sends("/main", testSecret, `{"id":"evt_1"}`, http.StatusBadRequest)                                  // envelope_invalid
+	tr.sends("/main", testSecret, freshEvent(`{"long":"`+strings.Repeat("x", 3000)+`"}`), 413)              // body_too_large
+	tr.expect(tr.request(http.MethodGet, "/main", "", ""), http.StatusMethodNotAllowed)                     // method_not_allowed
+	tr.expect(tr.request(http.MethodPost, "/main", "", freshEvent(`{}`)), http.StatusUnauthorized)          // signature_missing
+	tr.expect(tr.request(http.MethodPost, "/main", "sha256=12", freshEvent(`{}`)), http.StatusUnauthorized) // signature_malformed
+	for range 20 {                                                                                          // signature_mismatch
+		forgery := freshEvent(`{}`)
+		tr.expect(tr.request(http.MethodPost, "/main", strings.Repeat("0", 64), forgery), http.StatusUnauthorized)
+		for _, secret := range []string{testSecret, oldSecret} {
+			tr.forged = append(tr.forged, signWith(secret, forgery))
+		}
+	}
+	tr.sends("/full", otherSecret, freshEvent(`{}`), http.StatusOK)
+	tr.sends("/full", otherSecret, freshEvent(`{}`), http.StatusServiceUnavailable) // store_full
+	tr.sends("/nowhere", otherSecret, freshEvent(`{}`), http.StatusBadGateway)      // unhandled
+	tr.sends("/down", otherSecret, freshEvent(`{}`), http.StatusServiceUnavailable) // store_unavailable
+	failing := freshEvent(`{}`)
+	r := tr.request(http.MethodPost, "/main", signWith(testSecret, failing), failing)
+	r.Header.Set("X-Mode", "fail")
+	tr.expect(r, http.StatusInternalServerError) // failed
+
+	for len(arrived) > 0 {
+		<-arrived
+	}
+	slow := freshEvent(`{}`)
+	ctx, hangUp := context.WithCancel(t.Context())
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		r := tr.request(http.MethodPost, "/main", signWith(testSecret, slow), slow).WithContext(ctx)
+		r.Header.Set("X-Mode", "slow")
+		if res, err := http.DefaultClient.Do(r); err == nil {
+			res.Body.Close()
+			t.Error("the sender that hung up was answered")
+		}
+	}()
+	<-arrived
+	if n := tr.metric("in_flight"); n != 1 {
+		t.Errorf("%v deliveries are in flight, want 1", n)
+	}
+	tr.sends("/main", testSecret, slow, http.StatusServiceUnavailable) // in_flight
+	hangUp()
+	<-gone
+	time.Sleep(100 * time.Millisecond) // nothing tells that Caddy has noticed
+	close(release)
+	waitFor(t, "the abandoned delivery to end", func() bool { return tr.metric("in_flight") == 0 })
+
+	for _, end := range []bool{true, false} { // body_incomplete, body_timeout
+		conn, err := net.Dial("tcp", tr.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(conn, "POST /main HTTP/1.1\r\nHost: %s\r\nX-BuzzBip-Signature: %s\r\nContent-Length: 100\r\n\r\n{", tr.address, strings.Repeat("0", 64))
+		if end {
+			conn.(*net.TCPConn).CloseWrite()
+		}
+		if _, err := http.ReadResponse(bufio.NewReader(conn), nil); err != nil {
+			t.Error(err)
+		}
+		conn.Close()
+	}
+	return tr
+}
+
+// what the tour counts up to
+var (
+	tourDeliveries = map[string]float64{
+		`event_type="message.received",result="delivered"`: 3, // the first, the one at /full and the abandoned one
+		`event_type="other",result="delivered"`:            1,
+		`event_type="contact.created",result="ignored"`:    1,
+		`event_type="message.received",result="duplicate"`: 1,
+		`event_type="message.received",result="conflict"`:  1,
+		`event_type="message.received",result="in_flight"`: 1,
+		`event_type="message.received",result="failed"`:    2, // one unhandled
+		`event_type="message.sent",result="rejected"`:      2,
+		`event_type="message.received",result="rejected"`:  2, // full, down
+		`event_type="unverified",result="rejected"`:        27,
+	}
+	tourRejections = map[string]float64{
+		"method_not_allowed": 1, "signature_missing": 1, "signature_malformed": 1, "body_too_large": 1, "body_timeout": 1,
+		"body_incomplete": 1, "signature_mismatch": 20, "envelope_invalid": 1, "event_stale": 1, "event_from_future": 1,
+		"in_flight": 1, "store_unavailable": 1, "store_full": 1, "unhandled": 1,
+	}
+)
+
+// series returns the values of one of our metrics by their labels.
+func (c *caddy) series(name string) map[string]float64 {
+	c.t.Helper()
+	found := make(map[string]float64)
+	for _, line := range regexp.MustCompile(`(?m)^caddy_buzzbip_webhook_`+name+`(?:\{(.*)\})? (\S+)$`).FindAllStringSubmatch(c.metrics(), -1) {
+		var value float64
+		if _, err := fmt.Sscan(line[2], &value); err != nil {
+			c.t.Fatal(err)
+		}
+		found[line[1]] = value
+	}
+	return found
+}
+
+func TestMetricsCountWhatHappensAcrossReloads(t *testing.T) {
+	tr := takeTour(t, "")
+	check := func(when string) {
+		t.Helper()
+		if got := tr.series("deliveries_total"); !maps.Equal(got, tourDeliveries) {
+			t.Errorf("%s the deliveries are %v, want %v", when, got, tourDeliveries)
+		}
+		rejections := make(map[string]float64)
+		for reason, n := range tourRejections {
+			rejections[fmt.Sprintf("reason=%q", reason)] = n
+		}
+		if got := tr.series("rejections_total"); !maps.Equal(got, rejections) {
+			t.Errorf("%s the rejections are %v, want %v", when, got, rejections)
+		}
+		for series, want := range map[string]float64{
+			`signature_matches_total{secret="main"}`:  9,
+			`signature_matches_total{secret="old"}`:   2,
+			`signature_matches_total{secret="other"}`: 4,
+			"in_flight":                           0,
+			"abandoned_deliveries_total":          1,
+			"conflicts_total":                     1,
+			"event_age_seconds_count":             14,
+			`event_age_seconds_bucket{le="3600"}`: 13,
+			`delivery_duration_seconds_count{event_type="message.received"}`:            5,
+			`delivery_duration_seconds_count{event_type="other"}`:                       1,
+			`remembered_events{store="memory"}`:                                         4,
+			`remembered_events{store="redis"}`:                                          0,
+			`evicted_events_total{store="memory"}`:                                      0,
+			`store_up{store="memory"}`:                                                  1,
+			`store_up{store="redis"}`:                                                   0,
+			`store_errors_total{operation="claim",store="redis"}`:                       1,
+			`store_operation_duration_seconds_count{operation="settle",store="memory"}`: 5,
+			`store_operation_duration_seconds_count{operation="claim",store="memory"}`:  9,
+		} {
+			if got := tr.metric(series); got != want {
+				t.Errorf("%s %s is %v, want %v", when, series, got, want)
+			}
+		}
+	}
+	check("before a reload")
+	tr.reload()
+	check("after a reload")
+
+	config, err := os.ReadFile(tr.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	broken := strings.Replace(string(config), "handle /nowhere {", "handle /nowhere {\n\t\tbuzzbip_webhook {env.NOT_SET}\n", 1)
+	res, err := http.Post("http://"+tr.admin+"/load", "text/caddyfile", strings.NewReader(broken))
+	if err != nil {
+		t.Fatal(err)
+	}
+	res.Body.Close()
+	if res.StatusCode == http.StatusOK {
+		t.Fatal("a configuration without a secret was loaded")
+	}
+	check("after a reload that failed")
+}
+
+// events are the lines of the log, decoded.
+func (c *caddy) entries() (all []map[string]any) {
+	c.t.Helper()
+	for line := range strings.Lines(c.log.String()) {
+		if strings.HasPrefix(line, "{") {
+			entry := make(map[string]any)
+			if err := json.Unmarshal([]byte(line), &entry); err != nil {
+				c.t.Fatalf("%s: %v", line, err)
+			}
+			all = append(all, entry)
+		}
+	}
+	return all
+}
+
+func TestAccessLogSaysWhatBecameOfEachRequest(t *testing.T) {
+	tr := takeTour(t, "")
+	total := 0.0
+	for _, n := range tourDeliveries {
+		total += n
+	}
+	results, reasons := make(map[any]float64), make(map[any]float64)
+	logged := 0.0
+	waitFor(t, "all entries", func() bool {
+		clear(results)
+		clear(reasons)
+		logged = 0
+		for _, entry := range tr.entries() {
+			if strings.HasPrefix(fmt.Sprint(entry["logger"]), "http.log.access") {
+				logged++
+				results[entry["buzzbip_result"]]++
+				if reason := entry["buzzbip_reason"]; reason != nil {
+					reasons[reason]++
+				}
+				verified := entry["buzzbip_event_id"] != nil && entry["buzzbip_event_type"] != nil
+				if result := entry["buzzbip_result"]; !verified && result != "rejected" {
+					t.Fatalf("the entry of a %v request names no event: %v", result, entry)
+				}
+			}
+		}
+		return logged >= total
+	})
+	wantResults := make(map[any]float64)
+	for labels, n := range tourDeliveries {
+		wantResults[strings.Split(labels, `"`)[3]] += n
+	}
+	wantReasons := make(map[any]float64)
+	for reason, n := range tourRejections {
+		wantReasons[reason] = n
+	}
+	if !maps.Equal(results, wantResults) || !maps.Equal(reasons, wantReasons) {
+		t.Errorf("the access log has %v and %v, want %v and %v", results, reasons, wantResults, wantReasons)
+	}
+}
+
+func TestRefusalsAreLoggedByReasonWithoutAFlood(t *testing.T) {
+	tr := takeTour(t, "")
+	logged := make(map[string]int)
+	levels := make(map[string]any)
+	for _, entry := range tr.entries() {
+		message := fmt.Sprint(entry["msg"])
+		if reason, ok := strings.CutPrefix(message, "refused: "); ok {
+			logged[reason]++
+			levels[reason] = entry["level"]
+		}
+	}
+	for reason := range tourRejections {
+		if logged[reason] == 0 || levels[reason] != "warn" {
+			t.Errorf("%d entries at level %v for %s", logged[reason], levels[reason], reason)
+		}
+	}
+	flood := func() (leftOut float64, entries int) {
+		for _, entry := range tr.entries() {
+			if entry["msg"] == "refused: signature_mismatch" {
+				entries++
+				n, _ := entry["left_out"].(float64)
+				leftOut += n
+			}
+		}
+		return
+	}
+	// the number of those left out comes with the next entry
+	waitFor(t, "the next entry", func() bool {
+		tr.expect(tr.request(http.MethodPost, "/main", strings.Repeat("0", 64), "{}"), http.StatusUnauthorized)
+		leftOut, _ := flood()
+		return leftOut > 0
+	})
+	leftOut, entries := flood()
+	total := tr.metric(`rejections_total{reason="signature_mismatch"}`)
+	if left := total - leftOut - float64(entries); left != 0 || entries > 10 {
+		t.Errorf("%v of %v refusals are accounted for by %d entries and %v left out", total-left, total, entries, leftOut)
+	}
+	var conflict, store bool
+	for _, entry := range tr.entries() {
+		conflict = conflict || entry["level"] == "error" && strings.Contains(fmt.Sprint(entry["msg"]), "the id of another")
+		store = store || entry["level"] == "error" && strings.Contains(fmt.Sprint(entry["msg"]), "Redis is down")
+	}
+	if !conflict || !store {
+		t.Errorf("at level error: the conflict %v, the store %v", conflict, store)
+	}
+}
+
+// Whatever happens, on whatever path, nobody learns a secret, nor what the
+// signature of a forgery should have been.
+func TestNoSecretIsTold(t *testing.T) {
+	tr := takeTour(t, "\tdebug\n\tlog {\n\t\tformat filter {\n\t\t\trequest>headers>X-Buzzbip-Signature delete\n\t\t\theaders>X-Buzzbip-Signature delete\n\t\t\twrap json\n\t\t}\n\t}")
+	said := map[string]string{"the answers": tr.answers.String(), "the metrics": tr.metrics()}
+	for _, path := range []string{"/config/", "/buzzbip_webhook/scopes", "/buzzbip_webhook/events/evt_1", "/buzzbip_webhook/"} {
+		_, said[path] = tr.ask(http.MethodGet, path)
+	}
+	// errors at load, with a secret at hand
+	for name, broken := range map[string]string{
+		"a repeated label":       "buzzbip_webhook {\n secret {env.OLD_SECRET} a\n secret {env.OTHER_SECRET} a\n}",
+		"secrets in place":       "buzzbip_webhook " + testSecret + " " + oldSecret,
+		"an unknown option":      "buzzbip_webhook " + testSecret + " {\n nothing\n}",
+		"a store that is broken": "buzzbip_webhook {env.OLD_SECRET} {\n store redis {env.REDIS_URL} redis://caddy:" + redisSecret + "x@127.0.0.1:1\n}",
+		"a URL that is broken":   "buzzbip_webhook {env.OLD_SECRET} {\n store redis redis://caddy:" + redisSecret + "@[::1\n}",
+		"max_age":                "buzzbip_webhook {env.OLD_SECRET} {\n max_age 2d\n}",
+	} {
+		res, err := http.Post("http://"+tr.admin+"/load", "text/caddyfile",
+			strings.NewReader(fmt.Sprintf("{\n\tadmin %s\n}\nhttp://%s {\n%s\n}", tr.admin, freeAddress(t), broken)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, _ := io.ReadAll(res.Body)
+		res.Body.Close()
+		if res.StatusCode == http.StatusOK {
+			t.Errorf("%s was loaded", name)
+		}
+		said["the error for "+name] = string(text)
+	}
+	tr.stop()
+	said["the log"] = tr.log.String()
+
+	hidden := map[string]string{"main": testSecret, "old": oldSecret, "other": otherSecret, "of Redis": redisSecret}
+	for i, signature := range tr.forged {
+		hidden[fmt.Sprint("signature of forgery ", i)] = signature
+	}
+	for name, secret := range map[string]string{"main": testSecret, "old": oldSecret, "other": otherSecret} {
+		// the scope that is derived from the secret
+		hidden["scope of "+name] = signWith(secret, "buzzbip_webhook scope")[:16]
+	}
+	for what, text := range said {
+		for name, value := range hidden {
+			for _, form := range []string{value, hex.EncodeToString([]byte(value)), strings.ToUpper(value)} {
+				if strings.Contains(text, form) {
+					t.Errorf("%s tell the secret %s", what, name)
+				}
+			}
+		}
+	}
+	if !strings.Contains(said["the log"], "signature_mismatch") || len(said["the metrics"]) < 1000 {
+		t.Error("there is nothing to look at")
+	}
+}
+
+// ask returns what the admin endpoint answers.
+func (c *caddy) ask(method, path string) (status int, text string) {
+	c.t.Helper()
+	r, err := http.NewRequest(method, "http://"+c.admin+path, nil)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	res, err := http.DefaultClient.Do(r)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return res.StatusCode, string(body)
+}
+
+func TestSecretFileIsReadAgainWhenItChanges(t *testing.T) {
+	const newSecret = "new-secret-of-the-same-webhook-32"
+	b := newBackend(t, nil)
+	dir, address := t.TempDir(), freeAddress(t)
+	path := filepath.Join(dir, "secret")
+	write := func(text string) {
+		t.Helper()
+		// as secrets are put in place: a new file, renamed
+		if err := os.WriteFile(path+".new", []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(path+".new", path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(testSecret + "\n")
+	c := startCaddy(t, "", "", fmt.Sprintf("http://%s {\n\tbuzzbip_webhook {\n\t\tsecret_file %s main\n\t}\n\treverse_proxy %s\n}", address, path, b.address()))
+	tr := &tour{caddy: c, address: address}
+	before := freshEvent(`{}`)
+	tr.sends("/", testSecret, before, http.StatusOK)
+	last := c.overview().secret("main")
+	if last == nil || time.Since(*last) > patience {
+		t.Fatalf("the secret matched last at %v", last)
+	}
+
+	write(newSecret)
+	waitFor(t, "the new secret to count", func() bool { return strings.Contains(c.log.String(), "the secret has changed") })
+	if last := c.overview().secret("main"); last != nil {
+		t.Errorf("the new secret is said to have matched, at %v", last)
+	}
+	tr.sends("/", testSecret, freshEvent(`{}`), http.StatusUnauthorized)
+	tr.sends("/", newSecret, freshEvent(`{}`), http.StatusOK)
+
+	for _, lost := range []string{"", "\n"} {
+		write(lost)
+		waitFor(t, "an error", func() bool { return strings.Contains(c.log.String(), "the last secret stays in force") })
+		tr.sends("/", newSecret, freshEvent(`{}`), http.StatusOK)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "an error", func() bool { return strings.Contains(c.log.String(), "no such file") })
+	tr.sends("/", newSecret, freshEvent(`{}`), http.StatusOK)
+
+	write(testSecret + "\r\n")
+	waitFor(t, "the first secret to be back", func() bool { return strings.Count(c.log.String(), "the secret has changed") == 2 })
+	tr.sends("/", testSecret, freshEvent(`{}`), http.StatusOK)
+	tr.sends("/", testSecret, before, http.StatusOK) // a duplicate: each secret keeps its own memory
+	if n := b.count(before); n != 1 {
+		t.Errorf("the event from before was delivered %d times", n)
+	}
+	for _, secret := range []string{testSecret, newSecret} {
+		if strings.Contains(c.log.String(), secret) {
+			t.Error("the log tells a secret")
+		}
+	}
+}
+
+// overview is what GET /buzzbip_webhook/scopes answers.
+type overview struct {
+	Scopes []struct {
+		Scope, Store        string
+		Delivered, Capacity int
+		InFlight            int `json:"in_flight"`
+	}
+	Stores []struct {
+		Store, Error string
+		Up           bool
+		Evicted      int
+	}
+	Secrets []struct {
+		Secret, Scope string
+		LastMatch     *time.Time `json:"last_match"`
+	}
+}
+
+func (c *caddy) overview() (o overview) {
+	c.t.Helper()
+	status, text := c.ask(http.MethodGet, "/buzzbip_webhook/scopes")
+	if err := json.Unmarshal([]byte(text), &o); err != nil || status != http.StatusOK {
+		c.t.Fatalf("%d %v: %s", status, err, text)
+	}
+	return o
+}
+
+// secret returns when a secret matched last.
+func (o overview) secret(label string) *time.Time {
+	for _, s := range o.Secrets {
+		if s.Secret == label {
+			return s.LastMatch
+		}
+	}
+	return nil
+}
+
+func TestAdminAPITellsOfScopesStoresAndSecrets(t *testing.T) {
+	tr := takeTour(t, "")
+	o := tr.overview()
+	var scopes []string
+	for _, s := range o.Scopes {
+		scopes = append(scopes, fmt.Sprintf("%s in %s: %d delivered, %d in flight, of %d", s.Scope, s.Store, s.Delivered, s.InFlight, s.Capacity))
+	}
+	slices.Sort(scopes)
+	if want := []string{
+		"secret:main in memory: 2 delivered, 0 in flight, of 1000000",
+		"secret:old in memory: 1 delivered, 0 in flight, of 1000000",
+		"secret:other in memory: 1 delivered, 0 in flight, of 1",
+		"secret:other in redis: 0 delivered, 0 in flight, of 0",
+	}; !slices.Equal(scopes, want) {
+		t.Errorf("the scopes are %q, want %q", scopes, want)
+	}
+	for _, s := range o.Stores {
+		if s.Up != (s.Store == "memory") || (s.Error == "") != s.Up {
+			t.Errorf("a store is %+v", s)
+		}
+	}
+	if len(o.Stores) != 2 || o.secret("main") == nil || o.secret("old") == nil || o.secret("old").After(*o.secret("main")) {
+		t.Errorf("the stores and secrets are %+v", o)
+	}
+
+	// when it matched last is known also after a reload
+	was := *o.secret("old")
+	tr.reload()
+	if now := tr.overview().secret("old"); now == nil || !now.Equal(was) {
+		t.Errorf("before a reload it matched at %v, after it at %v", was, now)
+	}
+}
+
+// states returns the states of an event by scope and store, as the admin API
+// tells them.
+func (c *caddy) states(method, id string, wantStatus int) map[string]string {
+	c.t.Helper()
+	var answer struct {
+		ID, Error string
+		Scopes    []struct {
+			Scope, Store, State string
+			Expires             *time.Time
+			Forgotten           *bool
+		}
+	}
+	status, text := c.ask(method, "/buzzbip_webhook/events/"+id)
+	if err := json.Unmarshal([]byte(text), &answer); err != nil || status != wantStatus || (answer.Error == "") != (status == http.StatusOK) {
+		c.t.Fatalf("%s %s: %d %v: %s", method, id, status, err, text)
+	}
+	found := make(map[string]string)
+	for _, s := range answer.Scopes {
+		state := s.State
+		if s.Forgotten != nil {
+			state += fmt.Sprintf("forgotten: %t", *s.Forgotten)
+		}
+		if remembered := s.State == "delivered" || s.State == "redelivering"; (s.Expires != nil) != remembered {
+			c.t.Errorf("%s %s expires at %v", s.State, id, s.Expires)
+		}
+		found[s.Scope+" in "+s.Store] = state
+	}
+	return found
+}
+
+func TestAdminAPITellsOfAnEventAndForgetsIt(t *testing.T) {
+	arrived, release := make(chan struct{}, 10), make(chan struct{})
+	b := newBackend(t, func(_ http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("X-Mode") == "slow" {
+			arrived <- struct{}{}
+			<-release
+		}
+	})
+	tr := &tour{address: freeAddress(t)}
+	file := filepath.Join(t.TempDir(), "events.db")
+	tr.caddy = startCaddy(t, "", "", fmt.Sprintf(`
+http://%[1]s {
+	handle /main {
+		buzzbip_webhook {
+			secret %[2]s main
+			secret %[3]s old
+			on_conflict deliver
+		}
+		reverse_proxy %[4]s
+	}
+	handle /durable {
+		buzzbip_webhook {
+			secret %[5]s main
+			store bolt %[6]s
+		}
+		reverse_proxy %[4]s
+	}
+	handle /named {
+		buzzbip_webhook {
+			secret %[2]s main
+			scope shop
+			store bolt %[6]s
+		}
+		reverse_proxy %[4]s
+	}
+}`, tr.address, testSecret, oldSecret, b.address(), otherSecret, file))
+	const id = "evt/ü 1?"
+	const escaped = "evt%2F%C3%BC%201%3F"
+	event := func(data string) string {
+		return fmt.Sprintf(`{"id":%q,"type":"message.sent","createdAt":"2026-06-01T14:32:00Z","data":%s}`, id, data)
+	}
+	expect := func(when string, got, want map[string]string) {
+		t.Helper()
+		if !maps.Equal(got, want) {
+			t.Errorf("%s: %v, want %v", when, got, want)
+		}
+	}
+	everywhere := func(main, named string) map[string]string {
+		return map[string]string{"secret:main (2) in memory": main, "secret:old in memory": "unseen", "secret:main in bolt": "unseen", "shop in bolt": named}
+	}
+	expect("at first", tr.states(http.MethodGet, escaped, http.StatusOK), everywhere("unseen", "unseen"))
+	send := func(body string) {
+		r := tr.request(http.MethodPost, "/main", sign(body), body)
+		r.Header.Set("X-Mode", "slow")
+		go func() {
+			if res, err := http.DefaultClient.Do(r); err != nil {
+				t.Error(err)
+			} else {
+				res.Body.Close()
+			}
+		}()
+		<-arrived
+	}
+	send(event(`{}`))
+	expect("in flight", tr.states(http.MethodGet, escaped, http.StatusOK), everywhere("in_flight", "unseen"))
+	release <- struct{}{}
+	waitFor(t, "the delivery", func() bool { return tr.metric("in_flight") == 0 })
+	tr.sends("/named", testSecret, event(`{}`), http.StatusOK)
+	expect("delivered", tr.states(http.MethodGet, escaped, http.StatusOK), everywhere("delivered", "delivered"))
+	send(event(`{"other":1}`))
+	expect("delivered again with another body", tr.states(http.MethodGet, escaped, http.StatusOK), everywhere("redelivering", "delivered"))
+	release <- struct{}{}
+	waitFor(t, "the delivery", func() bool { return tr.metric("in_flight") == 0 })
+
+	before := b.count(event(`{}`))
+	tr.sends("/named", testSecret, event(`{}`), http.StatusOK)
+	if b.count(event(`{}`)) != before {
+		t.Error("a duplicate was delivered")
+	}
+	forgotten := everywhere("forgotten: true", "forgotten: true")
+	forgotten["secret:old in memory"], forgotten["secret:main in bolt"] = "forgotten: false", "forgotten: false"
+	expect("forgotten", tr.states(http.MethodDelete, escaped, http.StatusOK), forgotten)
+	expect("afterwards", tr.states(http.MethodGet, escaped, http.StatusOK), everywhere("unseen", "unseen"))
+	tr.sends("/named", testSecret, event(`{}`), http.StatusOK)
+	if b.count(event(`{}`)) != before+1 {
+		t.Error("a redelivery did not pass after the event was forgotten")
+	}
+
+	for _, wrong := range []struct {
+		method, path string
+		status       int
+		says         string
+	}{
+		{http.MethodGet, "/buzzbip_webhook/nothing", http.StatusNotFound, "/buzzbip_webhook/scopes"},
+		{http.MethodGet, "/buzzbip_webhook/events/", http.StatusBadRequest, "give the id"},
+		{http.MethodGet, "/buzzbip_webhook/events/" + strings.Repeat("x", 257), http.StatusBadRequest, "1 to 256 bytes"},
+		{http.MethodPost, "/buzzbip_webhook/events/evt_1", http.StatusMethodNotAllowed, "POST"},
+		{http.MethodDelete, "/buzzbip_webhook/scopes", http.StatusMethodNotAllowed, "DELETE"},
+		{http.MethodPost, "/buzzbip_webhook/", http.StatusMethodNotAllowed, "POST"},
+	} {
+		status, text := tr.ask(wrong.method, wrong.path)
+		var answer struct{ Error string }
+		if err := json.Unmarshal([]byte(text), &answer); err != nil || status != wrong.status || !strings.Contains(answer.Error, wrong.says) {
+			t.Errorf("%s %s: %d %s", wrong.method, wrong.path, status, text)
+		}
+	}
+	// it is on the admin endpoint only
+	tr.expect(tr.request(http.MethodGet, "/buzzbip_webhook/scopes", "", ""), http.StatusOK) // Caddy's empty answer
+	if strings.Contains(tr.answers.String(), "secret:") {
+		t.Error("the site serves the admin API")
+	}
+	// and protected as the rest of that is
+	r, err := http.NewRequest(http.MethodDelete, "http://"+tr.admin+"/buzzbip_webhook/events/evt_1", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Origin", "https://evil.example")
+	tr.expect(r, http.StatusForbidden)
+	r.Header.Del("Origin")
+	r.Host = "evil.example"
+	tr.expect(r, http.StatusForbidden)
+}
+
+func TestAdminAPISaysWhenAStoreDoesNotAnswerOrNoHandlerRuns(t *testing.T) {
+	tr := takeTour(t, "")
+	states := tr.states(http.MethodGet, "evt_1", http.StatusServiceUnavailable)
+	if states["secret:other in redis"] != "unknown" || states["secret:main in memory"] != "unseen" {
+		t.Errorf("the states are %v", states)
+	}
+	if states := tr.states(http.MethodDelete, "evt_1", http.StatusServiceUnavailable); len(states) != 4 {
+		t.Errorf("the answer to DELETE is about %v", states)
+	}
+	if err := os.WriteFile(tr.config, []byte(fmt.Sprintf("{\n\tadmin %s\n}\n", tr.admin)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tr.reload()
+	status, text := tr.ask(http.MethodGet, "/buzzbip_webhook/scopes")
+	if status != http.StatusNotFound || !strings.Contains(text, "has no buzzbip_webhook") {
+		t.Errorf("without a handler: %d %s", status, text)
+	}
+}
