@@ -149,16 +149,21 @@ func (src *source) read() ([]byte, error) {
 		return nil, err
 	}
 	defer file.Close()
-	value, err := io.ReadAll(io.LimitReader(file, maxSecretFile+1))
+	return readSecret(file, src.path)
+}
+
+// readSecret reads a secret, without the newline at its end.
+func readSecret(from io.Reader, name string) ([]byte, error) {
+	value, err := io.ReadAll(io.LimitReader(from, maxSecretFile+1))
 	if err != nil {
 		return nil, err
 	}
 	if len(value) > maxSecretFile {
-		return nil, fmt.Errorf("%s is too large for a secret", src.path)
+		return nil, fmt.Errorf("%s is too large for a secret", name)
 	}
 	value = bytes.TrimSuffix(bytes.TrimSuffix(value, []byte("\n")), []byte("\r"))
 	if len(bytes.TrimSpace(value)) == 0 {
-		return nil, fmt.Errorf("%s is empty", src.path)
+		return nil, fmt.Errorf("%s is empty", name)
 	}
 	return value, nil
 }
@@ -255,6 +260,14 @@ func (ring *keyring) verify(body []byte, signature [sha256.Size]byte) *key {
 		}
 	}
 	return nil
+}
+
+// Sign returns the signature of a body under a secret, as BuzzBip sends it in
+// [SignatureHeader].
+func Sign(secret, body []byte) string {
+	mac := hmac.New(sha256.New, secret)
+	mac.Write(body)
+	return hex.EncodeToString(mac.Sum(nil))
 }
 
 // signatureHeaderKey is SignatureHeader as net/http spells it in a header map.

@@ -1,0 +1,365 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// ran is what a user sees of a command.
+type ran struct {
+	out, err string
+	code     int
+}
+
+// run runs `caddy buzzbip` with an input and the secret in BUZZBIP_SECRET.
+func run(t *testing.T, input string, args ...string) ran {
+	t.Helper()
+	return runWith(t, []string{"BUZZBIP_SECRET=" + testSecret}, input, args...)
+}
+
+func runWith(t *testing.T, env []string, input string, args ...string) ran {
+	t.Helper()
+	cmd := exec.Command(binary, append([]string{"buzzbip"}, args...)...)
+	cmd.Env = append(os.Environ(), env...)
+	cmd.Stdin = strings.NewReader(input)
+	var out, log bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &log
+	err := cmd.Run()
+	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	got := ran{out.String(), log.String(), cmd.ProcessState.ExitCode()}
+	if strings.Contains(got.out+got.err, testSecret) {
+		t.Errorf("%q tells the secret: %s%s", args, got.out, got.err)
+	}
+	return got
+}
+
+// says fails the test unless the command ended with a code and all texts are in
+// what it printed.
+func (r ran) says(t *testing.T, code int, texts ...string) {
+	t.Helper()
+	for _, text := range texts {
+		if !strings.Contains(r.out+r.err, text) {
+			t.Errorf("it does not say %q:\n%s%s", text, r.out, r.err)
+		}
+	}
+	if r.code != code {
+		t.Errorf("it ended with %d, want %d:\n%s%s", r.code, code, r.out, r.err)
+	}
+}
+
+func write(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestEachCommandHasHelpWithExamples(t *testing.T) {
+	for _, command := range []string{"sign", "send", "explain", "check", "lookup", "forget"} {
+		got := run(t, "", command, "--help")
+		got.says(t, 0, "Examples:", "caddy buzzbip "+command, "Flags:")
+		run(t, "").says(t, 0, "\n  "+command+" ")
+	}
+	run(t, "", "nothing").says(t, 1, `unknown command "nothing"`)
+}
+
+func TestSign(t *testing.T) {
+	const body = `{"id":"evt_1"}`
+	for name, got := range map[string]ran{
+		"from a file":           run(t, "", "sign", write(t, body)),
+		"from standard input":   run(t, body, "sign"),
+		"with another variable": runWith(t, []string{"MINE=" + testSecret}, body, "sign", "--secret-env", "MINE"),
+		"with a secret file":    runWith(t, nil, body, "sign", "--secret-file", write(t, testSecret+"\n")),
+		"with the secret from standard input": runWith(t, nil, testSecret+"\n", "sign", write(t, body),
+			"--secret-file", "-"),
+	} {
+		if got.code != 0 || got.out != sign(body)+"\n" || got.err != "" {
+			t.Errorf("%s: %+v", name, got)
+		}
+	}
+	if got := run(t, body, "sign", "--header"); got.out != "X-BuzzBip-Signature: "+sign(body)+"\n" {
+		t.Errorf("as a header: %q", got.out)
+	}
+	if got := run(t, body+"\n", "sign"); got.out == sign(body)+"\n" {
+		t.Error("a newline does not count")
+	}
+	runWith(t, []string{"BUZZBIP_SECRET="}, body, "sign").says(t, 1, "BUZZBIP_SECRET is not set", "--secret-file")
+	run(t, body, "sign", "--secret-file", "/does/not/exist").says(t, 1, "/does/not/exist")
+	run(t, body, "sign", "--secret-file", write(t, "\n")).says(t, 1, "is empty")
+	run(t, body, "sign", "--secret-file", "-").says(t, 1, "both the secret and the body")
+	run(t, body, "sign", "--secret-env", "A", "--secret-env", "B").says(t, 1, "give one secret")
+	run(t, "", "sign", "/does/not/exist").says(t, 1, "/does/not/exist")
+}
+
+func TestExplain(t *testing.T) {
+	body := newEvent()
+	file := write(t, body)
+	run(t, "", "explain", file, "--signature", sign(body)).says(t, 0, "accepted", "message.received evt_", "BUZZBIP_SECRET")
+	run(t, body, "explain", "--signature", signWith(testSecret+"\n", body)).
+		says(t, 1, "refused: signature_mismatch (401 Unauthorized)", "likely cause:", "newline or a blank at its end")
+	runWith(t, []string{"OLD=" + testSecret}, "", "explain", file, "--signature", sign(body), "--secret-env", "OLD", "--secret-file", write(t, "another")).
+		says(t, 0, "under the secret from OLD")
+	run(t, "", "explain", file).says(t, 1, "signature_missing")
+	run(t, "", "explain", file, "--signature", sign(body), "--max-age", "1h", "--at", "2026-06-01T16:00:00Z").says(t, 1, "event_stale (403 Forbidden)")
+	run(t, "", "explain", file, "--signature", sign(body), "--at", "yesterday").says(t, 1, "is not a time such as")
+	run(t, "", "explain", file, "--signature", sign(body), "--envelope", "loose").says(t, 1, "strict or lenient")
+
+	got := run(t, `{"id":"x"}`, "explain", "--signature", sign(`{"id":"x"}`), "--json")
+	var answer struct {
+		Reason, Detail string
+		Status         int
+		Causes         []string
+	}
+	if err := json.Unmarshal([]byte(got.out), &answer); err != nil || got.code != 1 || answer.Reason != "envelope_invalid" || answer.Status != 400 || len(answer.Causes) == 0 {
+		t.Errorf("as JSON: %+v %v", got, err)
+	}
+}
+
+// endpoint is a Caddy with the plugin in front of a backend that says hello.
+func endpoint(t *testing.T, options string) (url string, c *caddy) {
+	b := newBackend(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Mode") == "fail" {
+			w.WriteHeader(http.StatusInternalServerError)
+		}
+		fmt.Fprintln(w, "hello")
+	})
+	address := freeAddress(t)
+	c = startCaddy(t, "", "", fmt.Sprintf("http://%s {\n\tbuzzbip_webhook %s {\n%s\n}\n\treverse_proxy %s\n}", address, testSecret, options, b.address()))
+	return "http://" + address, c
+}
+
+func TestSend(t *testing.T) {
+	url, _ := endpoint(t, "")
+	run(t, "", "send", url).says(t, 0, "sent     message.received evt_test_", "answered 200 OK in ", "\nhello\n")
+	fixed := []string{"send", url, "--id", "evt_send_1", "--type", "contact.created", "--data", `{"a":1}`, "--created-at", "2026-06-01T14:32:00Z"}
+	run(t, "", fixed...).says(t, 0, "contact.created evt_send_1", "200 OK in")
+	run(t, "", fixed...).says(t, 0, "200 OK (duplicate)")
+	run(t, "", "send", url, "--body-file", write(t, `{"id":"evt_send_1","type":"contact.created","createdAt":"2026-06-01T14:32:00Z","data":{"a":1}}`)).says(t, 0, "200 OK (duplicate)")
+	run(t, newEvent(), "send", url, "--body-file", "-").says(t, 0, "hello")
+	runWith(t, []string{"BUZZBIP_SECRET=another"}, "", "send", url).says(t, 1, "401 Unauthorized", "BuzzBip would send the event again")
+	run(t, "", "send", "http://"+freeAddress(t)).says(t, 1, "no answer", "connection refused")
+	run(t, "", "send", "hooks.example.com").says(t, 1, "is not a URL")
+	run(t, "", "send", url, "--data", "{").says(t, 1, "--data is not valid JSON")
+	run(t, "", "send", url, "--created-at", "now").says(t, 1, "is not a time such as")
+	run(t, "", "send", url, "--body-file", "-", "--id", "x").says(t, 1, "--id is for new events")
+
+	redirect := httptest.NewServer(http.RedirectHandler(url, http.StatusPermanentRedirect))
+	defer redirect.Close()
+	run(t, "", "send", redirect.URL).says(t, 1, "308 Permanent Redirect")
+	hangs := make(chan struct{})
+	slow := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-hangs }))
+	defer slow.Close()
+	defer close(hangs)
+	run(t, "", "send", slow.URL, "--timeout", "50ms").says(t, 1, "no answer within 50ms")
+}
+
+func TestLookupAndForget(t *testing.T) {
+	url, c := endpoint(t, "")
+	at := []string{"--address", c.admin}
+	lookup := func(args ...string) ran {
+		return run(t, "", append(append([]string{"lookup", "evt/lookup 1"}, at...), args...)...)
+	}
+	lookup().says(t, 0, "SCOPE", "secret:1  memory  unseen  -")
+	run(t, "", "send", url, "--id", "evt/lookup 1").says(t, 0)
+	lookup().says(t, 0, "secret:1  memory  delivered  "+time.Now().UTC().Add(24*time.Hour).Format("2006-01-02T"))
+	lookup("--json").says(t, 0, `{"id":"evt/lookup 1","scopes":[{"scope":"secret:1","store":"memory","state":"delivered","expires":"`)
+	forget := append([]string{"forget", "evt/lookup 1"}, at...)
+	run(t, "", forget...).says(t, 0, "secret:1  memory  yes")
+	run(t, "", forget...).says(t, 0, "secret:1  memory  no: it was not remembered")
+	lookup().says(t, 0, "unseen")
+	run(t, "", "lookup", "evt_1", "--config", c.config, "--adapter", "caddyfile").says(t, 0, "unseen")
+	run(t, "", "lookup", "evt_1", "--address", freeAddress(t)).says(t, 1, "connection refused", "Is Caddy running", "--address")
+	run(t, "", "lookup").says(t, 1, "accepts 1 arg")
+}
+
+// checkLine is a line of a report.
+var checkLine = regexp.MustCompile(`(?m)^(ok|FAIL) +(.{12}) +`)
+
+func failures(out string) (names []string, all int) {
+	for _, line := range checkLine.FindAllStringSubmatch(out, -1) {
+		all++
+		if line[1] == "FAIL" {
+			names = append(names, strings.TrimSpace(line[2]))
+		}
+	}
+	return names, all
+}
+
+const numberOfChecks = 13
+
+func TestCheckFindsNothingWrongWithThePlugin(t *testing.T) {
+	url, c := endpoint(t, "read_timeout 300ms")
+	got := run(t, "", "check", url, "--insecure", "--slow", "20s")
+	failed, all := failures(got.out)
+	if got.code != 0 || failed != nil || all != numberOfChecks || got.err != "" {
+		t.Errorf("%d checks, %q failed:\n%s%s", all, failed, got.out, got.err)
+	}
+	got.says(t, 0, "200 OK (duplicate)", "7 times 200 OK (duplicate)", "408 Request Timeout after", "413 ")
+	if strings.Contains(got.out, "\x1b") {
+		t.Error("there are colours although it is no terminal")
+	}
+	if n := c.metric(`deliveries_total{event_type="message.received",result="delivered"}`); n != 3 {
+		t.Errorf("%v events were delivered, want 3", n)
+	}
+	// without --insecure, plain HTTP is what fails, first
+	got = run(t, "", "check", url)
+	if failed, all := failures(got.out); got.code != 1 || all != 1 || len(failed) != 1 || failed[0] != "https" {
+		t.Errorf("plain HTTP: %+v", got)
+	}
+}
+
+func TestCheckFindsWhatReceiversDoWrong(t *testing.T) {
+	verified := func(r *http.Request, body []byte) bool {
+		return r.Method == http.MethodPost && r.Header.Get("X-BuzzBip-Signature") == sign(string(body))
+	}
+	var mu sync.Mutex
+	seen := make(map[string]bool)
+	again := func(body []byte) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		defer func() { seen[string(body)] = true }()
+		return seen[string(body)]
+	}
+	for name, receiver := range map[string]struct {
+		serve http.HandlerFunc
+		fails []string
+	}{
+		"takes everything": {
+			func(_ http.ResponseWriter, r *http.Request) { io.Copy(io.Discard, r.Body) },
+			[]string{"unsigned", "malformed", "forged", "tampered", "wrong method", "oversize", "slow body"},
+		},
+		"takes nothing": {
+			func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusUnauthorized) },
+			[]string{"accepted"},
+		},
+		"redirects": {
+			func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", http.StatusFound) },
+			[]string{"accepted"},
+		},
+		"refuses what it has seen": {
+			func(w http.ResponseWriter, r *http.Request) {
+				body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 1<<20))
+				if err != nil {
+					w.WriteHeader(http.StatusRequestEntityTooLarge)
+				} else if !verified(r, body) {
+					w.WriteHeader(http.StatusUnauthorized)
+				} else if again(body) {
+					w.WriteHeader(http.StatusConflict)
+				}
+			},
+			[]string{"replayed", "concurrent", "retried", "slow body"},
+		},
+		"verifies the header only": {
+			func(w http.ResponseWriter, r *http.Request) {
+				if len(r.Header.Get("X-BuzzBip-Signature")) != 64 {
+					w.WriteHeader(http.StatusUnauthorized)
+				}
+				io.Copy(io.Discard, http.MaxBytesReader(w, r.Body, 1<<20))
+			},
+			[]string{"forged", "tampered", "wrong method", "oversize", "slow body"},
+		},
+		"fails instead of refusing": {
+			func(w http.ResponseWriter, r *http.Request) {
+				body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 1<<20))
+				if err != nil || !verified(r, body) {
+					w.WriteHeader(http.StatusInternalServerError)
+				}
+			},
+			[]string{"unsigned", "malformed", "forged", "tampered", "wrong method", "oversize", "slow body"},
+		},
+		"knows its types": {
+			func(w http.ResponseWriter, r *http.Request) {
+				body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 1<<20))
+				if err != nil || !verified(r, body) || !bytes.Contains(body, []byte("message.received")) {
+					w.WriteHeader(http.StatusBadRequest)
+				}
+			},
+			[]string{"unknown type", "slow body"},
+		},
+		"delivers twice": {
+			func(w http.ResponseWriter, r *http.Request) {
+				body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 1<<20))
+				if err != nil || !verified(r, body) {
+					w.WriteHeader(http.StatusBadRequest)
+				} else if again(body) && again(append(body, ' ')) {
+					w.Header().Set("X-BuzzBip-Result", "duplicate")
+				}
+			},
+			[]string{"concurrent", "slow body"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			server := httptest.NewServer(receiver.serve)
+			t.Cleanup(server.Close)
+			got := run(t, "", "check", server.URL, "--insecure", "--slow", "1s")
+			if failed, _ := failures(got.out); !slices.Equal(failed, receiver.fails) || got.code != 1 {
+				t.Errorf("%q failed, want %q:\n%s%s", failed, receiver.fails, got.out, got.err)
+			}
+		})
+	}
+}
+
+func TestCheckAsJSON(t *testing.T) {
+	url, _ := endpoint(t, "read_timeout 300ms")
+	var report struct {
+		URL    string
+		Failed int
+		Checks []struct {
+			Name, Expected, Seen string
+			OK                   bool
+			Seconds              float64
+		}
+	}
+	got := run(t, "", "check", url, "--insecure", "--json")
+	if err := json.Unmarshal([]byte(got.out), &report); err != nil || got.code != 0 || report.URL != url || report.Failed != 0 || len(report.Checks) != numberOfChecks {
+		t.Fatalf("%v: %+v", err, got)
+	}
+	for _, c := range report.Checks {
+		if c.Name == "" || c.Expected == "" || c.Seen == "" || !c.OK || c.Seconds <= 0 {
+			t.Errorf("a check is %+v", c)
+		}
+	}
+	got = runWith(t, []string{"BUZZBIP_SECRET=another"}, "", "check", url, "--insecure", "--json")
+	if err := json.Unmarshal([]byte(got.out), &report); err != nil || got.code != 1 || report.Failed != 1 || report.Checks[1].OK {
+		t.Errorf("%v: %+v", err, got)
+	}
+}
+
+// The terminal is that of script, of util-linux.
+func TestCheckOnATerminalHasColoursAndSaysWhatItWaitsFor(t *testing.T) {
+	url, _ := endpoint(t, "read_timeout 300ms")
+	for _, noColor := range []string{"", "1"} {
+		cmd := exec.Command("script", "-qec", binary+" buzzbip check "+url+" --insecure", "/dev/null")
+		cmd.Env = append(os.Environ(), "BUZZBIP_SECRET="+testSecret, "NO_COLOR="+noColor)
+		cmd.Stdin = strings.NewReader("")
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		if coloured := bytes.Contains(out, []byte("\x1b[32mok")); coloured != (noColor == "") {
+			t.Errorf("with NO_COLOR=%q the colours are %t", noColor, coloured)
+		}
+		if !bytes.Contains(out, []byte("\r....  slow body     waiting, 0s")) {
+			t.Errorf("it does not say what it waits for: %q", out)
+		}
+	}
+}

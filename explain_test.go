@@ -1,0 +1,171 @@
+package buzzbip
+
+import (
+	"bytes"
+	"compress/gzip"
+	"crypto/hmac"
+	"crypto/md5"
+	"crypto/sha1"
+	"crypto/sha256"
+	"crypto/sha512"
+	"encoding/base64"
+	"encoding/hex"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestExplainNamesTheMistake(t *testing.T) {
+	const secret = "whsec_MDEyMzQ1Njc4OWFiY2RlZg"
+	const hexSecret = "30313233343536373839616263646566"
+	const sent = `{"id":"evt_1","type":"message.received","createdAt":"2026-06-01T14:32:00Z","data":{"b":1,"a":"Größe </b> 😀","url":"https://x/y"}}`
+	hexOf := func(b []byte) string { return hex.EncodeToString(b) }
+	sum := func(algorithm string, key, body string) []byte {
+		for _, a := range algorithms {
+			if strings.Contains(a.description, algorithm) {
+				return a.sum([]byte(key), []byte(body))
+			}
+		}
+		t.Fatal(algorithm)
+		return nil
+	}
+	zipped := new(bytes.Buffer)
+	w := gzip.NewWriter(zipped)
+	if _, err := w.Write([]byte(sent)); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	right := signature(secret, sent)
+	raw, err := hex.DecodeString(right)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		secret, body, signature string
+		causes                  []string // each is in one of those named, in order
+	}{
+		"newline at the end of the sender's secret": {secret, sent, signature(secret+"\n", sent), []string{"from here: the sender's has a newline"}},
+		"blank at the end of ours":                  {secret + " ", sent, right, []string{"it has a blank or a newline"}},
+		"quotes around ours":                        {`"` + secret + `"`, sent, right, []string{"in quotes"}},
+		"prefix of the secret":                      {secret, sent, signature(strings.TrimPrefix(secret, "whsec_"), sent), []string{"lacks the prefix"}},
+		"secret decoded from base64":                {secret, sent, signature("0123456789abcdef", sent), []string{"decoded it from base64"}},
+		"secret decoded from hex":                   {hexSecret, sent, signature("0123456789abcdef", sent), []string{"decoded it from hex"}},
+		"empty secret":                              {secret, sent, signature("", sent), []string{"an empty secret"}},
+		"base64":                                    {secret, sent, base64.StdEncoding.EncodeToString(raw), []string{"in base64"}},
+		"URL-safe base64":                           {secret, sent, base64.RawURLEncoding.EncodeToString(raw), []string{"in base64"}},
+		"prefix":                                    {secret, sent, "sha256=" + right, []string{`"sha256=" before`}},
+		"prefix and base64":                         {secret, sent, "v1=" + base64.StdEncoding.EncodeToString(raw), []string{`"v1=" before the signature, which does not belong there, and the signature is in base64`}},
+		"0x":                                        {secret, sent, "0x" + right, []string{`"0x" before`}},
+		"blanks":                                    {secret, sent, " " + right + " ", []string{"has blanks or quotes"}},
+		"HMAC-SHA1":                                 {secret, sent, hexOf(sum("SHA1", secret, sent)), []string{"HMAC-SHA1"}},
+		"HMAC-SHA512":                               {secret, sent, hexOf(sum("SHA512", secret, sent)), []string{"HMAC-SHA512"}},
+		"HMAC-MD5":                                  {secret, sent, hexOf(sum("MD5", secret, sent)), []string{"HMAC-MD5"}},
+		"hash of the body":                          {secret, sent, hexOf(sum("without a secret", secret, sent)), []string{"proves nothing"}},
+		"hash of secret and body":                   {secret, sent, hexOf(sum("of the secret and the body", secret, sent)), []string{"not an HMAC"}},
+		"captured with a newline":                   {secret, sent + "\n", right, []string{saved}},
+		"captured without a newline":                {secret, sent, signature(secret, sent+"\n"), []string{saved}},
+		"byte order mark":                           {secret, "\ufeff" + sent, right, []string{marked}},
+		"CRLF":                                      {secret, "{\r\n}", signature(secret, "{\n}"), []string{lineEnds}},
+		"LF":                                        {secret, "{\n}", signature(secret, "{\r\n}"), []string{lineEnds}},
+		"pretty-printed":                            {secret, strings.ReplaceAll(sent, ",", ",\n  "), right, []string{rewritten}},
+		"as Python writes JSON": {secret, sent, signature(secret, strings.NewReplacer(`":`, `": `, `,"`, `, "`, "ö", `\u00f6`, "ß", `\u00df`, "😀", `\ud83d\ude00`).Replace(sent)),
+			[]string{rewritten}},
+		"as PHP writes JSON": {secret, sent, signature(secret, strings.NewReplacer("/", `\/`, "ö", `\u00f6`, "ß", `\u00df`, "😀", `\ud83d\ude00`).Replace(sent)), []string{rewritten}},
+		"as Go writes JSON":  {secret, sent, signature(secret, strings.NewReplacer("<", `\u003c`, ">", `\u003e`).Replace(sent)), []string{rewritten}},
+		"escapes written out": {secret, sent, signature(secret, strings.NewReplacer("ö", `\u00F6`).Replace(sent)),
+			[]string{"another webhook", "byte for byte"}}, // only one way of escaping is usual
+		"captured with other escapes": {secret, strings.NewReplacer("ö", `\u00F6`).Replace(sent), right, []string{rewritten}},
+		"sorted":                      {secret, sent, signature(secret, `{"createdAt":"2026-06-01T14:32:00Z","data":{"a":"Größe </b> 😀","b":1,"url":"https://x/y"},"id":"evt_1","type":"message.received"}`), []string{rewritten}},
+		"mojibake":                    {secret, "{\"a\":\"GrÃ¶Ã\u009fe\"}", signature(secret, `{"a":"Größe"}`), []string{converted}},
+		"Latin-1":                     {secret, "{\"a\":\"Gr\xf6\xdfe\"}", signature(secret, `{"a":"Größe"}`), []string{converted}},
+		"gzip":                        {secret, zipped.String(), right, []string{"compressed with gzip"}},
+		"captured in base64":          {secret, base64.StdEncoding.EncodeToString([]byte(sent)), right, []string{"is in base64"}},
+		"percent-encoded":             {secret, url.QueryEscape(sent), right, []string{"percent-encoded"}},
+		"two mistakes":                {secret, sent + "\n", "sha256=" + signature(secret+"\n", sent), []string{`"sha256=" before`, "newline or a blank at its end", saved}},
+		"another secret":              {secret, sent, signature("another secret", sent), []string{"another webhook", "byte for byte"}},
+		"another secret, half a body": {secret, sent[:60], right, []string{"another webhook", "byte for byte", "not an event as BuzzBip sends it"}},
+		"no HMAC at all":              {secret, sent, "hello", []string{"cut off"}},
+	} {
+		e := capture{body: []byte(c.body), signature: &c.signature, secrets: []namedSecret{{"here", []byte(c.secret)}}, at: time.Now()}.explain()
+		wantReason := ReasonSignatureMismatch
+		if len(c.signature) != 64 {
+			wantReason = ReasonSignatureMalformed
+		}
+		if e.Reason != wantReason || e.Status != 401 || e.Detail == "" {
+			t.Errorf("%s: refused as %+v", name, e)
+		}
+		if len(e.Causes) != len(c.causes) {
+			t.Errorf("%s: the causes are %q, want %q", name, e.Causes, c.causes)
+			continue
+		}
+		for i, cause := range c.causes {
+			if !strings.Contains(e.Causes[i], cause) {
+				t.Errorf("%s: a cause is %q, want %q", name, e.Causes[i], cause)
+			}
+		}
+		for _, text := range append(e.Causes, e.Detail) {
+			if strings.Contains(text, c.secret) || strings.Contains(text, signature(c.secret, c.body)) {
+				t.Errorf("%s: it tells %q", name, text)
+			}
+		}
+	}
+}
+
+// What it computes is checked against the standard library, not itself.
+func TestExplainKnowsTheAlgorithms(t *testing.T) {
+	for description, want := range map[string][]byte{
+		"HMAC-SHA1":   hmac.New(sha1.New, []byte("k")).Sum(nil),
+		"HMAC-SHA512": hmac.New(sha512.New, []byte("k")).Sum(nil),
+		"HMAC-MD5":    hmac.New(md5.New, []byte("k")).Sum(nil),
+	} {
+		found := false
+		for _, a := range algorithms {
+			if strings.Contains(a.description, description+",") {
+				found = bytes.Equal(a.sum([]byte("k"), nil), want)
+			}
+		}
+		if !found {
+			t.Errorf("%s is not known", description)
+		}
+	}
+	if got := algorithms[4].sum([]byte("k"), []byte("body")); !bytes.Equal(got, func() []byte { s := sha256.Sum256([]byte("body")); return s[:] }()) {
+		t.Error("the bare hash is not known")
+	}
+}
+
+func TestExplainGoesThroughTheSteps(t *testing.T) {
+	created := time.Date(2026, 6, 1, 14, 32, 0, 0, time.UTC)
+	event := `{"id":"evt_1","type":"message.received","createdAt":"2026-06-01T14:32:00Z","data":{}}`
+	strict := requirements{createdAt: true, data: true}
+	for name, c := range map[string]struct {
+		body     string
+		unsigned bool
+		requires requirements
+		maxAge   time.Duration
+		at       time.Time
+		reason   Reason
+	}{
+		"accepted":           {event, false, strict, 0, created.Add(1000 * time.Hour), ""},
+		"no signature":       {event, true, strict, 0, created, ReasonSignatureMissing},
+		"envelope":           {`{"id":"evt_1","type":"a.b"}`, false, strict, 0, created, ReasonEnvelopeInvalid},
+		"lenient envelope":   {`{"id":"evt_1","type":"a.b"}`, false, requirements{}, 0, created, ""},
+		"within max_age":     {event, false, strict, time.Hour, created.Add(time.Hour), ""},
+		"older than max_age": {event, false, strict, time.Hour, created.Add(time.Hour + 1), ReasonEventStale},
+		"within the skew":    {event, false, strict, time.Hour, created.Add(-5 * time.Minute), ""},
+		"from the future":    {event, false, strict, time.Hour, created.Add(-5*time.Minute - 1), ReasonEventFromFuture},
+	} {
+		request := capture{body: []byte(c.body), requires: c.requires, maxAge: c.maxAge, at: c.at,
+			secrets: []namedSecret{{"first", []byte("another secret")}, {"second", []byte(testSecret)}}}
+		if right := signature(testSecret, c.body); !c.unsigned {
+			request.signature = &right
+		}
+		e := request.explain()
+		if e.Reason != c.reason || (e.Reason != "" && (e.Status != c.reason.Status() || len(e.Causes) != 1)) {
+			t.Errorf("%s: %+v", name, e)
+		}
+		if e.Reason == "" && (e.Secret != "second" || e.ID != "evt_1" || e.Type == "") {
+			t.Errorf("%s: %+v", name, e)
+		}
+	}
+}
