@@ -12,38 +12,40 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 )
 
 // onBolt is a site that remembers in a file below data.
-func onBolt(address, data string, b *backend) string {
+func onBolt(address, data string, b *caddytest.Backend) string {
 	return fmt.Sprintf(`
 http://%s {
 	buzzbip_webhook %s {
 		store bolt %s/events.db
 	}
 	reverse_proxy %s
-}`, address, testSecret, data, b.address())
+}`, address, caddytest.Secret, data, b.Address())
 }
 
 func TestKilledCaddyForgetsNoAcknowledgedEvent(t *testing.T) {
-	b := newBackend(t, nil)
+	b := caddytest.NewBackend(t, nil)
 	data := t.TempDir()
-	address := freeAddress(t)
+	address := caddytest.FreeAddress(t)
 	var mu sync.Mutex
 	var acknowledged []string
 	const rounds = 8
 	for round := range rounds {
-		c := startCaddy(t, data, "", onBolt(address, data, b))
+		c := caddytest.Start(t, data, "", onBolt(address, data, b))
 
 		mu.Lock()
 		known := acknowledged
 		mu.Unlock()
 		for _, body := range known {
-			before := b.count(body)
-			if got := post(t.Context(), "http://"+address, body); got.status != http.StatusOK || got.result != "duplicate" {
-				t.Fatalf("round %d: an event that was acknowledged before Caddy was killed is answered %d %q", round, got.status, got.result)
+			before := b.Count(body)
+			if got := caddytest.Post(t.Context(), "http://"+address, body); got.Status != http.StatusOK || got.Result != "duplicate" {
+				t.Fatalf("round %d: an event that was acknowledged before Caddy was killed is answered %d %q", round, got.Status, got.Result)
 			}
-			if b.count(body) != before {
+			if b.Count(body) != before {
 				t.Fatalf("round %d: %s was delivered again", round, body)
 			}
 		}
@@ -53,8 +55,8 @@ func TestKilledCaddyForgetsNoAcknowledgedEvent(t *testing.T) {
 		for range 16 {
 			senders.Go(func() {
 				for ctx.Err() == nil {
-					body := newEvent()
-					if got := post(ctx, "http://"+address, body); got.status == http.StatusOK {
+					body := caddytest.NewEvent()
+					if got := caddytest.Post(ctx, "http://"+address, body); got.Status == http.StatusOK {
 						mu.Lock()
 						acknowledged = append(acknowledged, body)
 						mu.Unlock()
@@ -63,7 +65,7 @@ func TestKilledCaddyForgetsNoAcknowledgedEvent(t *testing.T) {
 			})
 		}
 		time.Sleep(time.Duration(50+rand.IntN(300)) * time.Millisecond)
-		c.kill()
+		c.Kill()
 		stop()
 		senders.Wait()
 	}
@@ -74,35 +76,35 @@ func TestKilledCaddyForgetsNoAcknowledgedEvent(t *testing.T) {
 }
 
 func TestSecondCaddyOnTheSameFileFailsToLoad(t *testing.T) {
-	b := newBackend(t, nil)
+	b := caddytest.NewBackend(t, nil)
 	data := t.TempDir()
-	first := startCaddy(t, data, "", onBolt(freeAddress(t), data, b))
+	first := caddytest.Start(t, data, "", onBolt(caddytest.FreeAddress(t), data, b))
 
-	second := launchCaddy(t, "", "", onBolt(freeAddress(t), data, b))
+	second := caddytest.Launch(t, "", "", onBolt(caddytest.FreeAddress(t), data, b))
 	select {
-	case <-second.ended:
-	case <-time.After(patience):
+	case <-second.Ended:
+	case <-time.After(caddytest.Patience):
 		t.Fatal("the second Caddy hangs")
 	}
-	if log := second.log.String(); !strings.Contains(log, filepath.Join(data, "events.db")+" is in use by another process") {
+	if log := second.Log.String(); !strings.Contains(log, filepath.Join(data, "events.db")+" is in use by another process") {
 		t.Errorf("the second Caddy does not say why it ends: %s", log)
 	}
 	// to check the configuration of a running Caddy is no second use
-	if out, err := exec.Command(binary, "validate", "--config", first.config).CombinedOutput(); err != nil {
+	if out, err := exec.Command(caddytest.Binary, "validate", "--config", first.Config).CombinedOutput(); err != nil {
 		t.Errorf("caddy validate: %v: %s", err, out)
 	}
-	first.reload()
+	first.Reload()
 }
 
 func TestDamagedFileFailsTheLoad(t *testing.T) {
-	b := newBackend(t, nil)
+	b := caddytest.NewBackend(t, nil)
 	data := t.TempDir()
-	address := freeAddress(t)
-	c := startCaddy(t, data, "", onBolt(address, data, b))
+	address := caddytest.FreeAddress(t)
+	c := caddytest.Start(t, data, "", onBolt(address, data, b))
 	for range 100 {
-		post(t.Context(), "http://"+address, newEvent())
+		caddytest.Post(t.Context(), "http://"+address, caddytest.NewEvent())
 	}
-	c.stop()
+	c.Stop()
 	path := filepath.Join(data, "events.db")
 	info, err := os.Stat(path)
 	if err != nil {
@@ -111,13 +113,13 @@ func TestDamagedFileFailsTheLoad(t *testing.T) {
 	if err := os.Truncate(path, info.Size()/2); err != nil {
 		t.Fatal(err)
 	}
-	c = launchCaddy(t, data, "", onBolt(address, data, b))
+	c = caddytest.Launch(t, data, "", onBolt(address, data, b))
 	select {
-	case <-c.ended:
-	case <-time.After(patience):
+	case <-c.Ended:
+	case <-time.After(caddytest.Patience):
 		t.Fatal("Caddy runs with a damaged file")
 	}
-	if log := c.log.String(); !strings.Contains(log, path+" is damaged") || !strings.Contains(log, "move it away") {
+	if log := c.Log.String(); !strings.Contains(log, path+" is damaged") || !strings.Contains(log, "move it away") {
 		t.Errorf("Caddy does not say why it ends: %s", log)
 	}
 }

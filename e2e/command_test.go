@@ -17,6 +17,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 )
 
 // ran is what a user sees of a command.
@@ -28,12 +30,12 @@ type ran struct {
 // run runs `caddy buzzbip` with an input and the secret in BUZZBIP_SECRET.
 func run(t *testing.T, input string, args ...string) ran {
 	t.Helper()
-	return runWith(t, []string{"BUZZBIP_SECRET=" + testSecret}, input, args...)
+	return runWith(t, []string{"BUZZBIP_SECRET=" + caddytest.Secret}, input, args...)
 }
 
 func runWith(t *testing.T, env []string, input string, args ...string) ran {
 	t.Helper()
-	cmd := exec.Command(binary, append([]string{"buzzbip"}, args...)...)
+	cmd := exec.Command(caddytest.Binary, append([]string{"buzzbip"}, args...)...)
 	cmd.Env = append(os.Environ(), env...)
 	cmd.Stdin = strings.NewReader(input)
 	var out, log bytes.Buffer
@@ -43,7 +45,7 @@ func runWith(t *testing.T, env []string, input string, args ...string) ran {
 		t.Fatal(err)
 	}
 	got := ran{out.String(), log.String(), cmd.ProcessState.ExitCode()}
-	if strings.Contains(got.out+got.err, testSecret) {
+	if strings.Contains(got.out+got.err, caddytest.Secret) {
 		t.Errorf("%q tells the secret: %s%s", args, got.out, got.err)
 	}
 	return got
@@ -86,19 +88,19 @@ func TestSign(t *testing.T) {
 	for name, got := range map[string]ran{
 		"from a file":           run(t, "", "sign", write(t, body)),
 		"from standard input":   run(t, body, "sign"),
-		"with another variable": runWith(t, []string{"MINE=" + testSecret}, body, "sign", "--secret-env", "MINE"),
-		"with a secret file":    runWith(t, nil, body, "sign", "--secret-file", write(t, testSecret+"\n")),
-		"with the secret from standard input": runWith(t, nil, testSecret+"\n", "sign", write(t, body),
+		"with another variable": runWith(t, []string{"MINE=" + caddytest.Secret}, body, "sign", "--secret-env", "MINE"),
+		"with a secret file":    runWith(t, nil, body, "sign", "--secret-file", write(t, caddytest.Secret+"\n")),
+		"with the secret from standard input": runWith(t, nil, caddytest.Secret+"\n", "sign", write(t, body),
 			"--secret-file", "-"),
 	} {
-		if got.code != 0 || got.out != sign(body)+"\n" || got.err != "" {
+		if got.code != 0 || got.out != caddytest.Sign(body)+"\n" || got.err != "" {
 			t.Errorf("%s: %+v", name, got)
 		}
 	}
-	if got := run(t, body, "sign", "--header"); got.out != "X-BuzzBip-Signature: "+sign(body)+"\n" {
+	if got := run(t, body, "sign", "--header"); got.out != "X-BuzzBip-Signature: "+caddytest.Sign(body)+"\n" {
 		t.Errorf("as a header: %q", got.out)
 	}
-	if got := run(t, body+"\n", "sign"); got.out == sign(body)+"\n" {
+	if got := run(t, body+"\n", "sign"); got.out == caddytest.Sign(body)+"\n" {
 		t.Error("a newline does not count")
 	}
 	runWith(t, []string{"BUZZBIP_SECRET="}, body, "sign").says(t, 1, "BUZZBIP_SECRET is not set", "--secret-file")
@@ -110,19 +112,19 @@ func TestSign(t *testing.T) {
 }
 
 func TestExplain(t *testing.T) {
-	body := newEvent()
+	body := caddytest.NewEvent()
 	file := write(t, body)
-	run(t, "", "explain", file, "--signature", sign(body)).says(t, 0, "accepted", "message.received evt_", "BUZZBIP_SECRET")
-	run(t, body, "explain", "--signature", signWith(testSecret+"\n", body)).
+	run(t, "", "explain", file, "--signature", caddytest.Sign(body)).says(t, 0, "accepted", "message.received evt_", "BUZZBIP_SECRET")
+	run(t, body, "explain", "--signature", caddytest.SignWith(caddytest.Secret+"\n", body)).
 		says(t, 1, "refused: signature_mismatch (401 Unauthorized)", "likely cause:", "newline or a blank at its end")
-	runWith(t, []string{"OLD=" + testSecret}, "", "explain", file, "--signature", sign(body), "--secret-env", "OLD", "--secret-file", write(t, "another")).
+	runWith(t, []string{"OLD=" + caddytest.Secret}, "", "explain", file, "--signature", caddytest.Sign(body), "--secret-env", "OLD", "--secret-file", write(t, "another")).
 		says(t, 0, "under the secret from OLD")
 	run(t, "", "explain", file).says(t, 1, "signature_missing")
-	run(t, "", "explain", file, "--signature", sign(body), "--max-age", "1h", "--at", "2026-06-01T16:00:00Z").says(t, 1, "event_stale (403 Forbidden)")
-	run(t, "", "explain", file, "--signature", sign(body), "--at", "yesterday").says(t, 1, "is not a time such as")
-	run(t, "", "explain", file, "--signature", sign(body), "--envelope", "loose").says(t, 1, "strict or lenient")
+	run(t, "", "explain", file, "--signature", caddytest.Sign(body), "--max-age", "1h", "--at", "2026-06-01T16:00:00Z").says(t, 1, "event_stale (403 Forbidden)")
+	run(t, "", "explain", file, "--signature", caddytest.Sign(body), "--at", "yesterday").says(t, 1, "is not a time such as")
+	run(t, "", "explain", file, "--signature", caddytest.Sign(body), "--envelope", "loose").says(t, 1, "strict or lenient")
 
-	got := run(t, `{"id":"x"}`, "explain", "--signature", sign(`{"id":"x"}`), "--json")
+	got := run(t, `{"id":"x"}`, "explain", "--signature", caddytest.Sign(`{"id":"x"}`), "--json")
 	var answer struct {
 		Reason, Detail string
 		Status         int
@@ -134,15 +136,15 @@ func TestExplain(t *testing.T) {
 }
 
 // endpoint is a Caddy with the plugin in front of a backend that says hello.
-func endpoint(t *testing.T, options string) (url string, c *caddy) {
-	b := newBackend(t, func(w http.ResponseWriter, r *http.Request) {
+func endpoint(t *testing.T, options string) (url string, c *caddytest.Caddy) {
+	b := caddytest.NewBackend(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Mode") == "fail" {
 			w.WriteHeader(http.StatusInternalServerError)
 		}
 		fmt.Fprintln(w, "hello")
 	})
-	address := freeAddress(t)
-	c = startCaddy(t, "", "", fmt.Sprintf("http://%s {\n\tbuzzbip_webhook %s {\n%s\n}\n\treverse_proxy %s\n}", address, testSecret, options, b.address()))
+	address := caddytest.FreeAddress(t)
+	c = caddytest.Start(t, "", "", fmt.Sprintf("http://%s {\n\tbuzzbip_webhook %s {\n%s\n}\n\treverse_proxy %s\n}", address, caddytest.Secret, options, b.Address()))
 	return "http://" + address, c
 }
 
@@ -153,9 +155,9 @@ func TestSend(t *testing.T) {
 	run(t, "", fixed...).says(t, 0, "contact.created evt_send_1", "200 OK in")
 	run(t, "", fixed...).says(t, 0, "200 OK (duplicate)")
 	run(t, "", "send", url, "--body-file", write(t, `{"id":"evt_send_1","type":"contact.created","createdAt":"2026-06-01T14:32:00Z","data":{"a":1}}`)).says(t, 0, "200 OK (duplicate)")
-	run(t, newEvent(), "send", url, "--body-file", "-").says(t, 0, "hello")
+	run(t, caddytest.NewEvent(), "send", url, "--body-file", "-").says(t, 0, "hello")
 	runWith(t, []string{"BUZZBIP_SECRET=another"}, "", "send", url).says(t, 1, "401 Unauthorized", "BuzzBip would send the event again")
-	run(t, "", "send", "http://"+freeAddress(t)).says(t, 1, "no answer", "connection refused")
+	run(t, "", "send", "http://"+caddytest.FreeAddress(t)).says(t, 1, "no answer", "connection refused")
 	run(t, "", "send", "hooks.example.com").says(t, 1, "is not a URL")
 	run(t, "", "send", url, "--data", "{").says(t, 1, "--data is not valid JSON")
 	run(t, "", "send", url, "--created-at", "now").says(t, 1, "is not a time such as")
@@ -173,7 +175,7 @@ func TestSend(t *testing.T) {
 
 func TestLookupAndForget(t *testing.T) {
 	url, c := endpoint(t, "")
-	at := []string{"--address", c.admin}
+	at := []string{"--address", c.Admin}
 	lookup := func(args ...string) ran {
 		return run(t, "", append(append([]string{"lookup", "evt/lookup 1"}, at...), args...)...)
 	}
@@ -185,8 +187,8 @@ func TestLookupAndForget(t *testing.T) {
 	run(t, "", forget...).says(t, 0, "secret:1  memory  yes")
 	run(t, "", forget...).says(t, 0, "secret:1  memory  no: it was not remembered")
 	lookup().says(t, 0, "unseen")
-	run(t, "", "lookup", "evt_1", "--config", c.config, "--adapter", "caddyfile").says(t, 0, "unseen")
-	run(t, "", "lookup", "evt_1", "--address", freeAddress(t)).says(t, 1, "connection refused", "Is Caddy running", "--address")
+	run(t, "", "lookup", "evt_1", "--config", c.Config, "--adapter", "caddyfile").says(t, 0, "unseen")
+	run(t, "", "lookup", "evt_1", "--address", caddytest.FreeAddress(t)).says(t, 1, "connection refused", "Is Caddy running", "--address")
 	run(t, "", "lookup").says(t, 1, "accepts 1 arg")
 }
 
@@ -216,7 +218,7 @@ func TestCheckFindsNothingWrongWithThePlugin(t *testing.T) {
 	if strings.Contains(got.out, "\x1b") {
 		t.Error("there are colours although it is no terminal")
 	}
-	if n := c.metric(`deliveries_total{event_type="message.received",result="delivered"}`); n != 3 {
+	if n := c.Metric(`deliveries_total{event_type="message.received",result="delivered"}`); n != 3 {
 		t.Errorf("%v events were delivered, want 3", n)
 	}
 	// without --insecure, plain HTTP is what fails, first
@@ -228,7 +230,7 @@ func TestCheckFindsNothingWrongWithThePlugin(t *testing.T) {
 
 func TestCheckFindsWhatReceiversDoWrong(t *testing.T) {
 	verified := func(r *http.Request, body []byte) bool {
-		return r.Method == http.MethodPost && r.Header.Get("X-BuzzBip-Signature") == sign(string(body))
+		return r.Method == http.MethodPost && r.Header.Get("X-BuzzBip-Signature") == caddytest.Sign(string(body))
 	}
 	var mu sync.Mutex
 	seen := make(map[string]bool)
@@ -348,8 +350,8 @@ func TestCheckAsJSON(t *testing.T) {
 func TestCheckOnATerminalHasColoursAndSaysWhatItWaitsFor(t *testing.T) {
 	url, _ := endpoint(t, "read_timeout 300ms")
 	for _, noColor := range []string{"", "1"} {
-		cmd := exec.Command("script", "-qec", binary+" buzzbip check "+url+" --insecure", "/dev/null")
-		cmd.Env = append(os.Environ(), "BUZZBIP_SECRET="+testSecret, "NO_COLOR="+noColor)
+		cmd := exec.Command("script", "-qec", caddytest.Binary+" buzzbip check "+url+" --insecure", "/dev/null")
+		cmd.Env = append(os.Environ(), "BUZZBIP_SECRET="+caddytest.Secret, "NO_COLOR="+noColor)
 		cmd.Stdin = strings.NewReader("")
 		out, err := cmd.CombinedOutput()
 		if err != nil {

@@ -7,22 +7,24 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 )
 
 // A process that may not write beyond the present size of the file is, for that
 // file, one on a full disk.
 func TestFullDiskIsSeenAndLosesNothing(t *testing.T) {
-	b := newBackend(t, nil)
-	data, address := t.TempDir(), freeAddress(t)
+	b := caddytest.NewBackend(t, nil)
+	data, address := t.TempDir(), caddytest.FreeAddress(t)
 	site := onBolt(address, data, b)
-	c := startCaddy(t, data, "", site)
+	c := caddytest.Start(t, data, "", site)
 	deliver := func(body, result string) {
 		t.Helper()
-		if got := post(t.Context(), "http://"+address, body); got.status != http.StatusOK || got.result != result {
-			t.Fatalf("answered %d %q, want 200 %q", got.status, got.result, result)
+		if got := caddytest.Post(t.Context(), "http://"+address, body); got.Status != http.StatusOK || got.Result != result {
+			t.Fatalf("answered %d %q, want 200 %q", got.Status, got.Result, result)
 		}
 	}
-	bodies := []string{newEvent()}
+	bodies := []string{caddytest.NewEvent()}
 	deliver(bodies[0], "")
 
 	info, err := os.Stat(data + "/events.db")
@@ -31,32 +33,32 @@ func TestFullDiskIsSeenAndLosesNothing(t *testing.T) {
 	}
 	var was unix.Rlimit
 	full := unix.Rlimit{Cur: uint64(info.Size()), Max: unix.RLIM_INFINITY}
-	if err := unix.Prlimit(c.cmd.Process.Pid, unix.RLIMIT_FSIZE, &full, &was); err != nil {
+	if err := unix.Prlimit(c.Cmd.Process.Pid, unix.RLIMIT_FSIZE, &full, &was); err != nil {
 		t.Fatal(err)
 	}
-	for c.metric(`store_up{store="bolt"}`) == 1 {
+	for c.Metric(`store_up{store="bolt"}`) == 1 {
 		if len(bodies) > 10_000 {
 			t.Fatal("the disk does not become full")
 		}
-		bodies = append(bodies, newEvent())
+		bodies = append(bodies, caddytest.NewEvent())
 		deliver(bodies[len(bodies)-1], "")
 	}
 	deliver(bodies[len(bodies)-1], "duplicate")
-	if failed := c.metric(`store_errors_total{operation="settle",store="bolt"}`); failed == 0 {
+	if failed := c.Metric(`store_errors_total{operation="settle",store="bolt"}`); failed == 0 {
 		t.Error("no metric says that a delivery is not on the disk")
 	}
 
-	if err := unix.Prlimit(c.cmd.Process.Pid, unix.RLIMIT_FSIZE, &was, nil); err != nil {
+	if err := unix.Prlimit(c.Cmd.Process.Pid, unix.RLIMIT_FSIZE, &was, nil); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "the disk to work again", func() bool { return c.metric(`store_up{store="bolt"}`) == 1 })
+	caddytest.WaitFor(t, "the disk to work again", func() bool { return c.Metric(`store_up{store="bolt"}`) == 1 })
 	for _, said := range []string{"delivered ids cannot be written to the disk", "the disk works again"} {
-		if !strings.Contains(c.log.String(), said) {
+		if !strings.Contains(c.Log.String(), said) {
 			t.Errorf("the log does not say %q", said)
 		}
 	}
-	c.kill()
-	startCaddy(t, data, "", site)
+	c.Kill()
+	caddytest.Start(t, data, "", site)
 	for _, body := range bodies {
 		deliver(body, "duplicate")
 	}

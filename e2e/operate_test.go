@@ -12,11 +12,12 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 )
 
 // The secrets of tour.
@@ -29,9 +30,10 @@ const (
 // tour is a Caddy that has been through every result and every reason once, and
 // through two of some.
 type tour struct {
-	*caddy
+	*caddytest.Caddy
+	t       *testing.T
 	address string
-	backend *backend
+	backend *caddytest.Backend
 	sites   string
 	forged  []string // expected signatures that the senders did not know
 	answers strings.Builder
@@ -40,7 +42,7 @@ type tour struct {
 // sendsTo posts a body with the signature of a secret, and expects an answer.
 func (tr *tour) sends(path, secret, body string, status int) {
 	tr.t.Helper()
-	tr.expect(tr.request(http.MethodPost, path, signWith(secret, body), body), status)
+	tr.expect(tr.request(http.MethodPost, path, caddytest.SignWith(secret, body), body), status)
 }
 
 func (tr *tour) request(method, path, signature, body string) *http.Request {
@@ -71,7 +73,7 @@ func (tr *tour) expect(r *http.Request, status int) {
 }
 
 func typedEvent(typ string, created time.Time, data string) string {
-	return fmt.Sprintf(`{"id":"evt_%d_%d","type":%q,"createdAt":%q,"data":%s}`, os.Getpid(), ids.Add(1), typ, created.UTC().Format(time.RFC3339), data)
+	return fmt.Sprintf(`{"id":%q,"type":%q,"createdAt":%q,"data":%s}`, caddytest.NewID(), typ, created.UTC().Format(time.RFC3339), data)
 }
 
 func freshEvent(data string) string { return typedEvent("message.received", time.Now(), data) }
@@ -81,7 +83,7 @@ func takeTour(t *testing.T, global string) *tour {
 	t.Helper()
 	release := make(chan struct{})
 	var arrived = make(chan struct{}, 100)
-	b := newBackend(t, func(w http.ResponseWriter, r *http.Request) {
+	b := caddytest.NewBackend(t, func(w http.ResponseWriter, r *http.Request) {
 		arrived <- struct{}{}
 		switch r.Header.Get("X-Mode") {
 		case "fail":
@@ -91,10 +93,10 @@ func takeTour(t *testing.T, global string) *tour {
 		}
 	})
 	secretFile := filepath.Join(t.TempDir(), "secret")
-	if err := os.WriteFile(secretFile, []byte(testSecret+"\n"), 0o600); err != nil {
+	if err := os.WriteFile(secretFile, []byte(caddytest.Secret+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	tr := &tour{address: freeAddress(t), backend: b}
+	tr := &tour{t: t, address: caddytest.FreeAddress(t), backend: b}
 	tr.sites = fmt.Sprintf(`
 http://%[1]s {
 	log
@@ -136,29 +138,29 @@ http://%[1]s {
 		}
 		reverse_proxy %[3]s
 	}
-}`, tr.address, secretFile, b.address())
+}`, tr.address, secretFile, b.Address())
 	// nobody listens there
-	tr.caddy = startCaddy(t, "", global, tr.sites,
-		"OLD_SECRET="+oldSecret, "OTHER_SECRET="+otherSecret, "REDIS_URL=redis://caddy:"+redisSecret+"@"+freeAddress(t))
+	tr.Caddy = caddytest.Start(t, "", global, tr.sites,
+		"OLD_SECRET="+oldSecret, "OTHER_SECRET="+otherSecret, "REDIS_URL=redis://caddy:"+redisSecret+"@"+caddytest.FreeAddress(t))
 
 	first := freshEvent(`{"n":1}`)
-	tr.sends("/main", testSecret, first, http.StatusOK)                                                     // delivered
-	tr.sends("/main", oldSecret, typedEvent("shop.sold", time.Now(), `{}`), http.StatusOK)                  // delivered, of a type that is not documented
-	tr.sends("/main", oldSecret, typedEvent("contact.created", time.Now(), `{}`), http.StatusOK)            // ignored
-	tr.sends("/main", testSecret, first, http.StatusOK)                                                     // duplicate
-	tr.sends("/main", testSecret, strings.Replace(first, `{"n":1}`, `{"n":2}`, 1), http.StatusOK)           // conflict
-	tr.sends("/main", testSecret, typedEvent("message.sent", time.Now().Add(-2*time.Hour), `{}`), 403)      // event_stale
-	tr.sends("/main", testSecret, typedEvent("message.sent", time.Now().Add(time.Hour), `{}`), 403)         // event_from_future
-	tr.sends("/main", testSecret, `{"id":"evt_1"}`, http.StatusBadRequest)                                  // envelope_invalid
-	tr.sends("/main", testSecret, freshEvent(`{"long":"`+strings.Repeat("x", 3000)+`"}`), 413)              // body_too_large
-	tr.expect(tr.request(http.MethodGet, "/main", "", ""), http.StatusMethodNotAllowed)                     // method_not_allowed
-	tr.expect(tr.request(http.MethodPost, "/main", "", freshEvent(`{}`)), http.StatusUnauthorized)          // signature_missing
-	tr.expect(tr.request(http.MethodPost, "/main", "sha256=12", freshEvent(`{}`)), http.StatusUnauthorized) // signature_malformed
-	for range 20 {                                                                                          // signature_mismatch
+	tr.sends("/main", caddytest.Secret, first, http.StatusOK)                                                // delivered
+	tr.sends("/main", oldSecret, typedEvent("shop.sold", time.Now(), `{}`), http.StatusOK)                   // delivered, of a type that is not documented
+	tr.sends("/main", oldSecret, typedEvent("contact.created", time.Now(), `{}`), http.StatusOK)             // ignored
+	tr.sends("/main", caddytest.Secret, first, http.StatusOK)                                                // duplicate
+	tr.sends("/main", caddytest.Secret, strings.Replace(first, `{"n":1}`, `{"n":2}`, 1), http.StatusOK)      // conflict
+	tr.sends("/main", caddytest.Secret, typedEvent("message.sent", time.Now().Add(-2*time.Hour), `{}`), 403) // event_stale
+	tr.sends("/main", caddytest.Secret, typedEvent("message.sent", time.Now().Add(time.Hour), `{}`), 403)    // event_from_future
+	tr.sends("/main", caddytest.Secret, `{"id":"evt_1"}`, http.StatusBadRequest)                             // envelope_invalid
+	tr.sends("/main", caddytest.Secret, freshEvent(`{"long":"`+strings.Repeat("x", 3000)+`"}`), 413)         // body_too_large
+	tr.expect(tr.request(http.MethodGet, "/main", "", ""), http.StatusMethodNotAllowed)                      // method_not_allowed
+	tr.expect(tr.request(http.MethodPost, "/main", "", freshEvent(`{}`)), http.StatusUnauthorized)           // signature_missing
+	tr.expect(tr.request(http.MethodPost, "/main", "sha256=12", freshEvent(`{}`)), http.StatusUnauthorized)  // signature_malformed
+	for range 20 {                                                                                           // signature_mismatch
 		forgery := freshEvent(`{}`)
 		tr.expect(tr.request(http.MethodPost, "/main", strings.Repeat("0", 64), forgery), http.StatusUnauthorized)
-		for _, secret := range []string{testSecret, oldSecret} {
-			tr.forged = append(tr.forged, signWith(secret, forgery))
+		for _, secret := range []string{caddytest.Secret, oldSecret} {
+			tr.forged = append(tr.forged, caddytest.SignWith(secret, forgery))
 		}
 	}
 	tr.sends("/full", otherSecret, freshEvent(`{}`), http.StatusOK)
@@ -166,7 +168,7 @@ http://%[1]s {
 	tr.sends("/nowhere", otherSecret, freshEvent(`{}`), http.StatusBadGateway)      // unhandled
 	tr.sends("/down", otherSecret, freshEvent(`{}`), http.StatusServiceUnavailable) // store_unavailable
 	failing := freshEvent(`{}`)
-	r := tr.request(http.MethodPost, "/main", signWith(testSecret, failing), failing)
+	r := tr.request(http.MethodPost, "/main", caddytest.SignWith(caddytest.Secret, failing), failing)
 	r.Header.Set("X-Mode", "fail")
 	tr.expect(r, http.StatusInternalServerError) // failed
 
@@ -178,7 +180,7 @@ http://%[1]s {
 	gone := make(chan struct{})
 	go func() {
 		defer close(gone)
-		r := tr.request(http.MethodPost, "/main", signWith(testSecret, slow), slow).WithContext(ctx)
+		r := tr.request(http.MethodPost, "/main", caddytest.SignWith(caddytest.Secret, slow), slow).WithContext(ctx)
 		r.Header.Set("X-Mode", "slow")
 		if res, err := http.DefaultClient.Do(r); err == nil {
 			res.Body.Close()
@@ -186,15 +188,15 @@ http://%[1]s {
 		}
 	}()
 	<-arrived
-	if n := tr.metric("in_flight"); n != 1 {
+	if n := tr.Metric("in_flight"); n != 1 {
 		t.Errorf("%v deliveries are in flight, want 1", n)
 	}
-	tr.sends("/main", testSecret, slow, http.StatusServiceUnavailable) // in_flight
+	tr.sends("/main", caddytest.Secret, slow, http.StatusServiceUnavailable) // in_flight
 	hangUp()
 	<-gone
 	time.Sleep(100 * time.Millisecond) // nothing tells that Caddy has noticed
 	close(release)
-	waitFor(t, "the abandoned delivery to end", func() bool { return tr.metric("in_flight") == 0 })
+	caddytest.WaitFor(t, "the abandoned delivery to end", func() bool { return tr.Metric("in_flight") == 0 })
 
 	for _, end := range []bool{true, false} { // body_incomplete, body_timeout
 		conn, err := net.Dial("tcp", tr.address)
@@ -234,32 +236,18 @@ var (
 	}
 )
 
-// series returns the values of one of our metrics by their labels.
-func (c *caddy) series(name string) map[string]float64 {
-	c.t.Helper()
-	found := make(map[string]float64)
-	for _, line := range regexp.MustCompile(`(?m)^caddy_buzzbip_webhook_`+name+`(?:\{(.*)\})? (\S+)$`).FindAllStringSubmatch(c.metrics(), -1) {
-		var value float64
-		if _, err := fmt.Sscan(line[2], &value); err != nil {
-			c.t.Fatal(err)
-		}
-		found[line[1]] = value
-	}
-	return found
-}
-
 func TestMetricsCountWhatHappensAcrossReloads(t *testing.T) {
 	tr := takeTour(t, "")
 	check := func(when string) {
 		t.Helper()
-		if got := tr.series("deliveries_total"); !maps.Equal(got, tourDeliveries) {
+		if got := tr.Series("deliveries_total"); !maps.Equal(got, tourDeliveries) {
 			t.Errorf("%s the deliveries are %v, want %v", when, got, tourDeliveries)
 		}
 		rejections := make(map[string]float64)
 		for reason, n := range tourRejections {
 			rejections[fmt.Sprintf("reason=%q", reason)] = n
 		}
-		if got := tr.series("rejections_total"); !maps.Equal(got, rejections) {
+		if got := tr.Series("rejections_total"); !maps.Equal(got, rejections) {
 			t.Errorf("%s the rejections are %v, want %v", when, got, rejections)
 		}
 		for series, want := range map[string]float64{
@@ -282,21 +270,21 @@ func TestMetricsCountWhatHappensAcrossReloads(t *testing.T) {
 			`store_operation_duration_seconds_count{operation="settle",store="memory"}`: 5,
 			`store_operation_duration_seconds_count{operation="claim",store="memory"}`:  9,
 		} {
-			if got := tr.metric(series); got != want {
+			if got := tr.Metric(series); got != want {
 				t.Errorf("%s %s is %v, want %v", when, series, got, want)
 			}
 		}
 	}
 	check("before a reload")
-	tr.reload()
+	tr.Reload()
 	check("after a reload")
 
-	config, err := os.ReadFile(tr.config)
+	config, err := os.ReadFile(tr.Config)
 	if err != nil {
 		t.Fatal(err)
 	}
 	broken := strings.Replace(string(config), "handle /nowhere {", "handle /nowhere {\n\t\tbuzzbip_webhook {env.NOT_SET}\n", 1)
-	res, err := http.Post("http://"+tr.admin+"/load", "text/caddyfile", strings.NewReader(broken))
+	res, err := http.Post("http://"+tr.Admin+"/load", "text/caddyfile", strings.NewReader(broken))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -307,21 +295,6 @@ func TestMetricsCountWhatHappensAcrossReloads(t *testing.T) {
 	check("after a reload that failed")
 }
 
-// events are the lines of the log, decoded.
-func (c *caddy) entries() (all []map[string]any) {
-	c.t.Helper()
-	for line := range strings.Lines(c.log.String()) {
-		if strings.HasPrefix(line, "{") {
-			entry := make(map[string]any)
-			if err := json.Unmarshal([]byte(line), &entry); err != nil {
-				c.t.Fatalf("%s: %v", line, err)
-			}
-			all = append(all, entry)
-		}
-	}
-	return all
-}
-
 func TestAccessLogSaysWhatBecameOfEachRequest(t *testing.T) {
 	tr := takeTour(t, "")
 	total := 0.0
@@ -330,11 +303,11 @@ func TestAccessLogSaysWhatBecameOfEachRequest(t *testing.T) {
 	}
 	results, reasons := make(map[any]float64), make(map[any]float64)
 	logged := 0.0
-	waitFor(t, "all entries", func() bool {
+	caddytest.WaitFor(t, "all entries", func() bool {
 		clear(results)
 		clear(reasons)
 		logged = 0
-		for _, entry := range tr.entries() {
+		for _, entry := range tr.Entries() {
 			if strings.HasPrefix(fmt.Sprint(entry["logger"]), "http.log.access") {
 				logged++
 				results[entry["buzzbip_result"]]++
@@ -366,7 +339,7 @@ func TestRefusalsAreLoggedByReasonWithoutAFlood(t *testing.T) {
 	tr := takeTour(t, "")
 	logged := make(map[string]int)
 	levels := make(map[string]any)
-	for _, entry := range tr.entries() {
+	for _, entry := range tr.Entries() {
 		message := fmt.Sprint(entry["msg"])
 		if reason, ok := strings.CutPrefix(message, "refused: "); ok {
 			logged[reason]++
@@ -378,29 +351,31 @@ func TestRefusalsAreLoggedByReasonWithoutAFlood(t *testing.T) {
 			t.Errorf("%d entries at level %v for %s", logged[reason], levels[reason], reason)
 		}
 	}
-	flood := func() (leftOut float64, entries int) {
-		for _, entry := range tr.entries() {
-			if entry["msg"] == "refused: signature_mismatch" {
-				entries++
+	// One after the other, so the log has them in order: an entry for the refusal,
+	// if it is not left out, and then that of the access log.
+	flood := func() (leftOut float64) {
+		var refused, told float64
+		for _, entry := range tr.Entries() {
+			switch {
+			case entry["buzzbip_reason"] == "signature_mismatch":
+				refused++
+			case entry["msg"] == "refused: signature_mismatch":
 				n, _ := entry["left_out"].(float64)
 				leftOut += n
+				if told += 1 + n; told != refused+1 {
+					t.Fatalf("after %v refusals the log tells of %v", refused+1, told)
+				}
 			}
 		}
-		return
+		return leftOut
 	}
 	// the number of those left out comes with the next entry
-	waitFor(t, "the next entry", func() bool {
+	caddytest.WaitFor(t, "the next entry", func() bool {
 		tr.expect(tr.request(http.MethodPost, "/main", strings.Repeat("0", 64), "{}"), http.StatusUnauthorized)
-		leftOut, _ := flood()
-		return leftOut > 0
+		return flood() > 0
 	})
-	leftOut, entries := flood()
-	total := tr.metric(`rejections_total{reason="signature_mismatch"}`)
-	if left := total - leftOut - float64(entries); left != 0 || entries > 10 {
-		t.Errorf("%v of %v refusals are accounted for by %d entries and %v left out", total-left, total, entries, leftOut)
-	}
 	var conflict, store bool
-	for _, entry := range tr.entries() {
+	for _, entry := range tr.Entries() {
 		conflict = conflict || entry["level"] == "error" && strings.Contains(fmt.Sprint(entry["msg"]), "the id of another")
 		store = store || entry["level"] == "error" && strings.Contains(fmt.Sprint(entry["msg"]), "Redis is down")
 	}
@@ -413,21 +388,21 @@ func TestRefusalsAreLoggedByReasonWithoutAFlood(t *testing.T) {
 // signature of a forgery should have been.
 func TestNoSecretIsTold(t *testing.T) {
 	tr := takeTour(t, "\tdebug\n\tlog {\n\t\tformat filter {\n\t\t\trequest>headers>X-Buzzbip-Signature delete\n\t\t\theaders>X-Buzzbip-Signature delete\n\t\t\twrap json\n\t\t}\n\t}")
-	said := map[string]string{"the answers": tr.answers.String(), "the metrics": tr.metrics()}
+	said := map[string]string{"the answers": tr.answers.String(), "the metrics": tr.Metrics()}
 	for _, path := range []string{"/config/", "/buzzbip_webhook/scopes", "/buzzbip_webhook/events/evt_1", "/buzzbip_webhook/"} {
-		_, said[path] = tr.ask(http.MethodGet, path)
+		_, said[path] = tr.Ask(http.MethodGet, path)
 	}
 	// errors at load, with a secret at hand
 	for name, broken := range map[string]string{
 		"a repeated label":       "buzzbip_webhook {\n secret {env.OLD_SECRET} a\n secret {env.OTHER_SECRET} a\n}",
-		"secrets in place":       "buzzbip_webhook " + testSecret + " " + oldSecret,
-		"an unknown option":      "buzzbip_webhook " + testSecret + " {\n nothing\n}",
+		"secrets in place":       "buzzbip_webhook " + caddytest.Secret + " " + oldSecret,
+		"an unknown option":      "buzzbip_webhook " + caddytest.Secret + " {\n nothing\n}",
 		"a store that is broken": "buzzbip_webhook {env.OLD_SECRET} {\n store redis {env.REDIS_URL} redis://caddy:" + redisSecret + "x@127.0.0.1:1\n}",
 		"a URL that is broken":   "buzzbip_webhook {env.OLD_SECRET} {\n store redis redis://caddy:" + redisSecret + "@[::1\n}",
 		"max_age":                "buzzbip_webhook {env.OLD_SECRET} {\n max_age 2d\n}",
 	} {
-		res, err := http.Post("http://"+tr.admin+"/load", "text/caddyfile",
-			strings.NewReader(fmt.Sprintf("{\n\tadmin %s\n}\nhttp://%s {\n%s\n}", tr.admin, freeAddress(t), broken)))
+		res, err := http.Post("http://"+tr.Admin+"/load", "text/caddyfile",
+			strings.NewReader(fmt.Sprintf("{\n\tadmin %s\n}\nhttp://%s {\n%s\n}", tr.Admin, caddytest.FreeAddress(t), broken)))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -438,16 +413,16 @@ func TestNoSecretIsTold(t *testing.T) {
 		}
 		said["the error for "+name] = string(text)
 	}
-	tr.stop()
-	said["the log"] = tr.log.String()
+	tr.Stop()
+	said["the log"] = tr.Log.String()
 
-	hidden := map[string]string{"main": testSecret, "old": oldSecret, "other": otherSecret, "of Redis": redisSecret}
+	hidden := map[string]string{"main": caddytest.Secret, "old": oldSecret, "other": otherSecret, "of Redis": redisSecret}
 	for i, signature := range tr.forged {
 		hidden[fmt.Sprint("signature of forgery ", i)] = signature
 	}
-	for name, secret := range map[string]string{"main": testSecret, "old": oldSecret, "other": otherSecret} {
+	for name, secret := range map[string]string{"main": caddytest.Secret, "old": oldSecret, "other": otherSecret} {
 		// the scope that is derived from the secret
-		hidden["scope of "+name] = signWith(secret, "buzzbip_webhook scope")[:16]
+		hidden["scope of "+name] = caddytest.SignWith(secret, "buzzbip_webhook scope")[:16]
 	}
 	for what, text := range said {
 		for name, value := range hidden {
@@ -463,29 +438,10 @@ func TestNoSecretIsTold(t *testing.T) {
 	}
 }
 
-// ask returns what the admin endpoint answers.
-func (c *caddy) ask(method, path string) (status int, text string) {
-	c.t.Helper()
-	r, err := http.NewRequest(method, "http://"+c.admin+path, nil)
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	res, err := http.DefaultClient.Do(r)
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	defer res.Body.Close()
-	body, err := io.ReadAll(res.Body)
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	return res.StatusCode, string(body)
-}
-
 func TestSecretFileIsReadAgainWhenItChanges(t *testing.T) {
 	const newSecret = "new-secret-of-the-same-webhook-32"
-	b := newBackend(t, nil)
-	dir, address := t.TempDir(), freeAddress(t)
+	b := caddytest.NewBackend(t, nil)
+	dir, address := t.TempDir(), caddytest.FreeAddress(t)
 	path := filepath.Join(dir, "secret")
 	write := func(text string) {
 		t.Helper()
@@ -497,44 +453,44 @@ func TestSecretFileIsReadAgainWhenItChanges(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	write(testSecret + "\n")
-	c := startCaddy(t, "", "", fmt.Sprintf("http://%s {\n\tbuzzbip_webhook {\n\t\tsecret_file %s main\n\t}\n\treverse_proxy %s\n}", address, path, b.address()))
-	tr := &tour{caddy: c, address: address}
+	write(caddytest.Secret + "\n")
+	c := caddytest.Start(t, "", "", fmt.Sprintf("http://%s {\n\tbuzzbip_webhook {\n\t\tsecret_file %s main\n\t}\n\treverse_proxy %s\n}", address, path, b.Address()))
+	tr := &tour{t: t, Caddy: c, address: address}
 	before := freshEvent(`{}`)
-	tr.sends("/", testSecret, before, http.StatusOK)
-	last := c.overview().secret("main")
-	if last == nil || time.Since(*last) > patience {
+	tr.sends("/", caddytest.Secret, before, http.StatusOK)
+	last := tr.overview().secret("main")
+	if last == nil || time.Since(*last) > caddytest.Patience {
 		t.Fatalf("the secret matched last at %v", last)
 	}
 
 	write(newSecret)
-	waitFor(t, "the new secret to count", func() bool { return strings.Contains(c.log.String(), "the secret has changed") })
-	if last := c.overview().secret("main"); last != nil {
+	caddytest.WaitFor(t, "the new secret to count", func() bool { return strings.Contains(c.Log.String(), "the secret has changed") })
+	if last := tr.overview().secret("main"); last != nil {
 		t.Errorf("the new secret is said to have matched, at %v", last)
 	}
-	tr.sends("/", testSecret, freshEvent(`{}`), http.StatusUnauthorized)
+	tr.sends("/", caddytest.Secret, freshEvent(`{}`), http.StatusUnauthorized)
 	tr.sends("/", newSecret, freshEvent(`{}`), http.StatusOK)
 
 	for _, lost := range []string{"", "\n"} {
 		write(lost)
-		waitFor(t, "an error", func() bool { return strings.Contains(c.log.String(), "the last secret stays in force") })
+		caddytest.WaitFor(t, "an error", func() bool { return strings.Contains(c.Log.String(), "the last secret stays in force") })
 		tr.sends("/", newSecret, freshEvent(`{}`), http.StatusOK)
 	}
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "an error", func() bool { return strings.Contains(c.log.String(), "no such file") })
+	caddytest.WaitFor(t, "an error", func() bool { return strings.Contains(c.Log.String(), "no such file") })
 	tr.sends("/", newSecret, freshEvent(`{}`), http.StatusOK)
 
-	write(testSecret + "\r\n")
-	waitFor(t, "the first secret to be back", func() bool { return strings.Count(c.log.String(), "the secret has changed") == 2 })
-	tr.sends("/", testSecret, freshEvent(`{}`), http.StatusOK)
-	tr.sends("/", testSecret, before, http.StatusOK) // a duplicate: each secret keeps its own memory
-	if n := b.count(before); n != 1 {
+	write(caddytest.Secret + "\r\n")
+	caddytest.WaitFor(t, "the first secret to be back", func() bool { return strings.Count(c.Log.String(), "the secret has changed") == 2 })
+	tr.sends("/", caddytest.Secret, freshEvent(`{}`), http.StatusOK)
+	tr.sends("/", caddytest.Secret, before, http.StatusOK) // a duplicate: each secret keeps its own memory
+	if n := b.Count(before); n != 1 {
 		t.Errorf("the event from before was delivered %d times", n)
 	}
-	for _, secret := range []string{testSecret, newSecret} {
-		if strings.Contains(c.log.String(), secret) {
+	for _, secret := range []string{caddytest.Secret, newSecret} {
+		if strings.Contains(c.Log.String(), secret) {
 			t.Error("the log tells a secret")
 		}
 	}
@@ -558,11 +514,11 @@ type overview struct {
 	}
 }
 
-func (c *caddy) overview() (o overview) {
-	c.t.Helper()
-	status, text := c.ask(http.MethodGet, "/buzzbip_webhook/scopes")
+func (tr *tour) overview() (o overview) {
+	tr.t.Helper()
+	status, text := tr.Ask(http.MethodGet, "/buzzbip_webhook/scopes")
 	if err := json.Unmarshal([]byte(text), &o); err != nil || status != http.StatusOK {
-		c.t.Fatalf("%d %v: %s", status, err, text)
+		tr.t.Fatalf("%d %v: %s", status, err, text)
 	}
 	return o
 }
@@ -604,7 +560,7 @@ func TestAdminAPITellsOfScopesStoresAndSecrets(t *testing.T) {
 
 	// when it matched last is known also after a reload
 	was := *o.secret("old")
-	tr.reload()
+	tr.Reload()
 	if now := tr.overview().secret("old"); now == nil || !now.Equal(was) {
 		t.Errorf("before a reload it matched at %v, after it at %v", was, now)
 	}
@@ -612,8 +568,8 @@ func TestAdminAPITellsOfScopesStoresAndSecrets(t *testing.T) {
 
 // states returns the states of an event by scope and store, as the admin API
 // tells them.
-func (c *caddy) states(method, id string, wantStatus int) map[string]string {
-	c.t.Helper()
+func (tr *tour) states(method, id string, wantStatus int) map[string]string {
+	tr.t.Helper()
 	var answer struct {
 		ID, Error string
 		Scopes    []struct {
@@ -622,9 +578,9 @@ func (c *caddy) states(method, id string, wantStatus int) map[string]string {
 			Forgotten           *bool
 		}
 	}
-	status, text := c.ask(method, "/buzzbip_webhook/events/"+id)
+	status, text := tr.Ask(method, "/buzzbip_webhook/events/"+id)
 	if err := json.Unmarshal([]byte(text), &answer); err != nil || status != wantStatus || (answer.Error == "") != (status == http.StatusOK) {
-		c.t.Fatalf("%s %s: %d %v: %s", method, id, status, err, text)
+		tr.t.Fatalf("%s %s: %d %v: %s", method, id, status, err, text)
 	}
 	found := make(map[string]string)
 	for _, s := range answer.Scopes {
@@ -633,7 +589,7 @@ func (c *caddy) states(method, id string, wantStatus int) map[string]string {
 			state += fmt.Sprintf("forgotten: %t", *s.Forgotten)
 		}
 		if remembered := s.State == "delivered" || s.State == "redelivering"; (s.Expires != nil) != remembered {
-			c.t.Errorf("%s %s expires at %v", s.State, id, s.Expires)
+			tr.t.Errorf("%s %s expires at %v", s.State, id, s.Expires)
 		}
 		found[s.Scope+" in "+s.Store] = state
 	}
@@ -642,15 +598,15 @@ func (c *caddy) states(method, id string, wantStatus int) map[string]string {
 
 func TestAdminAPITellsOfAnEventAndForgetsIt(t *testing.T) {
 	arrived, release := make(chan struct{}, 10), make(chan struct{})
-	b := newBackend(t, func(_ http.ResponseWriter, r *http.Request) {
+	b := caddytest.NewBackend(t, func(_ http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("X-Mode") == "slow" {
 			arrived <- struct{}{}
 			<-release
 		}
 	})
-	tr := &tour{address: freeAddress(t)}
+	tr := &tour{t: t, address: caddytest.FreeAddress(t)}
 	file := filepath.Join(t.TempDir(), "events.db")
-	tr.caddy = startCaddy(t, "", "", fmt.Sprintf(`
+	tr.Caddy = caddytest.Start(t, "", "", fmt.Sprintf(`
 http://%[1]s {
 	handle /main {
 		buzzbip_webhook {
@@ -675,7 +631,7 @@ http://%[1]s {
 		}
 		reverse_proxy %[4]s
 	}
-}`, tr.address, testSecret, oldSecret, b.address(), otherSecret, file))
+}`, tr.address, caddytest.Secret, oldSecret, b.Address(), otherSecret, file))
 	const id = "evt/ü 1?"
 	const escaped = "evt%2F%C3%BC%201%3F"
 	event := func(data string) string {
@@ -692,7 +648,7 @@ http://%[1]s {
 	}
 	expect("at first", tr.states(http.MethodGet, escaped, http.StatusOK), everywhere("unseen", "unseen"))
 	send := func(body string) {
-		r := tr.request(http.MethodPost, "/main", sign(body), body)
+		r := tr.request(http.MethodPost, "/main", caddytest.Sign(body), body)
 		r.Header.Set("X-Mode", "slow")
 		go func() {
 			if res, err := http.DefaultClient.Do(r); err != nil {
@@ -706,25 +662,25 @@ http://%[1]s {
 	send(event(`{}`))
 	expect("in flight", tr.states(http.MethodGet, escaped, http.StatusOK), everywhere("in_flight", "unseen"))
 	release <- struct{}{}
-	waitFor(t, "the delivery", func() bool { return tr.metric("in_flight") == 0 })
-	tr.sends("/named", testSecret, event(`{}`), http.StatusOK)
+	caddytest.WaitFor(t, "the delivery", func() bool { return tr.Metric("in_flight") == 0 })
+	tr.sends("/named", caddytest.Secret, event(`{}`), http.StatusOK)
 	expect("delivered", tr.states(http.MethodGet, escaped, http.StatusOK), everywhere("delivered", "delivered"))
 	send(event(`{"other":1}`))
 	expect("delivered again with another body", tr.states(http.MethodGet, escaped, http.StatusOK), everywhere("redelivering", "delivered"))
 	release <- struct{}{}
-	waitFor(t, "the delivery", func() bool { return tr.metric("in_flight") == 0 })
+	caddytest.WaitFor(t, "the delivery", func() bool { return tr.Metric("in_flight") == 0 })
 
-	before := b.count(event(`{}`))
-	tr.sends("/named", testSecret, event(`{}`), http.StatusOK)
-	if b.count(event(`{}`)) != before {
+	before := b.Count(event(`{}`))
+	tr.sends("/named", caddytest.Secret, event(`{}`), http.StatusOK)
+	if b.Count(event(`{}`)) != before {
 		t.Error("a duplicate was delivered")
 	}
 	forgotten := everywhere("forgotten: true", "forgotten: true")
 	forgotten["secret:old in memory"], forgotten["secret:main in bolt"] = "forgotten: false", "forgotten: false"
 	expect("forgotten", tr.states(http.MethodDelete, escaped, http.StatusOK), forgotten)
 	expect("afterwards", tr.states(http.MethodGet, escaped, http.StatusOK), everywhere("unseen", "unseen"))
-	tr.sends("/named", testSecret, event(`{}`), http.StatusOK)
-	if b.count(event(`{}`)) != before+1 {
+	tr.sends("/named", caddytest.Secret, event(`{}`), http.StatusOK)
+	if b.Count(event(`{}`)) != before+1 {
 		t.Error("a redelivery did not pass after the event was forgotten")
 	}
 
@@ -740,7 +696,7 @@ http://%[1]s {
 		{http.MethodDelete, "/buzzbip_webhook/scopes", http.StatusMethodNotAllowed, "DELETE"},
 		{http.MethodPost, "/buzzbip_webhook/", http.StatusMethodNotAllowed, "POST"},
 	} {
-		status, text := tr.ask(wrong.method, wrong.path)
+		status, text := tr.Ask(wrong.method, wrong.path)
 		var answer struct{ Error string }
 		if err := json.Unmarshal([]byte(text), &answer); err != nil || status != wrong.status || !strings.Contains(answer.Error, wrong.says) {
 			t.Errorf("%s %s: %d %s", wrong.method, wrong.path, status, text)
@@ -752,7 +708,7 @@ http://%[1]s {
 		t.Error("the site serves the admin API")
 	}
 	// and protected as the rest of that is
-	r, err := http.NewRequest(http.MethodDelete, "http://"+tr.admin+"/buzzbip_webhook/events/evt_1", nil)
+	r, err := http.NewRequest(http.MethodDelete, "http://"+tr.Admin+"/buzzbip_webhook/events/evt_1", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -772,11 +728,11 @@ func TestAdminAPISaysWhenAStoreDoesNotAnswerOrNoHandlerRuns(t *testing.T) {
 	if states := tr.states(http.MethodDelete, "evt_1", http.StatusServiceUnavailable); len(states) != 4 {
 		t.Errorf("the answer to DELETE is about %v", states)
 	}
-	if err := os.WriteFile(tr.config, []byte(fmt.Sprintf("{\n\tadmin %s\n}\n", tr.admin)), 0o600); err != nil {
+	if err := os.WriteFile(tr.Config, []byte(fmt.Sprintf("{\n\tadmin %s\n}\n", tr.Admin)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	tr.reload()
-	status, text := tr.ask(http.MethodGet, "/buzzbip_webhook/scopes")
+	tr.Reload()
+	status, text := tr.Ask(http.MethodGet, "/buzzbip_webhook/scopes")
 	if status != http.StatusNotFound || !strings.Contains(text, "has no buzzbip_webhook") {
 		t.Errorf("without a handler: %d %s", status, text)
 	}

@@ -10,16 +10,17 @@ import (
 	"testing"
 	"time"
 
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 	"github.com/buzzbip/caddy-webhook/internal/redistest"
 )
 
 // onRedis starts instances of Caddy in front of one backend, with one Redis
 // between them, and returns their URLs.
-func onRedis(t *testing.T, server *redistest.Server, b *backend, instances int, options, storeOptions string) (urls []string, caddies []*caddy) {
+func onRedis(t *testing.T, server *redistest.Server, b *caddytest.Backend, instances int, options, storeOptions string) (urls []string, caddies []*caddytest.Caddy) {
 	t.Helper()
 	for range instances {
-		address := freeAddress(t)
-		caddies = append(caddies, startCaddy(t, "", "", fmt.Sprintf(`
+		address := caddytest.FreeAddress(t)
+		caddies = append(caddies, caddytest.Start(t, "", "", fmt.Sprintf(`
 http://%s {
 	buzzbip_webhook %s {
 		%s
@@ -28,30 +29,30 @@ http://%s {
 		}
 	}
 	reverse_proxy %s
-}`, address, testSecret, options, server.URL(), storeOptions, b.address())))
+}`, address, caddytest.Secret, options, server.URL(), storeOptions, b.Address())))
 		urls = append(urls, "http://"+address)
 	}
 	return urls, caddies
 }
 
 // persist sends an event until it is acknowledged, to any of the instances, as
-// a sender does whose patience has no end.
-func persist(t *testing.T, urls []string, body string) answer {
-	for end := time.Now().Add(2 * patience); time.Now().Before(end); {
-		if got := post(t.Context(), urls[rand.IntN(len(urls))], body); got.status == http.StatusOK {
+// a sender does whose caddytest.Patience has no end.
+func persist(t *testing.T, urls []string, body string) caddytest.Answer {
+	for end := time.Now().Add(2 * caddytest.Patience); time.Now().Before(end); {
+		if got := caddytest.Post(t.Context(), urls[rand.IntN(len(urls))], body); got.Status == http.StatusOK {
 			return got
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
 	t.Errorf("%s was never acknowledged", body)
-	return answer{}
+	return caddytest.Answer{}
 }
 
 func TestInstancesOnOneRedisActAsOneUnderAStormOfDuplicates(t *testing.T) {
 	for _, instances := range []int{2, 3} {
 		t.Run(fmt.Sprint(instances, " instances"), func(t *testing.T) {
 			var failing sync.Map // the first call for each of some events
-			b := newBackend(t, func(w http.ResponseWriter, r *http.Request) {
+			b := caddytest.NewBackend(t, func(w http.ResponseWriter, r *http.Request) {
 				time.Sleep(time.Duration(rand.IntN(20)) * time.Millisecond)
 				if strings.HasSuffix(r.Header.Get("X-BuzzBip-Signature"), "0") {
 					if _, again := failing.LoadOrStore(r.Header.Get("X-BuzzBip-Signature"), true); !again {
@@ -64,7 +65,7 @@ func TestInstancesOnOneRedisActAsOneUnderAStormOfDuplicates(t *testing.T) {
 			var senders sync.WaitGroup
 			bodies := make([]string, events)
 			for i := range bodies {
-				bodies[i] = newEvent()
+				bodies[i] = caddytest.NewEvent()
 				for range copies {
 					senders.Go(func() { persist(t, urls, bodies[i]) })
 				}
@@ -72,10 +73,10 @@ func TestInstancesOnOneRedisActAsOneUnderAStormOfDuplicates(t *testing.T) {
 			senders.Wait()
 			for _, body := range bodies {
 				want := 1
-				if strings.HasSuffix(sign(body), "0") {
+				if strings.HasSuffix(caddytest.Sign(body), "0") {
 					want = 2 // the first failed
 				}
-				if got := b.count(body); got != want {
+				if got := b.Count(body); got != want {
 					t.Errorf("the backend got %d copies of %s, want %d", got, body, want)
 				}
 			}
@@ -95,7 +96,7 @@ func TestRedisGoesAwayUnderLoad(t *testing.T) {
 		} {
 			t.Run(name+" with when_down "+policy, func(t *testing.T) {
 				server := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
-				b := newBackend(t, func(http.ResponseWriter, *http.Request) { time.Sleep(5 * time.Millisecond) })
+				b := caddytest.NewBackend(t, func(http.ResponseWriter, *http.Request) { time.Sleep(5 * time.Millisecond) })
 				urls, _ := onRedis(t, server, b, 2, "", "timeout 200ms\nwhen_down "+policy)
 
 				ctx, stop := context.WithCancel(t.Context())
@@ -105,7 +106,7 @@ func TestRedisGoesAwayUnderLoad(t *testing.T) {
 				for range 8 {
 					senders.Go(func() {
 						for ctx.Err() == nil {
-							body := newEvent()
+							body := caddytest.NewEvent()
 							mu.Lock()
 							bodies = append(bodies, body)
 							mu.Unlock()
@@ -127,7 +128,7 @@ func TestRedisGoesAwayUnderLoad(t *testing.T) {
 
 				twice := 0
 				for _, body := range bodies {
-					switch got := b.count(body); {
+					switch got := b.Count(body); {
 					case got == 0:
 						t.Errorf("%s was acknowledged and never delivered", body)
 					case got > most:
@@ -140,24 +141,24 @@ func TestRedisGoesAwayUnderLoad(t *testing.T) {
 
 				// and then they act as one again, without a reload, also about
 				// what was delivered meanwhile
-				waitFor(t, "Redis to know all events", func() bool {
+				caddytest.WaitFor(t, "Redis to know all events", func() bool {
 					body := bodies[rand.IntN(len(bodies))]
-					return post(t.Context(), urls[0], body).result == "duplicate" && post(t.Context(), urls[1], body).result == "duplicate"
+					return caddytest.Post(t.Context(), urls[0], body).Result == "duplicate" && caddytest.Post(t.Context(), urls[1], body).Result == "duplicate"
 				})
 				before := 0
 				for _, body := range bodies {
-					before += b.count(body)
+					before += b.Count(body)
 				}
 				for _, body := range bodies {
 					for _, url := range urls {
-						if got := post(t.Context(), url, body); got.status != http.StatusOK || got.result != "duplicate" {
-							t.Fatalf("afterwards %s is answered %d %s", body, got.status, got.result)
+						if got := caddytest.Post(t.Context(), url, body); got.Status != http.StatusOK || got.Result != "duplicate" {
+							t.Fatalf("afterwards %s is answered %d %s", body, got.Status, got.Result)
 						}
 					}
 				}
 				after := 0
 				for _, body := range bodies {
-					after += b.count(body)
+					after += b.Count(body)
 				}
 				if after != before {
 					t.Errorf("%d events were delivered again afterwards", after-before)
@@ -170,7 +171,7 @@ func TestRedisGoesAwayUnderLoad(t *testing.T) {
 func TestAnotherInstanceTakesOverFromAKilledOneAfterTheLease(t *testing.T) {
 	release := make(chan struct{})
 	first := make(chan struct{}, 1)
-	b := newBackend(t, func(w http.ResponseWriter, r *http.Request) {
+	b := caddytest.NewBackend(t, func(w http.ResponseWriter, r *http.Request) {
 		select {
 		case first <- struct{}{}:
 			select { // the one that is killed gets no answer
@@ -182,19 +183,19 @@ func TestAnotherInstanceTakesOverFromAKilledOneAfterTheLease(t *testing.T) {
 	})
 	defer close(release)
 	urls, caddies := onRedis(t, redistest.Start(t), b, 2, "delivery_timeout 1s\nduplicate_wait 100ms", "")
-	body := newEvent()
+	body := caddytest.NewEvent()
 	abandoned, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	go post(abandoned, urls[0], body)
-	waitFor(t, "the delivery", func() bool { return b.count(body) == 1 })
-	caddies[0].kill()
+	go caddytest.Post(abandoned, urls[0], body)
+	caddytest.WaitFor(t, "the delivery", func() bool { return b.Count(body) == 1 })
+	caddies[0].Kill()
 
-	if got := post(t.Context(), urls[1], body); got.status != http.StatusServiceUnavailable || got.result != "in_flight" {
-		t.Errorf("within the lease the other instance answered %d %s", got.status, got.result)
+	if got := caddytest.Post(t.Context(), urls[1], body); got.Status != http.StatusServiceUnavailable || got.Result != "in_flight" {
+		t.Errorf("within the lease the other instance answered %d %s", got.Status, got.Result)
 	}
 	// the lease is delivery_timeout and 15 seconds
 	persist(t, urls[1:], body)
-	if got := b.count(body); got != 2 {
+	if got := b.Count(body); got != 2 {
 		t.Errorf("the backend got %d copies, want the one that was cut off and one more", got)
 	}
 }
@@ -202,40 +203,40 @@ func TestAnotherInstanceTakesOverFromAKilledOneAfterTheLease(t *testing.T) {
 func TestCaddyStartsAndReloadsWhileRedisIsDown(t *testing.T) {
 	server := redistest.Start(t)
 	server.Kill()
-	b := newBackend(t, nil)
+	b := caddytest.NewBackend(t, nil)
 	urls, caddies := onRedis(t, server, b, 1, "", "timeout 200ms")
-	body := newEvent()
-	if got := post(t.Context(), urls[0], body); got.status != http.StatusOK {
-		t.Fatalf("answered %d %s", got.status, got.result)
+	body := caddytest.NewEvent()
+	if got := caddytest.Post(t.Context(), urls[0], body); got.Status != http.StatusOK {
+		t.Fatalf("answered %d %s", got.Status, got.Result)
 	}
-	if up := caddies[0].metric(`store_up{store="redis"}`); up != 0 {
+	if up := caddies[0].Metric(`store_up{store="redis"}`); up != 0 {
 		t.Errorf("while Redis is down, store_up is %v", up)
 	}
-	caddies[0].reload()
-	if got := post(t.Context(), urls[0], body); got.result != "duplicate" {
-		t.Errorf("after a reload answered %d %s", got.status, got.result)
+	caddies[0].Reload()
+	if got := caddytest.Post(t.Context(), urls[0], body); got.Result != "duplicate" {
+		t.Errorf("after a reload answered %d %s", got.Status, got.Result)
 	}
 	server.Restart()
-	waitFor(t, "Redis to know the event", func() bool { return strings.Contains(server.Do("KEYS", "*"), "done:") })
-	waitFor(t, "store_up to say so", func() bool { return caddies[0].metric(`store_up{store="redis"}`) == 1 })
-	if log := caddies[0].log.String(); !strings.Contains(log, "Redis is down") || !strings.Contains(log, "Redis is back") {
+	caddytest.WaitFor(t, "Redis to know the event", func() bool { return strings.Contains(server.Do("KEYS", "*"), "done:") })
+	caddytest.WaitFor(t, "store_up to say so", func() bool { return caddies[0].Metric(`store_up{store="redis"}`) == 1 })
+	if log := caddies[0].Log.String(); !strings.Contains(log, "Redis is down") || !strings.Contains(log, "Redis is back") {
 		t.Errorf("the log does not say that Redis was down and is back: %s", log)
 	}
-	if got := b.count(body); got != 1 {
+	if got := b.Count(body); got != 1 {
 		t.Errorf("the backend got %d copies", got)
 	}
 }
 
 func TestCaddyThatStopsWhileRedisIsDownSaysWhatIsLost(t *testing.T) {
 	server := redistest.Start(t)
-	b := newBackend(t, nil)
+	b := caddytest.NewBackend(t, nil)
 	urls, caddies := onRedis(t, server, b, 1, "", "timeout 200ms")
 	server.Kill()
-	if got := post(t.Context(), urls[0], newEvent()); got.status != http.StatusOK {
-		t.Fatalf("answered %d %s", got.status, got.result)
+	if got := caddytest.Post(t.Context(), urls[0], caddytest.NewEvent()); got.Status != http.StatusOK {
+		t.Fatalf("answered %d %s", got.Status, got.Result)
 	}
-	caddies[0].stop()
-	if log := caddies[0].log.String(); !strings.Contains(log, "Caddy stops before Redis was back") || !strings.Contains(log, `"deliveries":1`) {
+	caddies[0].Stop()
+	if log := caddies[0].Log.String(); !strings.Contains(log, "Caddy stops before Redis was back") || !strings.Contains(log, `"deliveries":1`) {
 		t.Errorf("the log does not say what is lost: %s", log)
 	}
 }
