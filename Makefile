@@ -1,5 +1,7 @@
 # make test      the tests, with the race detector; installs redis-server if it is missing
-# make check     everything else: lint, fuzzing, the newest Caddy, a build with xcaddy
+# make check     everything else: lint, fuzzing, a browser, the newest Caddy, a build with xcaddy
+# make browser   the page of the admin endpoint in Chromium, which is installed if it is missing
+# make screenshots  those in docs
 # make bench     the benchmarks
 
 GO ?= go
@@ -15,7 +17,7 @@ MODULES := http.handlers.buzzbip_webhook http.matchers.buzzbip_event \
 	http.buzzbip_webhook.stores.memory http.buzzbip_webhook.stores.bolt \
 	http.buzzbip_webhook.stores.redis buzzbip_webhook
 
-.PHONY: test redis check lint fuzz newest-caddy xcaddy bench clean
+.PHONY: test redis check lint fuzz browser screenshots newest-caddy xcaddy bench clean
 
 test: redis
 	$(GO) test -race -timeout 15m ./...
@@ -24,19 +26,27 @@ test: redis
 redis:
 	@[ -n "$$REDIS_SERVER" ] || tools/install.sh redis-server $(REDIS_PACKAGE)
 
-check: lint fuzz newest-caddy xcaddy
+check: lint fuzz browser newest-caddy xcaddy
 
 lint:
 	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "not formatted:"; echo "$$unformatted"; exit 1; fi
 	$(GO) mod tidy -diff
 	$(GO) vet ./...
 	$(GO) tool -modfile=tools/go.mod staticcheck ./...
+	cd e2e/browser && $(GO) mod tidy -diff && $(GO) vet ./... && $(GO) tool -modfile=../../tools/go.mod staticcheck ./...
 
 # Go fuzzes one target at a time.
 fuzz:
 	$(GO) test -run '^$$' -fuzz '^FuzzEnvelope$$' -fuzztime $(FUZZTIME) .
 	$(GO) test -run '^$$' -fuzz '^FuzzSignatureHeader$$' -fuzztime $(FUZZTIME) .
 	$(GO) test -run '^$$' -fuzz '^FuzzCaddyfile$$' -fuzztime $(FUZZTIME) .
+
+browser:
+	@[ -n "$$CHROMIUM" ] || tools/install.sh chromium
+	cd e2e/browser && $(GO) test -timeout 10m ./...
+
+screenshots:
+	cd e2e/browser && $(GO) test -count=1 -run TestPageFits . -args -screenshots $(CURDIR)/docs
 
 newest-caddy: redis
 	@mkdir -p build

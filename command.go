@@ -33,7 +33,7 @@ default a secret is taken from the environment variable BUZZBIP_SECRET.`,
 		CobraFunc: func(cmd *cobra.Command) {
 			cmd.Args = cobra.NoArgs
 			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
-			cmd.AddCommand(signCommand(), sendCommand(), explainCommand(), checkCommand(), lookupCommand(), forgetCommand())
+			cmd.AddCommand(signCommand(), sendCommand(), explainCommand(), checkCommand(), pageCommand(), lookupCommand(), forgetCommand())
 		},
 	})
 }
@@ -319,34 +319,44 @@ func plain(err error) error {
 }
 
 // adminFlags say where the admin endpoint is, as those of `caddy reload` do.
-type adminFlags struct {
-	address, config, adapter string
-	json                     bool
-}
+type adminFlags struct{ address, config, adapter string }
 
 func (f *adminFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.address, "address", "", "address of Caddy's admin endpoint (default that of --config, or localhost:2019)")
 	cmd.Flags().StringVarP(&f.config, "config", "c", "", "configuration file that says where the admin endpoint is")
 	cmd.Flags().StringVarP(&f.adapter, "adapter", "a", "", "config adapter for --config")
-	cmd.Flags().BoolVar(&f.json, "json", false, "print JSON")
+}
+
+// find returns the address of the admin endpoint.
+func (f *adminFlags) find() (string, error) {
+	return caddycmd.DetermineAdminAPIAddress(f.address, nil, f.config, f.adapter)
+}
+
+// request makes a request to the admin endpoint. Its body must be closed.
+func request(address, method, uri string) (*http.Response, error) {
+	res, err := caddycmd.AdminAPIRequest(address, method, uri, nil, nil)
+	if err != nil {
+		return nil, fmt.Errorf("%w\nIs Caddy running, with its admin endpoint at %s? Say where it is with --address or --config", err, address)
+	}
+	return res, nil
 }
 
 // ask makes a request about an event and prints the answer.
-func (f *adminFlags) ask(cmd *cobra.Command, method, id string, print func(w io.Writer, answer eventStates)) error {
-	address, err := caddycmd.DetermineAdminAPIAddress(f.address, nil, f.config, f.adapter)
+func (f *adminFlags) ask(cmd *cobra.Command, asJSON bool, method, id string, print func(w io.Writer, answer eventStates)) error {
+	address, err := f.find()
 	if err != nil {
 		return err
 	}
-	res, err := caddycmd.AdminAPIRequest(address, method, adminPath+"events/"+url.PathEscape(id), nil, nil)
+	res, err := request(address, method, adminPath+"events/"+url.PathEscape(id))
 	if err != nil {
-		return fmt.Errorf("%w\nIs Caddy running, with its admin endpoint at %s? Say where it is with --address or --config", err, address)
+		return err
 	}
 	defer res.Body.Close()
 	text, err := io.ReadAll(res.Body)
 	if err != nil {
 		return err
 	}
-	if f.json {
+	if asJSON {
 		_, err := cmd.OutOrStdout().Write(text)
 		return err
 	}
@@ -361,6 +371,7 @@ func (f *adminFlags) ask(cmd *cobra.Command, method, id string, print func(w io.
 
 func lookupCommand() *cobra.Command {
 	var admin adminFlags
+	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "lookup <id>",
 		Short: "Shows what a running Caddy knows of an event",
@@ -372,7 +383,7 @@ forgotten.`,
   caddy buzzbip lookup evt_7f3a9b2c --json --address localhost:2019`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return admin.ask(cmd, http.MethodGet, args[0], func(w io.Writer, answer eventStates) {
+			return admin.ask(cmd, asJSON, http.MethodGet, args[0], func(w io.Writer, answer eventStates) {
 				fmt.Fprintln(w, "SCOPE\tSTORE\tSTATE\tREMEMBERED UNTIL")
 				for _, s := range answer.Scopes {
 					until := "-"
@@ -385,11 +396,13 @@ forgotten.`,
 		},
 	}
 	admin.add(cmd)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
 
 func forgetCommand() *cobra.Command {
 	var admin adminFlags
+	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "forget <id>",
 		Short: "Makes a running Caddy forget an event, so that a redelivery passes",
@@ -398,7 +411,7 @@ is sent again, it goes to the backend again. A delivery that is under way goes o
 		Example: `  caddy buzzbip forget evt_7f3a9b2c`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return admin.ask(cmd, http.MethodDelete, args[0], func(w io.Writer, answer eventStates) {
+			return admin.ask(cmd, asJSON, http.MethodDelete, args[0], func(w io.Writer, answer eventStates) {
 				fmt.Fprintln(w, "SCOPE\tSTORE\tFORGOTTEN")
 				for _, s := range answer.Scopes {
 					said := "no: it was not remembered"
@@ -411,5 +424,6 @@ is sent again, it goes to the backend again. A delivery that is under way goes o
 		},
 	}
 	admin.add(cmd)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }

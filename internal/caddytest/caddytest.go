@@ -4,6 +4,7 @@
 package caddytest
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/hmac"
@@ -20,6 +21,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -47,7 +49,9 @@ func Main(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	Binary = filepath.Join(dir, "caddy")
-	build := exec.Command("go", "build", "-o", Binary, "github.com/buzzbip/caddy-webhook/cmd/caddy")
+	_, here, _, _ := runtime.Caller(0)
+	build := exec.Command("go", "build", "-o", Binary, "./cmd/caddy")
+	build.Dir = filepath.Join(filepath.Dir(here), "..", "..")
 	build.Stderr = os.Stderr
 	if err := build.Run(); err != nil {
 		log.Printf("building Caddy: %v", err)
@@ -225,6 +229,29 @@ func (c *Caddy) Stop() {
 	case <-time.After(Patience):
 		c.t.Fatal("Caddy did not stop")
 	}
+}
+
+// ServePage runs `caddy buzzbip page` and returns the address that it prints.
+func ServePage(t testing.TB, args ...string) string {
+	t.Helper()
+	cmd := exec.Command(Binary, append([]string{"buzzbip", "page"}, args...)...)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(line)
 }
 
 // FreeAddress returns an address on loopback that nobody listens at.

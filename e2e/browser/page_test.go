@@ -1,0 +1,522 @@
+// Package browser tests the page of the admin endpoint in a real browser.
+package browser
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/log"
+	"github.com/chromedp/cdproto/network"
+	"github.com/chromedp/cdproto/runtime"
+	"github.com/chromedp/chromedp"
+
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
+)
+
+var screenshots = flag.String("screenshots", "", "directory to write screenshots to")
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	os.Exit(caddytest.Main(m))
+}
+
+const oldSecret = "old-secret-of-the-same-webhook-32"
+
+// gateway is a Caddy with the plugin, and its page in a browser.
+type gateway struct {
+	*caddytest.Caddy
+	t       *testing.T
+	url     string
+	backend *caddytest.Backend
+	release chan struct{} // ends a slow delivery
+	address string        // of the page
+	page    context.Context
+
+	mu       sync.Mutex
+	problems []string // what the browser complains about
+	visited  []string
+}
+
+// open starts a Caddy and opens its page.
+func open(t *testing.T) *gateway {
+	t.Helper()
+	g := start(t)
+	g.browse()
+	g.until("the page is live", `document.querySelector("#live").textContent === "live"`)
+	return g
+}
+
+func start(t *testing.T) *gateway {
+	t.Helper()
+	address := caddytest.FreeAddress(t)
+	g := &gateway{t: t, url: "http://" + address, release: make(chan struct{})}
+	g.backend = caddytest.NewBackend(t, func(w http.ResponseWriter, r *http.Request) {
+		switch r.Header.Get("X-Mode") {
+		case "fail":
+			w.WriteHeader(http.StatusInternalServerError)
+		case "slow":
+			<-g.release
+		}
+	})
+	g.Caddy = caddytest.Start(t, "", "", fmt.Sprintf(`
+http://%s {
+	handle /support {
+		buzzbip_webhook {
+			secret {env.OLD_SECRET} support
+			scope support
+			store memory {
+				capacity 10
+			}
+		}
+		reverse_proxy %[2]s
+	}
+	handle {
+		buzzbip_webhook {
+			secret {env.NEW_SECRET} current
+			secret {env.OLD_SECRET} previous
+			events message.* contact.*
+			duplicate_wait 50ms
+		}
+		reverse_proxy %[2]s
+	}
+}`, address, g.backend.Address()), "NEW_SECRET="+caddytest.Secret, "OLD_SECRET="+oldSecret)
+	g.address = caddytest.ServePage(t, "--address", g.Admin)
+	return g
+}
+
+// browse opens the page in a browser of its own.
+func (g *gateway) browse() {
+	g.t.Helper()
+	options := append(chromedp.DefaultExecAllocatorOptions[:],
+		chromedp.ExecPath(chromium(g.t)),
+		chromedp.NoSandbox, // it does not run as root otherwise, and sees this page only
+		chromedp.DisableGPU,
+		chromedp.Flag("disable-quic", true),
+		chromedp.Flag("disable-component-update", true),
+		chromedp.UserDataDir(g.t.TempDir()),
+		chromedp.WindowSize(1440, 900),
+	)
+	browser, end := chromedp.NewExecAllocator(g.t.Context(), options...)
+	page, closePage := chromedp.NewContext(browser)
+	g.t.Cleanup(func() {
+		closePage()
+		end()
+	})
+	g.page = page
+	err := chromedp.Listen(page, func(event any) {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		switch event := event.(type) {
+		case *network.EventRequestWillBeSent:
+			g.visited = append(g.visited, event.Request.URL)
+		case *log.EventEntryAdded:
+			g.problems = append(g.problems, event.Entry.Text)
+		case *runtime.EventExceptionThrown:
+			g.problems = append(g.problems, fmt.Sprint(event.ExceptionDetails.Text, " ", event.ExceptionDetails.URL, event.ExceptionDetails.LineNumber))
+		}
+	})
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	call(g, network.Enable, network.EnableParams{})
+	call(g, log.Enable, cdp.Empty{})
+	g.do(chromedp.Navigate(g.address))
+}
+
+func chromium(t *testing.T) string {
+	for _, name := range []string{os.Getenv("CHROMIUM"), "chromium", "chromium-browser", "google-chrome"} {
+		if path, err := exec.LookPath(name); err == nil {
+			return path
+		}
+	}
+	t.Fatal("there is no Chromium here: install it, as make check does, or name it in CHROMIUM")
+	return ""
+}
+
+// do acts in the browser.
+func (g *gateway) do(actions ...chromedp.Action[chromedp.Void]) {
+	g.t.Helper()
+	ctx, cancel := context.WithTimeout(g.page, caddytest.Patience)
+	defer cancel()
+	if err := chromedp.Do(ctx, actions...); err != nil {
+		g.t.Fatal(err)
+	}
+}
+
+func click(selector string) chromedp.Action[chromedp.Void] {
+	return chromedp.Click(chromedp.CSS(selector))
+}
+
+// write replaces the text of a field, as somebody who types does.
+func write(selector, text string) chromedp.Action[chromedp.Void] {
+	return chromedp.Steps(chromedp.Evaluate[chromedp.Void](fmt.Sprintf(`document.querySelector(%q).select()`, selector)), chromedp.SendKeys(chromedp.CSS(selector), text))
+}
+
+// get returns the value of an expression in the page.
+func get[T any](g *gateway, expression string) T {
+	g.t.Helper()
+	return run(g, chromedp.Evaluate[T](expression))
+}
+
+func run[T any](g *gateway, action chromedp.Action[T]) T {
+	g.t.Helper()
+	ctx, cancel := context.WithTimeout(g.page, caddytest.Patience)
+	defer cancel()
+	value, err := chromedp.Run(ctx, action)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return value
+}
+
+func call[P, R any](g *gateway, command cdp.Command[P, R], params P) {
+	g.t.Helper()
+	if _, err := chromedp.Call(g.page, command, params); err != nil {
+		g.t.Fatal(err)
+	}
+}
+
+// until waits until an expression is true in the page.
+func (g *gateway) until(what, expression string) {
+	g.t.Helper()
+	ctx, cancel := context.WithTimeout(g.page, caddytest.Patience)
+	defer cancel()
+	if _, err := chromedp.Run(ctx, chromedp.Poll[bool]("!!("+expression+")")); err != nil {
+		g.t.Fatalf("waiting until %s: %v; the page says:\n%s", what, err, get[string](g, `document.body.innerText`))
+	}
+}
+
+// rows returns the texts of a table, with | between cells.
+func (g *gateway) rows(table string) []string {
+	g.t.Helper()
+	return get[[]string](g, fmt.Sprintf(`[...document.querySelectorAll(%q)].map(row => [...row.cells].map(c => c.innerText.replaceAll("\n", " ")).join("|"))`, table+" tbody tr"))
+}
+
+// send posts a body, and returns the status.
+func (g *gateway) send(path, secret, body, mode string) int {
+	g.t.Helper()
+	r, err := http.NewRequest(http.MethodPost, g.url+path, strings.NewReader(body))
+	if err != nil {
+		g.t.Error(err)
+		return 0
+	}
+	r.Header.Set("X-BuzzBip-Signature", caddytest.SignWith(secret, body))
+	r.Header.Set("X-Mode", mode)
+	res, err := http.DefaultClient.Do(r)
+	if err != nil {
+		g.t.Error(err)
+		return 0
+	}
+	defer res.Body.Close()
+	_, _ = io.Copy(io.Discard, res.Body)
+	return res.StatusCode
+}
+
+func event(id, typ, data string) string {
+	return fmt.Sprintf(`{"id":%q,"type":%q,"createdAt":"2026-06-01T14:32:00Z","data":%s}`, id, typ, data)
+}
+
+// sendsAll makes one delivery of each result; the last one is under way then.
+func (g *gateway) sendsAll() {
+	g.t.Helper()
+	first := event("evt_7f3a9b2c", "message.received", `{}`)
+	for _, step := range []struct {
+		body, secret, mode string
+		status             int
+	}{
+		{first, caddytest.Secret, "", 200},
+		{first, caddytest.Secret, "", 200},                                                // duplicate
+		{event("evt_7f3a9b2c", "message.received", `{"n":1}`), caddytest.Secret, "", 200}, // conflict
+		{event("evt_51d0c774", "contact.updated", `{}`), oldSecret, "", 200},
+		{event("evt_2be91f3a", "conversation.opened", `{}`), caddytest.Secret, "", 200}, // ignored
+		{event("evt_90aa3c1e", "message.sent", `{}`), "forged", "", 401},
+		{event("evt_c8871b0d", "message.failed", `{}`), caddytest.Secret, "fail", 500},
+	} {
+		if got := g.send("/", step.secret, step.body, step.mode); got != step.status {
+			g.t.Fatalf("%s was answered %d, want %d", step.body, got, step.status)
+		}
+	}
+	slow := event("evt_aa04e5d9", "message.sent", `{}`)
+	go g.send("/", caddytest.Secret, slow, "slow")
+	caddytest.WaitFor(g.t, "the delivery", func() bool { return g.backend.Count(slow) == 1 })
+	if got := g.send("/", caddytest.Secret, slow, ""); got != 503 {
+		g.t.Fatalf("a copy of what is in flight was answered %d", got)
+	}
+}
+
+func TestPageShowsDeliveriesLive(t *testing.T) {
+	g := open(t)
+	g.until("it says that there is nothing", `document.querySelector("#deliveries").innerText.includes("Nothing has arrived yet")`)
+	g.sendsAll()
+	g.until("the deliveries are there", `document.querySelectorAll("#deliveries tbody tr").length === 8`)
+	g.until("one is with the backend", `[...document.querySelectorAll("#results .card")].at(-1).innerText.startsWith("1")`)
+	close(g.release)
+	g.until("that is there, too", `document.querySelectorAll("#deliveries tbody tr").length === 9`)
+	var got []string
+	for _, row := range g.rows("#deliveries") {
+		fields := strings.Split(row, "|")
+		if _, err := time.Parse("15:04:05.000", fields[0]); err != nil {
+			t.Error(err)
+		}
+		if !strings.HasSuffix(fields[6], " ms") && !strings.HasSuffix(fields[6], " s") {
+			t.Errorf("a delivery took %q", fields[6])
+		}
+		got = append(got, strings.Join(fields[1:6], "|"))
+	}
+	want := []string{
+		"evt_aa04e5d9|message.sent|delivered||current",
+		"evt_aa04e5d9|message.sent|in flight|in_flight|current",
+		"evt_c8871b0d|message.failed|failed||current",
+		"not verified||rejected|signature_mismatch|",
+		"evt_2be91f3a|conversation.opened|ignored||current",
+		"evt_51d0c774|contact.updated|delivered||previous",
+		"evt_7f3a9b2c|message.received|conflict||current",
+		"evt_7f3a9b2c|message.received|duplicate||current",
+		"evt_7f3a9b2c|message.received|delivered||current",
+	}
+	if strings.Join(got, "\n") != strings.Join(want, "\n") {
+		t.Errorf("the page shows\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	g.until("the results are counted", `[...document.querySelectorAll("#results .card")].map(c => c.innerText.replace("\n", " ")).join() ===
+		"3 delivered,1 duplicate,1 ignored,1 in flight,1 failed,1 conflict,1 rejected,0 with the backend"`)
+	g.until("the scopes show", `[...document.querySelectorAll("#scopes tbody tr")].map(r => [...r.cells].map(c => c.innerText.replace("\n", " ")).join(" ")).sort().join() ===
+		"secret:current memory 0 2,secret:previous memory 0 1,support memory 0 0"`)
+	g.until("the secrets show", `[...document.querySelectorAll("#secrets tbody tr")].map(r => r.cells[0].innerText + ": " + /^\d+ s ago$|^not yet$/.test(r.cells[2].innerText)).sort().join() ===
+		"current: true,previous: true,support: true"`)
+	g.until("the rate is drawn", `document.querySelectorAll("#rate rect").length > 1`)
+	g.isQuiet()
+}
+
+// isQuiet fails the test if the browser complained, or asked for anything from
+// elsewhere.
+func (g *gateway) isQuiet() {
+	g.t.Helper()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.problems) > 0 {
+		g.t.Errorf("the browser complains: %q", g.problems)
+	}
+	for _, url := range g.visited {
+		if !strings.HasPrefix(url, g.address) && !strings.HasPrefix(url, "data:") {
+			g.t.Errorf("the page asks for %s", url)
+		}
+	}
+	if len(g.visited) < 2 {
+		g.t.Errorf("the page asked for %q only", g.visited)
+	}
+}
+
+func TestPageShowsOnlyWhatIsAskedFor(t *testing.T) {
+	g := open(t)
+	g.sendsAll()
+	close(g.release)
+	g.until("the deliveries are there", `document.querySelectorAll("#deliveries tbody tr").length === 9`)
+	count := func(what string, n int) {
+		t.Helper()
+		if rows := g.rows("#deliveries"); len(rows) != n {
+			t.Errorf("%s the page shows %q", what, rows)
+		}
+	}
+	g.do(click(`button[data-result=delivered]`))
+	count("of the delivered", 3)
+	g.do(write(`#filter`, "Previous"))
+	count("of those with the previous secret", 1)
+	g.do(click(`button[data-result=delivered]`), write(`#filter`, "signature_"))
+	count("of those with a reason", 1)
+	g.do(write(`#filter`, "nothing"))
+	if rows := g.rows("#deliveries"); len(rows) != 1 || !strings.Contains(rows[0], "None of the latest") {
+		t.Errorf("of nothing the page shows %q", rows)
+	}
+	g.do(write(`#filter`, "evt"), click(`#pause`))
+	g.send("/", caddytest.Secret, event("evt_paused", "message.sent", `{}`), "")
+	g.until("the delivery is counted", `document.querySelector("[data-result=delivered] b").textContent === "4"`)
+	if rows := strings.Join(g.rows("#deliveries"), "\n"); strings.Contains(rows, "evt_paused") {
+		t.Errorf("although paused, the page shows %s", rows)
+	}
+	g.do(click(`#pause`))
+	if rows := strings.Join(g.rows("#deliveries"), "\n"); !strings.Contains(rows, "evt_paused") {
+		t.Errorf("going on, the page shows %s", rows)
+	}
+	g.isQuiet()
+}
+
+func TestPageLooksUpAndForgetsAnEvent(t *testing.T) {
+	g := open(t)
+	body := event("evt/ü 1?", "message.sent", `{}`)
+	g.send("/", caddytest.Secret, body, "")
+	g.until("the delivery is there", `document.querySelector("#deliveries button.id")`)
+	g.do(click(`#deliveries button.id`))
+	g.until("the answer is there", `document.querySelectorAll("#answer tr").length === 3`)
+	answer := strings.Join(g.rows("#answer table"), "\n")
+	if !strings.Contains(answer, "secret:current memory|delivered until ") || !strings.Contains(answer, "secret:previous memory|unseen") {
+		t.Errorf("the answer is %s", answer)
+	}
+	// not by accident
+	g.do(click(`#forget`), chromedp.WaitVisible(chromedp.ID("confirm")), click(`#confirm button[value=""]`))
+	g.do(click(`#lookup button`))
+	g.send("/", caddytest.Secret, body, "")
+	if n := g.backend.Count(body); n != 1 {
+		t.Fatalf("the backend got %d copies although nothing was forgotten", n)
+	}
+	g.until("it can be forgotten", `document.querySelector("#forget")`)
+	g.do(click(`#forget`), chromedp.WaitVisible(chromedp.ID("confirm")), click(`#confirm button[value=forget]`))
+	g.until("it is forgotten", `document.querySelector("#answer").innerText.includes("forgotten")`)
+	g.send("/", caddytest.Secret, body, "")
+	if n := g.backend.Count(body); n != 2 {
+		t.Errorf("after it was forgotten the backend got %d copies", n)
+	}
+	g.do(write(`#lookup input`, "evt_never\n"))
+	g.until("the answer to another is there", `[...document.querySelectorAll("#answer .badge")].every(b => b.innerText === "unseen") && document.querySelectorAll("#answer .badge").length === 3`)
+	g.isQuiet()
+}
+
+func TestPageShowsWhatSendersWriteAsText(t *testing.T) {
+	g := open(t)
+	const markup = `<img src=x onerror="document.title='broken'">`
+	g.send("/", caddytest.Secret, event(markup, "message."+markup, `{}`), "")
+	g.until("the delivery is there", `document.querySelector("#deliveries button.id")`)
+	g.do(click(`#deliveries button.id`))
+	g.until("the answer is there", `document.querySelector("#forget")`)
+	g.do(click(`#forget`), chromedp.WaitVisible(chromedp.ID("confirm")))
+	images, title := get[int](g, `document.querySelectorAll("img").length`), get[string](g, `document.title`)
+	if rows := strings.Join(g.rows("#deliveries"), "\n"); images != 0 || title != "BuzzBip webhooks" || !strings.Contains(rows, markup+"|message."+markup) {
+		t.Errorf("%d images, the title is %q, the page shows %s", images, title, rows)
+	}
+	g.isQuiet()
+}
+
+func TestPageKeepsTheLatestOfMany(t *testing.T) {
+	g := open(t)
+	for range 250 {
+		g.send("/", "forged", "{}", "")
+	}
+	g.send("/", caddytest.Secret, event("evt_last", "message.sent", `{}`), "")
+	g.until("the last is there", `document.querySelector("#deliveries tbody tr").innerText.includes("evt_last")`)
+	if rows := g.rows("#deliveries"); len(rows) != 200 {
+		t.Errorf("the page keeps %d deliveries", len(rows))
+	}
+	g.until("all are counted", `document.querySelector("[data-result=rejected] b").textContent === "250"`)
+	g.isQuiet()
+}
+
+func TestPageShowsAStoreThatForgetsTooEarly(t *testing.T) {
+	g := open(t)
+	for i := range 12 {
+		g.send("/support", oldSecret, event(fmt.Sprint("evt_", i), "message.sent", `{}`), "")
+	}
+	g.until("the evicted ids are told", `document.querySelector("#stores").innerText === "The store memory has forgotten 2 ids before their time, for lack of room."`)
+	g.until("the scope is full", `[...document.querySelectorAll("#scopes meter")].some(m => m.value === 1)`)
+	g.isQuiet()
+}
+
+func TestPageFindsCaddyAgain(t *testing.T) {
+	g := open(t)
+	g.send("/", caddytest.Secret, event("evt_before", "message.sent", `{}`), "")
+	g.until("a delivery is there", `document.querySelector("#deliveries").innerText.includes("evt_before")`)
+	g.Reload()
+	g.send("/", caddytest.Secret, event("evt_after", "message.sent", `{}`), "")
+	g.until("one after a reload is there", `document.querySelector("#deliveries tbody tr").innerText.includes("evt_after")`)
+	if rows := g.rows("#deliveries"); len(rows) != 2 {
+		t.Errorf("after a reload the page shows %q", rows)
+	}
+
+	// a configuration without a handler
+	if err := os.WriteFile(g.Config, []byte(fmt.Sprintf("{\n\tadmin %s\n}\n", g.Admin)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	g.Reload()
+	g.until("it says that there is no handler", `document.querySelector("#since").innerText.includes("has no buzzbip_webhook")`)
+	g.Kill()
+	g.until("it says that Caddy is gone", `document.querySelector("#live").textContent.includes("no connection")`)
+}
+
+// The same protection as the rest of the admin endpoint has.
+func TestPageIsNotForOtherSites(t *testing.T) {
+	g := start(t)
+	for name, change := range map[string]func(*http.Request){
+		"another host":   func(r *http.Request) { r.Host = "evil.example" },
+		"another origin": func(r *http.Request) { r.Header.Set("Origin", "https://evil.example") },
+	} {
+		for _, path := range []string{"/buzzbip_webhook/", "/buzzbip_webhook/deliveries"} {
+			r, err := http.NewRequest(http.MethodGet, "http://"+g.Admin+path, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			change(r)
+			res, err := http.DefaultClient.Do(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			res.Body.Close()
+			if res.StatusCode != http.StatusForbidden {
+				t.Errorf("%s, %s: %s", name, path, res.Status)
+			}
+		}
+	}
+}
+
+// TestPageFits also takes the screenshots in docs, from what a day may bring.
+func TestPageFits(t *testing.T) {
+	g := start(t)
+	deliver := func(path, secret string) {
+		g.send(path, secret, event(fmt.Sprintf("evt_%08x", rand.Uint32()), []string{"message.received", "message.sent", "contact.updated"}[rand.IntN(3)], `{}`), "")
+	}
+	for range 7 {
+		deliver("/support", oldSecret)
+	}
+	g.browse()
+	steps := 2
+	if *screenshots != "" {
+		steps = 40
+	}
+	for i := range steps {
+		g.until("time passes", fmt.Sprintf(`document.querySelectorAll("#rate rect").length >= 2 * %d`, i))
+		for range 4 + i*i%11 {
+			deliver("/", caddytest.Secret)
+		}
+		if i%7 == 3 {
+			for range 5 {
+				g.send("/", "forged", "{}", "")
+			}
+		}
+	}
+	g.sendsAll()
+	close(g.release)
+	deliver("/", caddytest.Secret)
+	g.until("all is there", `document.querySelector("[data-result=failed] b").textContent === "1" && document.querySelector("#deliveries tbody tr").innerText.includes("delivered")`)
+	g.do(click("#deliveries button.id"))
+	g.until("the answer is there", `document.querySelector("#forget")`)
+	for _, view := range []struct {
+		name          string
+		width, height int64
+	}{{"light", 1440, 900}, {"dark", 1440, 900}, {"narrow", 420, 900}} {
+		scheme := "light"
+		if view.name == "dark" {
+			scheme = "dark"
+		}
+		g.do(chromedp.EmulateViewport(view.width, view.height))
+		call(g, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}})
+		if get[bool](g, `document.documentElement.scrollWidth > document.documentElement.clientWidth`) {
+			t.Errorf("%s: the page is wider than the window", view.name)
+		}
+		if *screenshots != "" {
+			if err := os.WriteFile(filepath.Join(*screenshots, "page-"+view.name+".png"), run(g, chromedp.CaptureScreenshot()), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	g.isQuiet()
+}
