@@ -278,14 +278,11 @@ func streamDeliveries(w http.ResponseWriter, r *http.Request) error {
 	defer tick.Stop()
 	var count uint64
 	for n := 0; running.Load() == app; n++ {
-		entries, now := latest.since(count)
-		missed := now - count - uint64(len(entries))
-		count = now
-		switch {
-		case n == 0: // replaces what the page shows
-			sendEvent(w, "deliveries", map[string]any{"deliveries": entries, "first": true})
-		case len(entries) > 0:
-			sendEvent(w, "deliveries", map[string]any{"deliveries": entries, "missed": missed})
+		var entries []feedEntry
+		entries, count = latest.since(count)
+		first := n == 0 // replaces what the page shows
+		if first || len(entries) > 0 {
+			sendEvent(w, "deliveries", map[string]any{"deliveries": entries, "first": first})
 		}
 		if n%statusEvery == 0 {
 			status := map[string]any{"results": latest.totals()}
