@@ -34,9 +34,14 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 // Provision makes the metrics part of the configuration.
 func (a *App) Provision(ctx caddy.Context) error { return a.registerMetrics(ctx) }
 
-// Start starts the stores and lets the admin API know of the handlers.
+// Start starts the stores, and lets the metrics know of the secrets and the
+// admin API of the handlers.
 func (a *App) Start() error {
 	for _, h := range a.handlers {
+		for k := range h.keys.all() {
+			// so that the first match is seen as a rise, and none as 0
+			metrics.signatureMatches.WithLabelValues(k.label)
+		}
 		if h.store == nil {
 			continue
 		}

@@ -295,6 +295,23 @@ func TestMetricsCountWhatHappensAcrossReloads(t *testing.T) {
 	check("after a reload that failed")
 }
 
+// Prometheus takes the first value of a series for where it begins: if that were
+// the first match of an old secret, it would seem unused.
+func TestMetricsHaveSecretsThatHaveNotMatchedYet(t *testing.T) {
+	c := caddytest.Start(t, "", "", fmt.Sprintf(`
+http://%s {
+	buzzbip_webhook {
+		secret %s current
+		secret %s previous
+		dedupe off
+	}
+}`, caddytest.FreeAddress(t), caddytest.Secret, oldSecret))
+	want := map[string]float64{`secret="current"`: 0, `secret="previous"`: 0}
+	if got := c.Series("signature_matches_total"); !maps.Equal(got, want) {
+		t.Errorf("the matches are %v, want %v", got, want)
+	}
+}
+
 func TestAccessLogSaysWhatBecameOfEachRequest(t *testing.T) {
 	tr := takeTour(t, "")
 	total := 0.0
