@@ -11,8 +11,14 @@ sudo=
 echo "installing $package for $command"
 if command -v apt-get >/dev/null; then
 	$sudo apt-get update -q
-	# the service that comes with it is not needed
-	$sudo env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -q -y --no-install-recommends "$package"
+	# the service that comes with it is not to be started: packages ask this
+	policy=/usr/sbin/policy-rc.d
+	if [ ! -e "$policy" ]; then
+		trap '$sudo rm -f "$policy"' EXIT
+		printf '#!/bin/sh\nexit 101\n' | $sudo tee "$policy" >/dev/null
+		$sudo chmod 755 "$policy"
+	fi
+	$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$package"
 elif command -v dnf >/dev/null; then
 	$sudo dnf install -y "$package"
 elif command -v apk >/dev/null; then
