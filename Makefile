@@ -1,6 +1,5 @@
 # make test      the tests, with the race detector; installs redis-server if it is missing
-# make check     everything else: lint, fuzzing, a browser, the newest Caddy, a build with xcaddy
-# make browser   the page of the admin endpoint in Chromium, which is installed if it is missing
+# make check     everything else: lint, fuzzing, monitoring, a browser, the newest Caddy, a build with xcaddy
 # make screenshots  those in docs
 # make bench     the benchmarks
 
@@ -17,7 +16,7 @@ MODULES := http.handlers.buzzbip_webhook http.matchers.buzzbip_event \
 	http.buzzbip_webhook.stores.memory http.buzzbip_webhook.stores.bolt \
 	http.buzzbip_webhook.stores.redis buzzbip_webhook
 
-.PHONY: test redis check lint fuzz browser screenshots newest-caddy xcaddy bench clean
+.PHONY: test redis check lint fuzz monitoring browser screenshots newest-caddy xcaddy bench clean
 
 test: redis
 	$(GO) test -race -timeout 15m ./...
@@ -26,13 +25,13 @@ test: redis
 redis:
 	@[ -n "$$REDIS_SERVER" ] || tools/install.sh redis-server $(REDIS_PACKAGE)
 
-check: lint fuzz browser newest-caddy xcaddy
+check: lint fuzz monitoring browser newest-caddy xcaddy
 
 lint:
 	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "not formatted:"; echo "$$unformatted"; exit 1; fi
 	$(GO) mod tidy -diff
-	$(GO) vet ./...
-	$(GO) tool -modfile=tools/go.mod staticcheck ./...
+	$(GO) vet -tags monitoring ./...
+	$(GO) tool -modfile=tools/go.mod staticcheck -tags monitoring ./...
 	cd e2e/browser && $(GO) mod tidy -diff && $(GO) vet ./... && $(GO) tool -modfile=../../tools/go.mod staticcheck ./...
 
 # Go fuzzes one target at a time.
@@ -41,6 +40,18 @@ fuzz:
 	$(GO) test -run '^$$' -fuzz '^FuzzSignatureHeader$$' -fuzztime $(FUZZTIME) .
 	$(GO) test -run '^$$' -fuzz '^FuzzCaddyfile$$' -fuzztime $(FUZZTIME) .
 
+# The example, by Prometheus itself. That no test has run is a failure too.
+monitoring:
+	tools/install.sh prometheus
+	tools/install.sh promtool prometheus
+	promtool check config examples/monitoring/prometheus.yml
+	promtool check rules examples/monitoring/alerts.yml
+	promtool test rules examples/monitoring/alerts_test.yml
+	@mkdir -p build
+	$(GO) test -v -count=1 -timeout 15m -tags monitoring -run '^TestMonitoring' ./e2e >build/monitoring 2>&1 || { cat build/monitoring; exit 1; }
+	@grep -- '--- PASS: TestMonitoring' build/monitoring
+
+# The page of the admin endpoint.
 browser:
 	@[ -n "$$CHROMIUM" ] || tools/install.sh chromium
 	cd e2e/browser && $(GO) test -timeout 10m ./...
