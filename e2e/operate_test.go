@@ -409,6 +409,7 @@ func TestNoSecretIsTold(t *testing.T) {
 	for _, path := range []string{"/config/", "/buzzbip_webhook/scopes", "/buzzbip_webhook/events/evt_1", "/buzzbip_webhook/"} {
 		_, said[path] = tr.Ask(http.MethodGet, path)
 	}
+	said["the stream of deliveries"] = firstEvents(t, "http://"+tr.Admin+"/buzzbip_webhook/deliveries", 2)
 	// errors at load, with a secret at hand
 	for name, broken := range map[string]string{
 		"a repeated label":       "buzzbip_webhook {\n secret {env.OLD_SECRET} a\n secret {env.OTHER_SECRET} a\n}",
@@ -452,6 +453,63 @@ func TestNoSecretIsTold(t *testing.T) {
 	}
 	if !strings.Contains(said["the log"], "signature_mismatch") || len(said["the metrics"]) < 1000 {
 		t.Error("there is nothing to look at")
+	}
+}
+
+// firstEvents returns the first server-sent events of a stream.
+func firstEvents(t *testing.T, url string, count int) string {
+	t.Helper()
+	res, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	var text strings.Builder
+	lines := bufio.NewReader(res.Body)
+	for range count {
+		for line := ""; line != "\n"; {
+			if line, err = lines.ReadString('\n'); err != nil {
+				t.Fatalf("%v after %s", err, text.String())
+			}
+			text.WriteString(line)
+		}
+	}
+	return text.String()
+}
+
+func TestAdminAPIStreamsTheLatestDeliveries(t *testing.T) {
+	tr := takeTour(t, "")
+	name, data, _ := strings.Cut(firstEvents(t, "http://"+tr.Admin+"/buzzbip_webhook/deliveries", 1), "\ndata: ")
+	var latest struct {
+		First      bool
+		Deliveries []struct {
+			Time                             time.Time
+			ID, Type, Result, Reason, Secret string
+			Duration                         float64
+		}
+	}
+	if err := json.Unmarshal([]byte(data), &latest); err != nil || name != "event: deliveries" || !latest.First {
+		t.Fatalf("%q, error %v: %s", name, err, data)
+	}
+	results := make(map[string]float64)
+	for _, d := range latest.Deliveries {
+		typ := d.Type
+		switch {
+		case d.Type == "":
+			typ = "unverified"
+		case strings.HasPrefix(d.Type, "shop."):
+			typ = "other"
+		}
+		results[fmt.Sprintf("event_type=%q,result=%q", typ, d.Result)]++
+		if (d.ID == "") != (d.Type == "") || d.ID != "" && d.Secret == "" || d.Duration <= 0 || time.Since(d.Time) > time.Hour {
+			t.Errorf("a delivery is %+v", d)
+		}
+		if _, known := tourRejections[d.Reason]; !known && d.Reason != "" {
+			t.Errorf("a reason is %q", d.Reason)
+		}
+	}
+	if !maps.Equal(results, tourDeliveries) {
+		t.Errorf("the stream has %v, want %v", results, tourDeliveries)
 	}
 }
 
