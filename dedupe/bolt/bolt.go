@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -62,19 +63,39 @@ func (s *Store) Provision(caddy.Context) error {
 	return err
 }
 
-// canonical returns one path for all spellings of it.
+// canonical returns one path for all spellings of it, the same before and after
+// the file and the directories that it is in have been made.
 func canonical(path string) (string, error) {
-	path, err := filepath.Abs(path)
+	existing, err := filepath.Abs(path)
 	if err != nil {
 		return "", err
 	}
-	if real, err := filepath.EvalSymlinks(path); err == nil {
-		return real, nil
+	missing := ""
+	for links := 0; links < 40; { // more lead in a circle
+		real, err := filepath.EvalSymlinks(existing)
+		if err == nil {
+			return filepath.Join(real, missing), nil
+		}
+		dir := filepath.Dir(existing)
+		target, err := os.Readlink(existing)
+		if err != nil {
+			if dir == existing { // a drive that is not there
+				return "", err
+			}
+			missing = filepath.Join(filepath.Base(existing), missing)
+			existing = dir
+			continue
+		}
+		links++
+		if !filepath.IsAbs(target) { // it counts from where the directory really is
+			if dir, err = filepath.EvalSymlinks(dir); err != nil {
+				return "", err
+			}
+			target = filepath.Join(dir, target)
+		}
+		existing = target
 	}
-	if dir, err := filepath.EvalSymlinks(filepath.Dir(path)); err == nil {
-		return filepath.Join(dir, filepath.Base(path)), nil
-	}
-	return path, nil // the directory is still to be made
+	return "", fmt.Errorf("%s: too many symbolic links", path)
 }
 
 // Start opens the file, when the configuration comes into force.

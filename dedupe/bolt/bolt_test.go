@@ -390,6 +390,48 @@ func TestAllSpellingsOfAPathAreOneFile(t *testing.T) {
 	}
 }
 
+// A configuration that is loaded again finds the file that it has made.
+func TestAPathIsTheSameFileBeforeAndAfterItIsMade(t *testing.T) {
+	for name, links := range map[string][][2]string{ // link and its target, below a new directory
+		"a directory above that is a link": {{"link", "real"}},
+		"a relative link from a link":      {{"link", "real"}, {"real/link", "../real"}},
+		"the file is a link":               {{"link/new/events.db", "../../real/made.db"}},
+		"a link to a link":                 {{"link/new/events.db", "other.db"}, {"link/new/other.db", "{dir}/real/deep/made.db"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Dir(newPath(t))
+			if err := os.Mkdir(filepath.Join(dir, "real"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			for _, l := range links {
+				link := filepath.Join(dir, l[0])
+				if err := errors.Join(os.MkdirAll(filepath.Dir(link), 0o700), os.Symlink(strings.Replace(l[1], "{dir}", dir, 1), link)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			path := filepath.Join(dir, "link", "new", "events.db")
+			first := start(t, path)
+			deliver(t, first, numbered(1))
+			again := start(t, path)
+			expect(t, again, numbered(1), dedupe.Delivered)
+			if again.path != first.path {
+				t.Errorf("%s was %s before it was made", again.path, first.path)
+			}
+			if err := first.Cleanup(); err != nil {
+				t.Error(err)
+			}
+			stop(t, again)
+		})
+	}
+	circle := newPath(t)
+	if err := os.Symlink(filepath.Base(circle), circle); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := load(t, at(circle)); err == nil || !strings.Contains(err.Error(), circle+": too many symbolic links") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestFileInUseIsAClearError(t *testing.T) {
 	path := newPath(t)
 	s := start(t, path)
