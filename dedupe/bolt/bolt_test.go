@@ -562,21 +562,105 @@ func TestPathThatCannotBeWrittenIsAClearError(t *testing.T) {
 	}
 }
 
-// full makes writes beyond what a file has already fail, as on a full disk,
-// by the limit that the system sets for the size of files: in a process of its
-// own, for it would apply to all.
+// alone runs a test in a process of its own, because what it limits applies to
+// all of a process, and returns its output.
+func alone(t *testing.T, path string) []byte {
+	t.Helper()
+	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
+	cmd.Env = append(os.Environ(), "BUZZBIP_TEST_ALONE="+path)
+	out, err := cmd.CombinedOutput()
+	if err != nil || !bytes.Contains(out, []byte("--- PASS: "+t.Name())) {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return out
+}
+
+// limitFiles makes writes beyond a size fail, as on a full disk, until the
+// function that it returns is called.
+func limitFiles(t *testing.T, size int64) (lift func()) {
+	t.Helper()
+	var was syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &was); err != nil {
+		t.Fatal(err)
+	}
+	limit := was
+	limit.Cur = uint64(size)
+	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &was); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestNewFileIsThereWholeOrNotAtAll(t *testing.T) {
+	path := os.Getenv("BUZZBIP_TEST_ALONE")
+	if path == "" {
+		alone(t, newPath(t))
+		return
+	}
+	stop(t, start(t, path))
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := func() (names []string) {
+		entries, err := os.ReadDir(filepath.Dir(path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			names = append(names, e.Name())
+		}
+		return names
+	}
+	page := os.Getpagesize()
+	for size := 0; size < len(whole); size += page / 2 {
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		lift := limitFiles(t, int64(size))
+		_, err := open(path)
+		lift()
+		if err == nil || !strings.Contains(err.Error(), path) || strings.Contains(err.Error(), "damaged") {
+			t.Errorf("on a disk with room for %d bytes: got %v", size, err)
+		}
+		if names := left(); len(names) > 0 {
+			t.Errorf("on a disk with room for %d bytes, %q are left", size, names)
+		}
+		// a crash cannot clean up
+		dir, prefix := unfinished(path)
+		if err := os.WriteFile(filepath.Join(dir, prefix+"1"), whole[:size], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s := start(t, path)
+		deliver(t, s, numbered(1))
+		stop(t, s)
+		if names := left(); len(names) != 1 {
+			t.Errorf("%q are there", names)
+		}
+	}
+}
+
+func TestNewFileReplacesNone(t *testing.T) {
+	path, content := filled(t)
+	if err := create(path); err != nil { // it came after the look whether there is one
+		t.Error(err)
+	}
+	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, content) {
+		t.Error("the file has changed", err)
+	}
+}
+
 func TestFullDisk(t *testing.T) {
-	if path := os.Getenv("BUZZBIP_TEST_FULL_DISK"); path != "" {
+	if path := os.Getenv("BUZZBIP_TEST_ALONE"); path != "" {
 		fullDisk(t, path)
 		return
 	}
 	path := newPath(t)
-	cmd := exec.Command(os.Args[0], "-test.run=^TestFullDisk$", "-test.v")
-	cmd.Env = append(os.Environ(), "BUZZBIP_TEST_FULL_DISK="+path)
-	out, err := cmd.CombinedOutput()
-	if err != nil || !bytes.Contains(out, []byte("--- PASS: TestFullDisk")) {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	out := alone(t, path)
 	for _, said := range []string{"delivered ids cannot be written to the disk", "the disk works again"} {
 		if !bytes.Contains(out, []byte(said)) {
 			t.Errorf("the log does not say %q:\n%s", said, out)
@@ -597,14 +681,7 @@ func fullDisk(t *testing.T, path string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var was syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &was); err != nil {
-		t.Fatal(err)
-	}
-	limit := syscall.Rlimit{Cur: uint64(info.Size()), Max: was.Max}
-	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &limit); err != nil {
-		t.Fatal(err)
-	}
+	lift := limitFiles(t, info.Size())
 	failed := 0
 	for n := uint64(1); n < 1000; n++ {
 		c := expect(t, s, numbered(n), dedupe.Claimed)
@@ -616,9 +693,7 @@ func fullDisk(t *testing.T, path string) {
 	if failed == 0 || s.Stats().Err == nil {
 		t.Fatalf("%d settlements failed, and the store says %v", failed, s.Stats().Err)
 	}
-	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &was); err != nil {
-		t.Fatal(err)
-	}
+	lift()
 	for end := time.Now().Add(patience); s.Stats().Err != nil; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("writing does not resume")

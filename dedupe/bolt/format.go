@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
+	"syscall"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -134,40 +136,36 @@ func removeExpired(scopes *bbolt.Bucket, now int64, most int) error {
 func open(path string) (*file, error) {
 	f := &file{path: path, wake: make(chan struct{}, 1), closed: make(chan struct{}), ended: make(chan error, 1)}
 	info, err := os.Stat(path)
-	isNew := errors.Is(err, fs.ErrNotExist)
-	read := 0 // the last transaction of what was read
-	switch {
-	case isNew:
-		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-			return nil, fmt.Errorf("making the directory of the file: %w", err)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := create(path); err != nil {
+			return nil, fmt.Errorf("making %s: %w", path, err)
 		}
-	case err != nil:
-		return nil, err
-	case info.Size() == 0: // bbolt would take it for a new one
-		return nil, damaged(path, errors.New("it is empty"))
-	default:
-		if read, err = f.load(); err != nil {
-			return nil, err
-		}
+		info, err = os.Stat(path)
 	}
-
+	if err != nil {
+		return nil, err
+	}
+	if info.Size() == 0 { // bbolt would take it for a new one
+		return nil, damaged(path, errors.New("it is empty"))
+	}
+	last, err := f.load()
+	if err != nil {
+		return nil, err
+	}
 	if f.db, err = openDB(path, bbolt.Options{}); err != nil {
 		return nil, err
 	}
-	if isNew {
-		err = initialize(f.db, filepath.Dir(path))
-	} else {
-		err = f.db.View(func(tx *bbolt.Tx) error {
-			if tx.ID() != read {
-				return fmt.Errorf("another process has just changed %s", path)
-			}
-			return nil
-		})
-	}
+	err = f.db.View(func(tx *bbolt.Tx) error {
+		if tx.ID() != last {
+			return fmt.Errorf("another process has just changed %s", path)
+		}
+		return nil
+	})
 	if err != nil {
 		_ = f.db.Close()
 		return nil, err
 	}
+	removeUnfinished(path)
 	go f.run()
 	return f, nil
 }
@@ -176,13 +174,13 @@ func openDB(path string, options bbolt.Options) (*bbolt.DB, error) {
 	options.Timeout = lockTimeout
 	options.FreelistType = bbolt.FreelistMapType
 	db, err := bbolt.Open(path, 0o600, &options)
-	switch pathErr := (*fs.PathError)(nil); {
+	switch errno := syscall.Errno(0); {
 	case err == nil:
 		return db, nil
 	case errors.Is(err, bbolterrors.ErrTimeout):
 		return nil, fmt.Errorf("%s is in use by another process: give each Caddy a file of its own, or let them share a store redis", path)
-	case errors.As(err, &pathErr):
-		return nil, err
+	case errors.As(err, &errno): // the system has refused something
+		return nil, fmt.Errorf("opening %s: %w", path, err)
 	}
 	return nil, damaged(path, err)
 }
@@ -191,20 +189,75 @@ func damaged(path string, err error) error {
 	return fmt.Errorf("%s is damaged (%w): restore it from a backup, or move it away to start with nothing remembered; then events that were delivered before are delivered again if they are sent again", path, err)
 }
 
-// initialize makes a new file last.
-func initialize(db *bbolt.DB, dir string) error {
-	err := db.Update(func(tx *bbolt.Tx) error {
-		_, err := tx.CreateBucket(format)
+// unfinished begins the names of files at path that are being made.
+func unfinished(path string) (dir, prefix string) {
+	dir, base := filepath.Split(path)
+	return dir, "." + base + ".unfinished-"
+}
+
+// create makes a file that has no records, whole or not at all: a crash on the
+// way leaves one of another name. A file that another process has made
+// meanwhile stays.
+func create(path string) error {
+	dir, prefix := unfinished(path)
+	var dirs []string // whose entries are new
+	for d := filepath.Clean(dir); ; d = filepath.Dir(d) {
+		dirs = append(dirs, d)
+		if _, err := os.Stat(d); !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
-	})
+	}
+	temp, err := os.CreateTemp(dir, prefix)
 	if err != nil {
 		return err
 	}
-	d, err := os.Open(dir)
+	defer os.Remove(temp.Name())
+	if err := temp.Close(); err != nil {
+		return err
+	}
+	db, err := openDB(temp.Name(), bbolt.Options{})
+	if err != nil {
+		return err
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		_, err := tx.CreateBucket(format)
+		return err
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		return err
+	}
+	if err := os.Link(temp.Name(), path); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	for _, d := range dirs {
+		if err := syncDir(d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
 	if err != nil {
 		return err
 	}
 	return errors.Join(d.Sync(), d.Close())
+}
+
+// removeUnfinished removes what a crash left behind while a file was being made.
+// It is for the process that has the file: nobody else has use for another one.
+func removeUnfinished(path string) {
+	dir, prefix := unfinished(path)
+	entries, _ := os.ReadDir(dir) // if they stay, they are in nobody's way
+	for _, e := range entries {
+		if e.Type().IsRegular() && strings.HasPrefix(e.Name(), prefix) {
+			_ = os.Remove(filepath.Join(dir, e.Name()))
+		}
+	}
 }
 
 // load reads the file into the ledger, and checks every page of it, before
