@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -21,7 +20,7 @@ import (
 )
 
 // The file has one bucket, named after its format, and in it one for each
-// scope. A record's key is the time when it expires and the id, so records are
+// scope. Its sequence is the number of all records. A record's key is the time when it expires and the id, so records are
 // appended, and expired ones are the first; its value is the digest and a
 // checksum. Nobody looks for an id in the file.
 var format = []byte("buzzbip_webhook 1")
@@ -52,16 +51,16 @@ func (r record) encode(expires int64) (key, value []byte) {
 	return key, value
 }
 
-func decode(scope string, key, value []byte) (r record, err error) {
+func decode(scope string, key, value []byte) (r record, ok bool) {
 	if len(key) != keyLen || len(value) != valueLen || binary.BigEndian.Uint32(value[8:]) != checksum(scope, key, value[:8]) {
-		return record{}, errors.New("a record is not as it was written")
+		return record{}, false
 	}
 	return record{
 		scope:   scope,
 		key:     dedupe.Key(key[8:]),
 		digest:  dedupe.Digest(binary.BigEndian.Uint64(value)),
 		expires: int64(binary.BigEndian.Uint64(key)),
-	}, nil
+	}, true
 }
 
 func checksum(scope string, key, digest []byte) uint32 {
@@ -75,6 +74,7 @@ func checksum(scope string, key, digest []byte) uint32 {
 func commit(db *bbolt.DB, changes []change, now int64) error {
 	return db.Update(func(tx *bbolt.Tx) error {
 		scopes := tx.Bucket(format)
+		records := scopes.Sequence()
 		for _, c := range changes {
 			scope, err := scopes.CreateBucketIfNotExists([]byte(c.scope))
 			if err != nil {
@@ -83,24 +83,35 @@ func commit(db *bbolt.DB, changes []change, now int64) error {
 			scope.FillPercent = fillPercent
 			if c.remove != 0 {
 				key, _ := c.encode(c.remove)
+				if scope.Get(key) != nil {
+					records--
+				}
 				if err := scope.Delete(key); err != nil {
 					return err
 				}
 			}
 			if c.expires > now {
-				if err := scope.Put(c.encode(c.expires)); err != nil {
+				key, value := c.encode(c.expires)
+				if scope.Get(key) == nil { // it is there if a transaction was done although it failed
+					records++
+				}
+				if err := scope.Put(key, value); err != nil {
 					return err
 				}
 			}
 		}
-		return removeExpired(scopes, now, max(minExpired, 2*len(changes)))
+		removed, err := removeExpired(scopes, now, max(minExpired, 2*len(changes)))
+		if err != nil {
+			return err
+		}
+		return scopes.SetSequence(records - uint64(removed))
 	})
 }
 
 // removeExpired removes records up to a number, and scopes that are empty.
-func removeExpired(scopes *bbolt.Bucket, now int64, most int) error {
+func removeExpired(scopes *bbolt.Bucket, now int64, most int) (removed int, err error) {
 	var empty [][]byte
-	err := scopes.ForEachBucket(func(name []byte) error {
+	err = scopes.ForEachBucket(func(name []byte) error {
 		scope := scopes.Bucket(name)
 		scope.FillPercent = fillPercent
 		var expired [][]byte // removing them moves a cursor
@@ -120,6 +131,7 @@ func removeExpired(scopes *bbolt.Bucket, now int64, most int) error {
 			if err := scope.Delete(key); err != nil {
 				return err
 			}
+			removed++
 		}
 		if key == nil {
 			empty = append(empty, bytes.Clone(name))
@@ -129,7 +141,7 @@ func removeExpired(scopes *bbolt.Bucket, now int64, most int) error {
 	for _, name := range empty {
 		err = errors.Join(err, scopes.DeleteBucket(name))
 	}
-	return err
+	return removed, err
 }
 
 // open opens a file, which it makes if there is none, and reads all of it.
@@ -263,61 +275,71 @@ func removeUnfinished(path string) {
 // load reads the file into the ledger, and checks every page of it, before
 // anything relies on it. It returns the number of the last transaction.
 func (f *file) load() (last int, err error) {
-	db, err := openDB(f.path, bbolt.Options{ReadOnly: true})
+	var file *os.File
+	db, err := openDB(f.path, bbolt.Options{
+		ReadOnly: true, // only for the lock, the size of pages, and to refuse what is no bbolt file
+		OpenFile: func(name string, flag int, perm os.FileMode) (_ *os.File, err error) {
+			file, err = os.OpenFile(name, flag, perm)
+			return file, err
+		},
+	})
 	if err != nil {
 		return 0, err
 	}
-	// in a damaged file, bbolt may follow a number to nowhere
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		if fault := recover(); fault != nil {
-			err = damaged(f.path, fmt.Errorf("%v", fault))
+	defer func() { err = errors.Join(err, db.Close()) }()
+	r := &reader{file: file, pageSize: uint64(db.Info().PageSize)}
+	m, err := r.meta()
+	if err != nil {
+		return 0, damaged(f.path, err)
+	}
+	info, err := file.Stat()
+	if err != nil {
+		return 0, err
+	}
+	if there := uint64(info.Size()) / r.pageSize; there < m.pages {
+		return 0, damaged(f.path, fmt.Errorf("%d of %d pages are there", there, m.pages))
+	}
+
+	errForeign := fmt.Errorf("%s is a bbolt file, but not one of this store: give the store another path", f.path)
+	ours := false
+	now := time.Now().UnixNano()
+	var written, read uint64 // numbers of records
+	err = r.all(m, func(e entry) (err error) {
+		if !bytes.Equal(e.key, format) {
+			return errForeign
 		}
-		err = errors.Join(err, db.Close())
-	}()
-	err = db.View(func(tx *bbolt.Tx) error {
-		last = tx.ID()
-		info, err := os.Stat(f.path)
-		if err != nil {
+		ours = true
+		written, err = r.bucket(e, func(scope entry) error {
+			name := string(scope.key)
+			_, err := r.bucket(scope, func(e entry) error {
+				read++
+				return f.loadRecord(name, e, now)
+			})
 			return err
-		}
-		if info.Size() < tx.Size() {
-			return damaged(f.path, fmt.Errorf("%d of %d bytes are there", info.Size(), tx.Size()))
-		}
-		scopes := tx.Bucket(format)
-		if scopes == nil {
-			return fmt.Errorf("%s is a bbolt file, but not one of this store: give the store another path", f.path)
-		}
-		if err := scopes.ForEachBucket(func(name []byte) error { return f.loadScope(string(name), scopes.Bucket(name)) }); err != nil {
-			return damaged(f.path, err)
-		}
-		var first error
-		for err := range tx.Check() { // to its end: it runs on until then
-			if first == nil {
-				first = damaged(f.path, err)
-			}
-		}
-		return first
+		})
+		return err
 	})
-	return last, err
+	switch {
+	case errors.Is(err, errForeign):
+		return 0, errForeign
+	case err != nil:
+		return 0, damaged(f.path, err)
+	case !ours:
+		return 0, errForeign
+	case read != written:
+		return 0, damaged(f.path, fmt.Errorf("%d of %d records are there", read, written))
+	}
+	return int(m.txid), nil
 }
 
-func (f *file) loadScope(name string, scope *bbolt.Bucket) error {
-	now := time.Now().UnixNano()
-	var last []byte
-	return scope.ForEach(func(key, value []byte) error {
-		r, err := decode(name, key, value)
-		if err != nil {
-			return err
-		}
-		if bytes.Compare(last, key) >= 0 {
-			return errors.New("records are out of order")
-		}
-		last = key
-		if r.expires > now {
-			// all in the order of their expiry, as if they had no retention
-			f.ledger.Remember(dedupe.Request{Scope: name, Key: r.key, Digest: r.digest}, time.Unix(0, r.expires), dedupe.Limits{})
-		}
-		return nil
-	})
+func (f *file) loadRecord(scope string, e entry, now int64) error {
+	r, ok := decode(scope, e.key, e.value)
+	if !ok || e.flags != 0 {
+		return errors.New("a record is not as it was written")
+	}
+	if r.expires > now {
+		// all in the order of their expiry, as if they had no retention
+		f.ledger.Remember(dedupe.Request{Scope: scope, Key: r.key, Digest: r.digest}, time.Unix(0, r.expires), dedupe.Limits{})
+	}
+	return nil
 }
