@@ -495,6 +495,13 @@ func TestDamagedFileIsAClearErrorAndNeverAStartFromNothing(t *testing.T) {
 		"no bbolt file":       bytes.Repeat([]byte("something else\n"), 5000),
 		"both metas zeroed":   append(make([]byte, 2*page), good[2*page:]...),
 	}
+	m, err := (&reader{file: bytes.NewReader(good), pageSize: uint64(page)}).meta()
+	if err != nil {
+		t.Fatal(err)
+	}
+	inUse := bytes.Clone(good) // and would be overwritten
+	binary.NativeEndian.PutUint64(inUse[int(m.freelist)*page+pageHeader:], m.root)
+	damages["a page in use is listed as free"] = inUse
 	for i := 2; i < len(good)/page; i++ {
 		if bytes.Equal(good[i*page:(i+1)*page], make([]byte, page)) {
 			continue // never used
@@ -515,6 +522,9 @@ func TestDamagedFileIsAClearErrorAndNeverAStartFromNothing(t *testing.T) {
 			}
 			f, err := open(path)
 			if err == nil {
+				if name == "a page in use is listed as free" {
+					t.Error("it is opened")
+				}
 				// a page that is free may hold anything
 				if n := records(t, f); n != 5000 {
 					t.Errorf("%d of 5000 ids are there, and nobody says so", n)
