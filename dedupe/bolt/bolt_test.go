@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -345,7 +346,7 @@ func TestConcurrentDeliveriesShareATransaction(t *testing.T) {
 	}
 	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
 		f.mu.Lock()
-		waiting := len(f.waiting)
+		waiting := len(f.changes)
 		f.mu.Unlock()
 		if waiting >= deliveries-10 { // some may be in the transaction that waits for ours
 			break
@@ -878,6 +879,95 @@ func fullDisk(t *testing.T, path string) {
 	}
 	deliver(t, s, numbered(1000))
 	stop(t, s)
+}
+
+// broken is a file on a disk that does not work, with changes that are to be
+// written. Nobody writes them but the test.
+func broken(t *testing.T, changes []change) *file {
+	t.Helper()
+	path := newPath(t)
+	stop(t, start(t, path))
+	db, err := openDB(path, bbolt.Options{ReadOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	f := &file{path: path, db: db, err: errors.New("full")}
+	for _, c := range changes {
+		if err := f.write(t.Context(), c); err == nil {
+			t.Fatal("it is written")
+		}
+	}
+	return f
+}
+
+func expiring(n int, at time.Time) []change {
+	changes := make([]change, n)
+	for i := range changes {
+		r := numbered(uint64(i))
+		changes[i].record = record{r.Scope, r.Key, r.Digest, at.Add(time.Duration(i)).UnixNano()}
+	}
+	return changes
+}
+
+func TestTryingADiskThatStaysFullTakesAsLongHoweverMuchIsToBeWritten(t *testing.T) {
+	const million = 1_000_000
+	f := broken(t, expiring(million, time.Now().Add(time.Hour)))
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for range 10 {
+		if f.writeAll() {
+			t.Fatal("it is written")
+		}
+	}
+	runtime.ReadMemStats(&after)
+	if allocated := after.TotalAlloc - before.TotalAlloc; allocated > million {
+		t.Errorf("to try it ten times takes %d bytes", allocated)
+	}
+	if len(f.changes) != million {
+		t.Errorf("%d changes of %d are left", len(f.changes), million)
+	}
+}
+
+func TestAllThatADiskDidNotTakeIsWrittenWhenItWorks(t *testing.T) {
+	const n = 2*maxCommit + 5
+	f := broken(t, expiring(n, time.Now().Add(time.Hour)))
+	if f.writeAll() || f.stats().Err == nil {
+		t.Fatal("it is written")
+	}
+	if err := f.db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	if f.db, err = openDB(f.path, bbolt.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if !f.writeAll() || f.stats().Err != nil {
+		t.Fatal("it is not written", f.stats().Err)
+	}
+	if got := records(t, f); got != n {
+		t.Errorf("%d ids of %d are in the file", got, n)
+	}
+	if err := f.db.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestExpiredIDsDoNotWaitForTheDiskNorMakeItWork(t *testing.T) {
+	f := broken(t, append(expiring(100, time.Now().Add(-time.Hour)), expiring(10, time.Now().Add(time.Hour))...))
+	if f.writeAll() || len(f.changes) != 10 {
+		t.Errorf("%d changes are left", len(f.changes))
+	}
+	f = broken(t, expiring(100, time.Now().Add(-time.Hour)))
+	for range 3 {
+		if f.writeAll() || len(f.changes) != 1 || f.stats().Err == nil {
+			t.Errorf("%d changes are left, and the disk is said to work (%v) although it does not", len(f.changes), f.stats().Err)
+		}
+	}
 }
 
 func TestProvisionAndCaddyfile(t *testing.T) {

@@ -31,8 +31,7 @@ type file struct {
 	ended  chan error    // how closing went
 
 	mu      sync.Mutex
-	waiting []change // of callers that wait
-	pending []change // from when the disk failed, older than those that wait
+	changes []change // to be written, the oldest first
 	err     error    // of the disk; nil: it works
 }
 
@@ -90,12 +89,12 @@ func (f *file) write(ctx context.Context, c change) error {
 	f.mu.Lock()
 	if f.err != nil {
 		defer f.mu.Unlock()
-		f.pending = append(f.pending, c)
+		f.changes = append(f.changes, c)
 		return f.err
 	}
 	written := make(chan error, 1)
 	c.written = written
-	f.waiting = append(f.waiting, c)
+	f.changes = append(f.changes, c)
 	f.mu.Unlock()
 	select {
 	case f.wake <- struct{}{}:
@@ -124,7 +123,7 @@ func (f *file) run() {
 			if !f.writeAll() {
 				f.mu.Lock()
 				logger().Error("the file is closed although not all that was delivered is in it: if those events are sent again, they are delivered again",
-					zap.String("path", f.path), zap.Int("events", len(f.pending)), zap.Error(f.err))
+					zap.String("path", f.path), zap.Int("events", len(f.changes)), zap.Error(f.err))
 				f.mu.Unlock()
 			}
 			f.ended <- f.db.Close()
@@ -136,60 +135,58 @@ func (f *file) run() {
 // writeAll reports whether everything is on the disk.
 func (f *file) writeAll() bool {
 	for {
-		f.mu.Lock()
-		changes := append(f.pending, f.waiting...)
-		f.pending, f.waiting = nil, nil
-		later := changes[min(len(changes), maxCommit):]
-		if len(later) > 0 {
-			f.pending = later
-			changes = changes[:maxCommit:maxCommit]
-		}
+		changes := f.next()
 		if len(changes) == 0 {
-			if f.err != nil {
-				f.err = nil
-				logger().Info("the disk works again: all delivered ids are in the file", zap.String("path", f.path))
-			}
-			f.mu.Unlock()
 			return true
 		}
-		f.mu.Unlock()
-
 		err := commit(f.db, changes, time.Now().UnixNano())
-		if err != nil {
-			f.fail(err, changes)
-		}
-		for _, c := range changes {
-			if c.written != nil {
-				c.written <- err
-			}
-		}
+		f.tried(changes, err)
 		if err != nil {
 			return false
 		}
 	}
 }
 
-// fail keeps changes that could not be written.
-func (f *file) fail(err error, changes []change) {
+// next returns the changes of one transaction. They stay where they are until
+// they are on the disk: when it is full for long, millions may be behind them.
+func (f *file) next() []change {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.err == nil {
-		logger().Error("delivered ids cannot be written to the disk: until they can, they are remembered in memory only",
-			zap.String("path", f.path), zap.Error(err))
-	}
-	f.err = err
-	// nobody is to wait for a disk that does not work
-	for _, c := range append(f.pending, f.waiting...) {
-		if c.written != nil {
-			c.written <- err
+	if f.err != nil {
+		// while a disk does not work ids expire; but one change is left to try
+		// it with
+		now := time.Now().UnixNano()
+		for len(f.changes) > 1 && f.changes[0].expires <= now && f.changes[0].remove <= now {
+			f.changes = f.changes[1:]
 		}
-		changes = append(changes, c)
 	}
-	f.waiting, f.pending = nil, nil
-	now := time.Now().UnixNano()
-	for _, c := range changes {
-		if c.written = nil; c.expires > now || c.remove > now {
-			f.pending = append(f.pending, c)
+	if len(f.changes) == 0 && f.err != nil {
+		f.err = nil
+		logger().Info("the disk works again: all delivered ids are in the file", zap.String("path", f.path))
+	}
+	return f.changes[:min(len(f.changes), maxCommit)]
+}
+
+// tried tells those who wait for changes how writing them went.
+func (f *file) tried(changes []change, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err == nil {
+		if f.changes = f.changes[len(changes):]; len(f.changes) == 0 {
+			f.changes = nil // gives the memory back
+		}
+	} else {
+		if f.err == nil {
+			logger().Error("delivered ids cannot be written to the disk: until they can, they are remembered in memory only",
+				zap.String("path", f.path), zap.Error(err))
+			changes = f.changes // nobody is to wait for a disk that does not work
+		}
+		f.err = err
+	}
+	for i := range changes {
+		if c := &changes[i]; c.written != nil {
+			c.written <- err
+			c.written = nil
 		}
 	}
 }
