@@ -933,6 +933,25 @@ func TestTryingADiskThatStaysFullTakesAsLongHoweverMuchIsToBeWritten(t *testing.
 	}
 }
 
+func TestNobodyWaitsForADiskThatDoesNotWork(t *testing.T) {
+	const n = maxCommit + 5
+	f := broken(t, nil)
+	f.err = nil
+	written := make(chan error, n)
+	for _, c := range expiring(n, time.Now().Add(time.Hour)) {
+		c.written = written
+		f.changes = append(f.changes, c)
+	}
+	if f.writeAll() || len(written) != n || len(f.changes) != n {
+		t.Errorf("%d of %d are told, and %d changes are left", len(written), n, len(f.changes))
+	}
+	for len(written) > 0 {
+		if <-written == nil {
+			t.Fatal("it is said to be written")
+		}
+	}
+}
+
 func TestAllThatADiskDidNotTakeIsWrittenWhenItWorks(t *testing.T) {
 	const n = 2*maxCommit + 5
 	f := broken(t, expiring(n, time.Now().Add(time.Hour)))
