@@ -83,7 +83,7 @@ func onMethod(w http.ResponseWriter, r *http.Request, handlers map[string]caddy.
 
 // current returns the App that is in force.
 func current() (*App, error) {
-	app := running.Load()
+	app := running()
 	if app == nil {
 		return nil, caddy.APIError{HTTPStatus: http.StatusNotFound, Message: "the configuration that is running has no buzzbip_webhook"}
 	}
@@ -273,11 +273,11 @@ func streamDeliveries(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	w.Header().Set("Content-Type", "text/event-stream")
-	app := running.Load()
+	app := running()
 	tick := time.NewTicker(streamInterval)
 	defer tick.Stop()
 	var count uint64
-	for n := 0; running.Load() == app; n++ {
+	for n := 0; running() == app; n++ {
 		var entries []feedEntry
 		entries, count = latest.since(count)
 		first := n == 0 // replaces what the page shows

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-	"sync/atomic"
 
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
@@ -23,8 +22,23 @@ type App struct {
 	handlers []*Handler
 }
 
-// running is the App of the configuration that is in force.
-var running atomic.Pointer[App]
+// startedApps have started and not stopped, the newest last: two while one
+// configuration follows another, which stays in force if the new one fails to
+// start, with our App or with another.
+var startedApps struct {
+	sync.Mutex
+	list []*App
+}
+
+// running returns the App of the configuration that is in force, or nil.
+func running() *App {
+	startedApps.Lock()
+	defer startedApps.Unlock()
+	if n := len(startedApps.list); n > 0 {
+		return startedApps.list[n-1]
+	}
+	return nil
+}
 
 // CaddyModule returns the Caddy module information.
 func (*App) CaddyModule() caddy.ModuleInfo {
@@ -51,15 +65,23 @@ func (a *App) Start() error {
 			}
 		}
 	}
-	running.Store(a)
+	startedApps.Lock()
+	defer startedApps.Unlock()
+	startedApps.list = append(startedApps.list, a)
 	return nil
 }
 
-// Stop takes back what Start did, unless another configuration has followed.
+// Stop tells the metrics and the admin API that the configuration has ended.
 func (a *App) Stop() error {
-	running.CompareAndSwap(a, nil)
+	startedApps.Lock()
+	defer startedApps.Unlock()
+	startedApps.list = slices.DeleteFunc(startedApps.list, func(other *App) bool { return other == a })
 	return nil
 }
+
+// Cleanup is for a configuration that fails after all of its apps have started:
+// Caddy does not stop them.
+func (a *App) Cleanup() error { return a.Stop() }
 
 // register adds a handler, and warns if another has one of its scopes: the two
 // take each other's events for duplicates.
@@ -159,6 +181,7 @@ func (a *App) scopeNames() map[string]string {
 
 // Interface guards
 var (
-	_ caddy.App         = (*App)(nil)
-	_ caddy.Provisioner = (*App)(nil)
+	_ caddy.App          = (*App)(nil)
+	_ caddy.Provisioner  = (*App)(nil)
+	_ caddy.CleanerUpper = (*App)(nil)
 )

@@ -125,7 +125,7 @@ func (storeCollector) Describe(descs chan<- *prometheus.Desc) {
 
 // Collect implements [prometheus.Collector].
 func (storeCollector) Collect(values chan<- prometheus.Metric) {
-	app := running.Load()
+	app := running()
 	if app == nil {
 		return
 	}

@@ -4,6 +4,8 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+
+	"github.com/caddyserver/caddy/v2"
 )
 
 func TestReloadKeepsWhatIsRemembered(t *testing.T) {
@@ -87,6 +89,29 @@ func TestFailedReloadChangesNothing(t *testing.T) {
 	expect(t, await(t, first, "the first answer"), http.StatusOK, "")
 	expect(t, await(t, second, "the second answer"), http.StatusOK, ResultDuplicate)
 	b.expectCount(t, 2)
+}
+
+// Caddy has more to do when all apps have started, and does not stop them if
+// that fails.
+func TestReloadThatFailsAtItsEndLeavesTheOldConfigurationInForce(t *testing.T) {
+	b := newBackend(t, nil)
+	s := start(t, proxied(b, ""))
+	before := running()
+	err := caddy.Load([]byte(`{"admin":{"disabled":true,"config":{"persist":false,"load":{"module":"none"}}},"apps":{"buzzbip_webhook":{}}}`), true)
+	if err == nil || !strings.Contains(err.Error(), "loading config loader module") {
+		t.Fatalf("got %v", err)
+	}
+	if before == nil || running() != before {
+		t.Error("the configuration that failed is taken for the one in force")
+	}
+	s.reload(proxied(b, ""))
+	if after := running(); after == nil || after == before {
+		t.Error("the new configuration is not in force")
+	}
+	s.reload("respond gone 404")
+	if running() != nil {
+		t.Error("a configuration that has ended is taken for the one in force")
+	}
 }
 
 func TestTwoSecretsDuringARotation(t *testing.T) {

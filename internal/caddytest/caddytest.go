@@ -129,10 +129,18 @@ func Launch(t testing.TB, data, globals, sites string, env ...string) *Caddy {
 // Reload loads the Caddyfile again, whether it has changed or not.
 func (c *Caddy) Reload() {
 	c.t.Helper()
+	if err := c.TryReload(); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// TryReload is [Caddy.Reload] of what may not load.
+func (c *Caddy) TryReload() error {
 	out, err := exec.Command(Binary, "reload", "--force", "--config", c.Config, "--address", c.Admin).CombinedOutput()
 	if err != nil {
-		c.t.Fatalf("reloading: %v: %s", err, out)
+		return fmt.Errorf("reloading: %w: %s", err, out)
 	}
+	return nil
 }
 
 // Metrics returns what Prometheus would get.
