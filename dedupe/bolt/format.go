@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -253,6 +254,9 @@ func create(path string) error {
 }
 
 func syncDir(path string) error {
+	if runtime.GOOS == "windows" {
+		return nil // it refuses to, and keeps directories in its own journal
+	}
 	d, err := os.Open(path)
 	if err != nil {
 		return err
