@@ -21,9 +21,10 @@ import (
 )
 
 // The file has one bucket, named after its format, and in it one for each
-// scope. Its sequence is the number of all records. A record's key is the time when it expires and the id, so records are
-// appended, and expired ones are the first; its value is the digest and a
-// checksum. Nobody looks for an id in the file.
+// scope. Its sequence is the number of all records. A record's key is the time
+// when it expires and the id, so records are appended, and expired ones are the
+// first; its value is the digest and a checksum. Nobody looks for an id in the
+// file.
 var format = []byte("buzzbip_webhook 1")
 
 const (
