@@ -365,6 +365,30 @@ func TestConcurrentDeliveriesShareATransaction(t *testing.T) {
 	stop(t, s)
 }
 
+// A sender is not kept waiting for a disk that hangs, and nothing is lost by it.
+func TestSuccessThatTheDiskIsTooSlowForIsWrittenLater(t *testing.T) {
+	path := newPath(t)
+	s := start(t, path)
+	tx, err := opened(t, s).db.Begin(true) // keeps the disk busy
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	c := expect(t, s, numbered(1), dedupe.Claimed)
+	if err := s.Settle(ctx, c, true); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	expect(t, s, numbered(1), dedupe.Delivered)
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	stop(t, s)
+	s = start(t, path)
+	expect(t, s, numbered(1), dedupe.Delivered)
+	stop(t, s)
+}
+
 // Requests outlive the configuration, and come late.
 func TestFileStaysOpenUntilTheLastClaimIsSettled(t *testing.T) {
 	s := start(t, newPath(t))
