@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -850,6 +851,16 @@ func TestNewFileReplacesNone(t *testing.T) {
 	}
 	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, content) {
 		t.Error("the file has changed", err)
+	}
+	// and one that is moved away while it is opened stays away
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openDB(path, bbolt.Options{}); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("got %v", err)
 	}
 }
 

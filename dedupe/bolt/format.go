@@ -187,6 +187,11 @@ func open(path string) (*file, error) {
 func openDB(path string, options bbolt.Options) (*bbolt.DB, error) {
 	options.Timeout = lockTimeout
 	options.FreelistType = bbolt.FreelistMapType
+	if options.OpenFile == nil { // bbolt's would make a file that create has not
+		options.OpenFile = func(name string, flag int, perm os.FileMode) (*os.File, error) {
+			return os.OpenFile(name, flag&^os.O_CREATE, perm)
+		}
+	}
 	db, err := bbolt.Open(path, 0o600, &options)
 	switch errno := syscall.Errno(0); {
 	case err == nil:
