@@ -1,0 +1,225 @@
+// Package deployment checks the Dockerfile and the examples of Compose, Kubernetes
+// and systemd. What they are for cannot run here: there is no Docker, no cluster
+// and no systemd. So each is read by the code that would read it there, and then
+// its commands and its Caddyfile run as processes on this machine.
+package deployment
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
+)
+
+// root is that of the repository.
+var root, _ = filepath.Abs("../..")
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "caddy-webhook-deployment")
+	if err != nil {
+		log.Fatal(err)
+	}
+	var code int
+	if caddytest.Binary, err = buildAsTheDockerfileDoes(dir); err != nil {
+		log.Print(err)
+		code = 1
+	} else {
+		code = m.Run()
+	}
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// example reads a file of the examples.
+func example(t *testing.T, path ...string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(append([]string{root, "examples"}, path...)...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// rewrite replaces pairs of old and new, each of which must be there.
+func rewrite(t *testing.T, text string, pairs ...string) string {
+	t.Helper()
+	for i := 0; i < len(pairs); i += 2 {
+		if !strings.Contains(text, pairs[i]) {
+			t.Fatalf("there is no %q in\n%s", pairs[i], text)
+		}
+		text = strings.ReplaceAll(text, pairs[i], pairs[i+1])
+	}
+	return text
+}
+
+// start runs a Caddyfile that begins with global options.
+func start(t *testing.T, data, caddyfile string, env ...string) *caddytest.Caddy {
+	t.Helper()
+	_, rest, _ := strings.Cut("\n"+caddyfile, "\n{\n")
+	globals, sites, ok := strings.Cut(rest, "\n}\n")
+	if !ok {
+		t.Fatal("the Caddyfile has no global options")
+	}
+	return caddytest.Start(t, data, globals, sites, env...)
+}
+
+// settings are those of a Caddyfile that others must agree with.
+type settings struct {
+	Listen                                     []string
+	ShutdownDelay, GracePeriod                 time.Duration
+	DeliveryTimeout, ReadTimeout, ShortestStop time.Duration
+}
+
+// adapted reads the settings as Caddy does.
+func adapted(t *testing.T, caddyfile string) (s settings) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "Caddyfile")
+	if err := os.WriteFile(path, []byte(caddyfile), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command(caddytest.Binary, "adapt", "--config", path).Output()
+	if err != nil {
+		t.Fatalf("adapting: %v", err)
+	}
+	var config struct {
+		Apps struct {
+			HTTP struct {
+				GracePeriod   time.Duration `json:"grace_period"`
+				ShutdownDelay time.Duration `json:"shutdown_delay"`
+				Servers       map[string]struct {
+					Listen []string `json:"listen"`
+				} `json:"servers"`
+			} `json:"http"`
+		} `json:"apps"`
+	}
+	var tree any
+	for _, into := range []any{&config, &tree} {
+		if err := json.Unmarshal(out, into); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.GracePeriod, s.ShutdownDelay = config.Apps.HTTP.GracePeriod, config.Apps.HTTP.ShutdownDelay
+	for _, server := range config.Apps.HTTP.Servers {
+		s.Listen = append(s.Listen, server.Listen...)
+	}
+	handler := handlerIn(tree)
+	if handler == nil {
+		t.Fatal("the Caddyfile has no buzzbip_webhook")
+	}
+	s.DeliveryTimeout, s.ReadTimeout = time.Minute, 10*time.Second // the defaults
+	if n, ok := handler["delivery_timeout"].(float64); ok {
+		s.DeliveryTimeout = time.Duration(n)
+	}
+	if n, ok := handler["read_timeout"].(float64); ok {
+		s.ReadTimeout = time.Duration(n)
+	}
+	if s.GracePeriod < s.ReadTimeout+s.DeliveryTimeout {
+		t.Errorf("grace_period is %v, less than read_timeout and delivery_timeout, %v and %v", s.GracePeriod, s.ReadTimeout, s.DeliveryTimeout)
+	}
+	s.ShortestStop = s.ShutdownDelay + s.GracePeriod
+	return s
+}
+
+// handlerIn finds buzzbip_webhook in a configuration.
+func handlerIn(tree any) map[string]any {
+	switch tree := tree.(type) {
+	case map[string]any:
+		if tree["handler"] == "buzzbip_webhook" {
+			return tree
+		}
+		for _, branch := range tree {
+			if found := handlerIn(branch); found != nil {
+				return found
+			}
+		}
+	case []any:
+		for _, branch := range tree {
+			if found := handlerIn(branch); found != nil {
+				return found
+			}
+		}
+	}
+	return nil
+}
+
+// check plays BuzzBip, with the command that docs/DEPLOYMENT.md recommends.
+func check(t *testing.T, url, secretFile string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, caddytest.Binary, "buzzbip", "check", url, "--insecure", "--secret-file", secretFile).CombinedOutput()
+	if err != nil {
+		t.Errorf("caddy buzzbip check %s: %v\n%s", url, err, out)
+	}
+}
+
+// get returns the status that a URL answers, 0 for none.
+func get(url string) int {
+	client := http.Client{Timeout: 3 * time.Second}
+	res, err := client.Get(url)
+	if err != nil {
+		return 0
+	}
+	res.Body.Close()
+	return res.StatusCode
+}
+
+// startRedis runs redis-server with arguments of an example, and waits until its
+// probe succeeds. It returns the address.
+func startRedis(t *testing.T, probe []string, args ...string) string {
+	t.Helper()
+	address := caddytest.FreeAddress(t)
+	_, port, _ := net.SplitHostPort(address)
+	server := exec.Command("redis-server", append(args, "--port", port, "--bind", "127.0.0.1", "--dir", t.TempDir())...)
+	var output caddytest.Buffer
+	server.Stdout, server.Stderr = &output, &output
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = server.Process.Kill()
+		_ = server.Wait()
+		if t.Failed() {
+			t.Logf("log of Redis:\n%s", output.String())
+		}
+	})
+	if len(probe) == 0 || probe[0] != "redis-cli" {
+		t.Fatalf("the probe of Redis is %q", probe)
+	}
+	caddytest.WaitFor(t, "the probe of Redis", func() bool {
+		out, err := exec.Command(probe[0], append([]string{"-p", port}, probe[1:]...)...).Output()
+		return err == nil && strings.TrimSpace(string(out)) == "PONG"
+	})
+	return address
+}
+
+// portOf returns the port of a listener of Caddy.
+func portOf(t *testing.T, listen string) int {
+	t.Helper()
+	var port int
+	if _, err := fmt.Sscanf(listen[strings.LastIndex(listen, ":"):], ":%d", &port); err != nil {
+		t.Fatalf("%s: %v", listen, err)
+	}
+	return port
+}
+
+// keepsIDs fails for a Redis that would drop ids without a word.
+func keepsIDs(t *testing.T, command []string) {
+	t.Helper()
+	for option, want := range map[string]string{"--maxmemory-policy": "noeviction", "--appendonly": "yes"} {
+		if i := slices.Index(command, option); i < 0 || i+1 == len(command) || command[i+1] != want {
+			t.Errorf("%s of Redis is not %s: %q", option, want, command)
+		}
+	}
+}
