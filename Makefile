@@ -1,5 +1,6 @@
 # make test      the tests, with the race detector; installs redis-server if it is missing
-# make check     everything else: lint, fuzzing, monitoring, a browser, the newest Caddy, a build with xcaddy
+# make check     everything else: lint, fuzzing, monitoring, a browser, the newest Caddy, a build with xcaddy, deployment
+# make deployment  the Dockerfile, and the examples of Compose, Kubernetes and systemd, without any of these
 # make screenshots  those in docs
 # make bench     the benchmarks
 
@@ -16,7 +17,7 @@ MODULES := http.handlers.buzzbip_webhook http.matchers.buzzbip_event \
 	http.buzzbip_webhook.stores.memory http.buzzbip_webhook.stores.bolt \
 	http.buzzbip_webhook.stores.redis buzzbip_webhook
 
-.PHONY: test redis check lint fuzz monitoring browser screenshots newest-caddy xcaddy bench clean
+.PHONY: test redis check lint fuzz monitoring browser screenshots newest-caddy xcaddy deployment bench clean
 
 test: redis
 	$(GO) test -race -timeout 15m ./...
@@ -25,7 +26,7 @@ test: redis
 redis:
 	@[ -n "$$REDIS_SERVER" ] || tools/install.sh redis-server $(REDIS_PACKAGE)
 
-check: lint fuzz monitoring browser newest-caddy xcaddy
+check: lint fuzz monitoring browser newest-caddy xcaddy deployment
 
 lint:
 	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "not formatted:"; echo "$$unformatted"; exit 1; fi
@@ -33,6 +34,7 @@ lint:
 	$(GO) vet -tags monitoring ./...
 	$(GO) tool -modfile=tools/go.mod staticcheck -tags monitoring ./...
 	cd e2e/browser && $(GO) mod tidy -diff && $(GO) vet ./... && $(GO) tool -modfile=../../tools/go.mod staticcheck ./...
+	cd e2e/deployment && $(GO) mod tidy -diff && $(GO) vet ./... && $(GO) tool -modfile=../../tools/go.mod staticcheck ./...
 
 # Go fuzzes one target at a time.
 fuzz:
@@ -72,6 +74,12 @@ xcaddy:
 	$(GO) tool xcaddy build $(CADDY_VERSION) --output build/caddy --with github.com/buzzbip/caddy-webhook@v0.0.0=.
 	@build/caddy list-modules > build/modules
 	@for module in $(MODULES); do grep -qxF "$$module" build/modules || { echo "not in the build: $$module"; exit 1; }; echo "$$module"; done
+
+# systemd is not started, only its systemd-analyze used.
+deployment: redis
+	tools/install.sh systemd-analyze systemd
+	tools/install.sh openssl
+	cd e2e/deployment && $(GO) test -count=1 -timeout 15m -v ./...
 
 bench: redis
 	$(GO) test -run '^$$' -bench . -benchmem ./...
