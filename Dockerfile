@@ -29,4 +29,4 @@ RUN chown -R 10001:10001 /data /config
 USER 10001:10001
 # Any configuration will do, unless it turns the admin endpoint off.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s \
-	CMD ["wget", "-q", "-O", "/dev/null", "http://127.0.0.1:2019/buzzbip_webhook/scopes"]
+	CMD ["wget", "-q", "-O", "/dev/null", "http://127.0.0.1:2019/config/"]

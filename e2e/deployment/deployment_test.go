@@ -71,7 +71,7 @@ func start(t *testing.T, data, caddyfile string, env ...string) *caddytest.Caddy
 	if !ok {
 		t.Fatal("the Caddyfile has no global options")
 	}
-	return caddytest.Start(t, data, globals, sites, env...)
+	return caddytest.Start(t, data, globals+"\n\tdefault_bind 127.0.0.1", sites, env...)
 }
 
 // settings are those of a Caddyfile that others must agree with.

@@ -195,12 +195,12 @@ func TestTheVersionsOfCaddyAgree(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		named := regexp.MustCompile(`\b2\.\d+\.\d+\b`).FindAllString(string(text), -1)
+		named := regexp.MustCompile(`\bv?2\.\d+\.\d+\b`).FindAllString(string(text), -1)
 		if len(named) == 0 {
 			t.Errorf("%s names no version", file)
 		}
 		for _, n := range named {
-			if n != version {
+			if strings.TrimPrefix(n, "v") != version {
 				t.Errorf("%s names Caddy %s, the Dockerfile %s", file, n, version)
 			}
 		}

@@ -22,7 +22,7 @@ func setting(t *testing.T, name string) string {
 	return found[0][1]
 }
 
-func copyFile(t *testing.T, from, to string) {
+func copyFile(t *testing.T, from, to string, mode os.FileMode) {
 	t.Helper()
 	text, err := os.ReadFile(from)
 	if err != nil {
@@ -31,7 +31,7 @@ func copyFile(t *testing.T, from, to string) {
 	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(to, text, 0o755); err != nil {
+	if err := os.WriteFile(to, text, mode); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -39,9 +39,9 @@ func copyFile(t *testing.T, from, to string) {
 func TestSystemd(t *testing.T) {
 	dir := t.TempDir()
 	units := filepath.Join(dir, "usr", "lib", "systemd", "system")
-	copyFile(t, filepath.Join("testdata", "caddy.service"), filepath.Join(units, "caddy.service"))
-	copyFile(t, caddytest.Binary, filepath.Join(dir, "usr", "bin", "caddy"))
-	copyFile(t, filepath.Join(root, "examples", "systemd", "buzzbip.conf"), filepath.Join(dir, "etc", "systemd", "system", "caddy.service.d", "buzzbip.conf"))
+	copyFile(t, filepath.Join("testdata", "caddy.service"), filepath.Join(units, "caddy.service"), 0o644)
+	copyFile(t, caddytest.Binary, filepath.Join(dir, "usr", "bin", "caddy"), 0o755)
+	copyFile(t, filepath.Join(root, "examples", "systemd", "buzzbip.conf"), filepath.Join(dir, "etc", "systemd", "system", "caddy.service.d", "buzzbip.conf"), 0o644)
 	for _, name := range []string{"network", "network-online", "sysinit", "basic", "shutdown"} {
 		if err := os.WriteFile(filepath.Join(units, name+".target"), []byte("[Unit]\nDescription=there\n"), 0o600); err != nil {
 			t.Fatal(err)
