@@ -77,7 +77,9 @@ func TestSystemdRuns(t *testing.T) {
 	body := caddytest.NewEvent()
 	for _, result := range []string{"", "duplicate"} { // before and after a restart
 		c := start(t, "", caddyfile, "CREDENTIALS_DIRECTORY="+credentials)
-		check(t, url, secret)
+		if result == "" {
+			check(t, url, secret)
+		}
 		if got := caddytest.Post(t.Context(), url, body); got.Status != 200 || got.Result != result {
 			t.Errorf("answered %+v, want 200 %q", got, result)
 		}
