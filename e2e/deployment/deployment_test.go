@@ -162,6 +162,9 @@ func check(t *testing.T, url, secretFile string) {
 	if err != nil {
 		t.Errorf("caddy buzzbip check %s: %v\n%s", url, err, out)
 	}
+	if out, err := exec.CommandContext(ctx, caddytest.Binary, "buzzbip", "send", url+"/wrong", "--insecure", "--secret-file", secretFile).CombinedOutput(); err == nil {
+		t.Errorf("an event to a wrong path is acknowledged: %s", out)
+	}
 }
 
 // get returns the status that a URL answers, 0 for none.

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -339,7 +340,7 @@ func TestKubernetes(t *testing.T) {
 					t.Errorf("the Ingress leads to %s, which is not there", p.Backend.Service)
 				}
 				caddyfile := example(t, "kubernetes", "Caddyfile")
-				if !strings.Contains(caddyfile, "buzzbip_webhook "+p.Path+" ") || !strings.Contains(caddyfile, "reverse_proxy "+p.Path+" ") {
+				if !strings.Contains(caddyfile, "\thandle "+p.Path+" {\n") {
 					t.Errorf("the Caddyfile has nothing at the path of the Ingress, %s", p.Path)
 				}
 			}
@@ -472,6 +473,8 @@ func TestKubernetesRuns(t *testing.T) {
 			<-release
 		}
 	})
+	end := sync.OnceFunc(func() { close(release) })
+	t.Cleanup(end) // the backend ends when nothing is under way
 	caddyfile := rewrite(t, example(t, "kubernetes", "Caddyfile"),
 		"/run/secrets", run+"/secrets", "backend:9000", backend.Address(), "shutdown_delay 10s", "shutdown_delay 3s")
 	var pods []pod
@@ -542,7 +545,7 @@ func TestKubernetesRuns(t *testing.T) {
 	}
 	expect(caddytest.Post(t.Context(), leaving.url, caddytest.NewEvent()), http.StatusOK, "")
 	caddytest.WaitFor(t, "its end to begin", func() bool { return get(leaving.live) == 0 })
-	close(release)
+	end()
 	expect(<-answered, http.StatusOK, "")
 	select {
 	case <-leaving.Ended:
