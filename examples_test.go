@@ -46,6 +46,9 @@ func startExample(t *testing.T, name string, replacements ...string) *site {
 	if err := caddy.Load(adapt(t, config), true); err != nil {
 		t.Fatalf("loading: %v", err)
 	}
+	// what BuzzBip sends to a mistyped path is not to be lost
+	elsewhere := signed(s.url+"-elsewhere", eventBody(newID()))
+	expect(t, send(newClient(t, "HTTP/2.0"), elsewhere), http.StatusNotFound, "")
 	return s
 }
 
@@ -57,7 +60,6 @@ func TestExampleExistingBackend(t *testing.T) {
 	body := eventBody(newID())
 	expect(t, send(client, signed(s.url, body)), http.StatusOK, "")
 	expect(t, send(client, signed(s.url, body)), http.StatusOK, ResultDuplicate)
-	expect(t, send(client, signed(strings.TrimSuffix(s.url, "/webhooks/buzzbip"), body)), http.StatusNotFound, "")
 	b.expectCount(t, 1)
 	if got := await(t, b.arrived, "the delivery"); got.body != body {
 		t.Errorf("the backend got %q", got.body)
@@ -294,7 +296,7 @@ func TestQuickstartOfTheREADME(t *testing.T) {
 		}
 		defer res.Body.Close()
 		_, err = io.Copy(io.Discard, res.Body)
-		return err == nil
+		return err == nil && res.StatusCode == http.StatusNotFound
 	})
 	shell := exec.Command("sh", "-c", strings.ReplaceAll(commands, "localhost:8443", port))
 	got, err := shell.CombinedOutput()
