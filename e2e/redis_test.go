@@ -240,3 +240,17 @@ func TestCaddyThatStopsWhileRedisIsDownSaysWhatIsLost(t *testing.T) {
 		t.Errorf("the log does not say what is lost: %s", log)
 	}
 }
+
+// Where only what FIPS 140 allows may be computed, Go panics at anything else.
+func TestRedisWhereOnlyFIPSIsAllowed(t *testing.T) {
+	t.Setenv("GODEBUG", "fips140=only") // of the Caddys, not of this process
+	b := caddytest.NewBackend(t, nil)
+	urls, _ := onRedis(t, redistest.Start(t), b, 2, "", "")
+	body := caddytest.NewEvent()
+	if got := caddytest.Post(t.Context(), urls[0], body); got.Status != http.StatusOK {
+		t.Errorf("answered %d %s", got.Status, got.Result)
+	}
+	if got := caddytest.Post(t.Context(), urls[1], body); got.Result != "duplicate" {
+		t.Errorf("the other instance answered %d %s", got.Status, got.Result)
+	}
+}

@@ -2,6 +2,10 @@ package redis
 
 import "github.com/redis/rueidis"
 
+// hashed lets Redis name the scripts: their SHA-1 must not be computed in this
+// process, for that ends it with GODEBUG=fips140=only.
+var hashed = rueidis.WithLoadSHA1(true)
+
 // An id has two keys, in one slot of a Cluster: KEYS[1] exists while it is
 // remembered as delivered and holds the digest, KEYS[2] exists while it is in
 // flight and holds the token of the claim, with a w after it once another
@@ -16,7 +20,7 @@ if delivered and (delivered == ARGV[2] or ARGV[4] ~= '1') then return delivered 
 local claim = redis.call('SET', KEYS[2], ARGV[1], 'NX', 'GET', 'PX', ARGV[3])
 if not claim or string.sub(claim, 1, #ARGV[1]) == ARGV[1] then return '' end
 if #claim == #ARGV[1] then redis.call('APPEND', KEYS[2], 'w') end
-return redis.call('PTTL', KEYS[2])`)
+return redis.call('PTTL', KEYS[2])`, hashed)
 
 // ARGV: token, the digest that was delivered or "", retention in ms, channel,
 // 1 if the claim may not have been granted. It answers whether it counted: not
@@ -35,9 +39,9 @@ if own then
 	redis.call('DEL', KEYS[2])
 	if #claim > #ARGV[1] then redis.call('PUBLISH', ARGV[4], KEYS[1]) end
 end
-return 1`)
+return 1`, hashed)
 
 // It answers with the digest, the ms until it is forgotten, and whether the id
 // is in flight.
 var lookupScript = rueidis.NewLuaScriptReadOnly(`
-return {redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1]), redis.call('EXISTS', KEYS[2])}`)
+return {redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1]), redis.call('EXISTS', KEYS[2])}`, hashed)
