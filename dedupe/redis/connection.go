@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -68,12 +69,12 @@ var ownLimits = dedupe.Limits{Capacity: ownCapacity}
 type connection struct {
 	settings
 	*instance
-	stop  context.CancelFunc
-	ready chan struct{} // closed when client is set
-	check chan struct{} // wakes up run
+	stop   context.CancelFunc
+	client rueidis.Client // run sets it, and then closes ready
+	ready  chan struct{}
+	check  chan struct{} // wakes up run
 
 	mu      sync.Mutex
-	client  rueidis.Client
 	down    error                    // nil: it works, as far as is known
 	failed  []string                 // the keys of what failed when it went down
 	kept    bool                     // pending holds a reference
@@ -113,55 +114,59 @@ func (c *connection) Destruct() error {
 
 // run keeps the connection up, and Redis up to date.
 func (c *connection) run(ctx context.Context) {
-	client := c.dial(ctx)
-	if client == nil {
-		return
-	}
 	var listener sync.WaitGroup
 	listener.Go(func() { c.listen(ctx) })
 	defer func() {
 		listener.Wait()
-		client.Close()
+		if c.client != nil {
+			c.client.Close()
+		}
 	}()
 	retry := time.Duration(minRetry)
 	for {
-		wait := idle
-		if err := c.catchUp(ctx); err != nil {
-			wait, retry = retry, min(2*retry, maxRetry)
-		} else {
+		err := c.dial()
+		if err == nil {
+			err = c.catchUp(ctx)
+		}
+		c.letGo()
+		wait, check := time.Duration(idle), c.check
+		if err == nil {
 			retry = minRetry
+		} else {
+			// whatever happens meanwhile: else each event would ask again
+			wait, check = retry, nil
+			retry = min(2*retry, maxRetry)
 		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-c.check:
+		case <-check:
 		case <-time.After(wait):
 		}
 	}
 }
 
-// dial returns nil when ctx ends before Redis answers.
-func (c *connection) dial(ctx context.Context) rueidis.Client {
-	for retry := time.Duration(minRetry); ; retry = min(2*retry, maxRetry) {
-		client, err := rueidis.NewClient(c.settings.client)
-		if err == nil {
-			c.mu.Lock()
-			c.client = client
-			c.mu.Unlock()
-			close(c.ready)
-			return client
-		}
-		c.setDown(err, nil)
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(retry):
-		}
+// dial makes the client, if there is none yet.
+func (c *connection) dial() error {
+	if c.client != nil {
+		return nil
 	}
+	client, err := rueidis.NewClient(c.settings.client)
+	if err != nil {
+		c.setDown(err, nil)
+		return err
+	}
+	c.client = client
+	close(c.ready)
+	return nil
 }
 
 // listen wakes up who waits for a claim of another instance.
 func (c *connection) listen(ctx context.Context) {
+	select {
+	case <-c.ready:
+	case <-ctx.Done():
+	}
 	for ctx.Err() == nil {
 		// what goes wrong here shows in the operations, and they poll
 		_ = c.client.Receive(ctx, c.client.B().Subscribe().Channel(c.channel()).Build(), func(m rueidis.PubSubMessage) {
@@ -196,7 +201,6 @@ func (c *connection) catchUp(ctx context.Context) error {
 	for {
 		notes := c.pending.some(flushed)
 		if len(notes) == 0 {
-			c.letGo()
 			return nil
 		}
 		if err := c.flush(ctx, notes); err != nil {
@@ -205,16 +209,24 @@ func (c *connection) catchUp(ctx context.Context) error {
 	}
 }
 
-// probe writes, for a server that can only be read is of no use, and where the
-// operation failed that found Redis down, for that may be one node of many.
+// probe runs the scripts, for a server that answers and does not let them write
+// is of no use, and where the operation failed that found Redis down, for that
+// may be one node of many.
 func (c *connection) probe(ctx context.Context, failed []string) error {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	key := c.prefix + "probe"
-	if failed != nil {
-		key = failed[1] + "probe"
+	if failed == nil {
+		failed = c.keys(id{})
 	}
-	return c.client.Do(ctx, c.client.B().Set().Key(key).Value("").PxMilliseconds(1000).Build()).Error()
+	var keys []string
+	for _, key := range failed {
+		keys = append(keys, c.prefix+"probe:"+strings.TrimPrefix(key, c.prefix))
+	}
+	token := c.token(0)
+	if err := claimScript.Exec(ctx, c.client, keys, []string{token, "", "1000", "0"}).Error(); err != nil {
+		return err
+	}
+	return settleScript.Exec(ctx, c.client, keys, []string{token, "", "1", c.channel(), "0"}).Error()
 }
 
 func (c *connection) flush(ctx context.Context, notes []note) error {
@@ -259,10 +271,11 @@ func (c *connection) note(n note) {
 	c.wake()
 }
 
-// letGo gives back what note holds, when nothing is pending.
+// letGo gives back what note holds, when nothing is pending: it was told, maybe
+// by another connection, or has expired.
 func (c *connection) letGo() {
 	c.mu.Lock()
-	kept := c.kept && c.pending.len() == 0
+	kept := c.kept && len(c.pending.some(1)) == 0
 	c.kept = c.kept && !kept
 	c.mu.Unlock()
 	if kept {

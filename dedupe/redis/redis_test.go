@@ -40,6 +40,12 @@ func load(t testing.TB, config map[string]any) (*Store, error) {
 
 func mustLoad(t testing.TB, config map[string]any) *Store {
 	t.Helper()
+	var s *Store
+	t.Cleanup(func() { // after that of load
+		if s != nil {
+			s.abandon()
+		}
+	})
 	s, err := load(t, config)
 	if err != nil {
 		t.Fatal(err)
@@ -68,8 +74,21 @@ func newInstance(t testing.TB, config map[string]any) *Store {
 	s.settings.backend += own
 	s.settings.id += own
 	s.acquire()
-	t.Cleanup(s.release)
+	t.Cleanup(func() {
+		s.abandon()
+		s.release()
+	})
 	return s
+}
+
+// abandon drops what is pending, so that no connection outlives its test.
+func (s *Store) abandon() {
+	defer s.release()
+	for c := s.acquire(); c.pending.len() > 0; {
+		for _, n := range c.pending.some(flushed) {
+			c.pending.remove(n)
+		}
+	}
 }
 
 func config(server *redistest.Server, options ...any) map[string]any {

@@ -1,0 +1,163 @@
+package redis
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"runtime/pprof"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/buzzbip/caddy-webhook/dedupe"
+	"github.com/buzzbip/caddy-webhook/internal/redistest"
+)
+
+// counted is one of the numbers of INFO.
+func counted(server *redistest.Server, section, name string) (n int) {
+	for line := range strings.Lines(server.Do("INFO", section)) {
+		if value, ok := strings.CutPrefix(line, name); ok {
+			n, _ = strconv.Atoi(strings.TrimFunc(value, func(r rune) bool { return r < '0' || r > '9' }))
+		}
+	}
+	return n
+}
+
+// What probes must be what is needed: else a store that cannot work is up
+// again and again, and an event waits for the timeout each time.
+func TestStaysDownWhileScriptsFail(t *testing.T) {
+	for name, how := range map[string]struct{ begin, end []string }{
+		"scripts are not allowed": {[]string{"ACL", "SETUSER", "default", "-evalsha", "-eval", "-script"}, []string{"ACL", "SETUSER", "default", "+@all"}},
+		"nothing can be deleted":  {[]string{"ACL", "SETUSER", "default", "-del"}, []string{"ACL", "SETUSER", "default", "+@all"}},
+		"full":                    {[]string{"CONFIG", "SET", "maxmemory", "1"}, []string{"CONFIG", "SET", "maxmemory", "0"}},
+		"a replica":               {[]string{"REPLICAOF", "127.0.0.1", "1"}, []string{"REPLICAOF", "NO", "ONE"}},
+		"an isolated master":      {[]string{"CONFIG", "SET", "min-replicas-to-write", "1"}, []string{"CONFIG", "SET", "min-replicas-to-write", "0"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := redistest.Start(t, "--maxmemory-policy", "noeviction")
+			server.Do(how.begin...)
+			s := newInstance(t, config(server, "timeout", "100ms"))
+			_ = s.Settle(context.Background(), expect(t, s, arrival("a", 1), dedupe.Claimed), true)
+			down := s.Stats().Err
+			failures := counted(server, "stats", "total_error_replies:")
+			waitFor(t, "some probes", func() bool { return counted(server, "stats", "total_error_replies:") >= failures+4 })
+			if now := s.Stats().Err; down == nil || now != down {
+				t.Errorf("it was up meanwhile: first %v, then %v", down, now)
+			}
+			server.Do(how.end...)
+			waitFor(t, "the server to work again", func() bool { return up(s) && s.pendingNotes() == 0 })
+			expect(t, newInstance(t, config(server)), arrival("a", 1), dedupe.Delivered)
+		})
+	}
+}
+
+func TestEventsDoNotHurryTheProbes(t *testing.T) {
+	server := redistest.Start(t, "--maxmemory-policy", "noeviction", "--maxmemory", "1")
+	s := newInstance(t, config(server, "timeout", "100ms"))
+	_ = s.Settle(context.Background(), expect(t, s, arrival("a", 1), dedupe.Claimed), true)
+	if up(s) {
+		t.Fatal("it seems to work")
+	}
+	before := counted(server, "stats", "total_error_replies:")
+	start := time.Now()
+	for n := range 1000 {
+		_ = s.Settle(context.Background(), expect(t, s, arrival(fmt.Sprint(n), 1), dedupe.Claimed), true)
+		time.Sleep(100 * time.Microsecond) // as long as a probe takes
+	}
+	most := 5 + int(time.Since(start)/minRetry)
+	if probes := counted(server, "stats", "total_error_replies:") - before; probes > most {
+		t.Errorf("%d probes in %s, want %d at most", probes, time.Since(start), most)
+	}
+}
+
+// silent accepts connections, and says nothing.
+func silent(t *testing.T) (address string) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			t.Cleanup(func() { conn.Close() })
+		}
+	}()
+	return l.Addr().String()
+}
+
+// working are the goroutines of connections.
+func working() string {
+	var all strings.Builder
+	_ = pprof.Lookup("goroutine").WriteTo(&all, 2)
+	var found []string
+	for _, g := range strings.Split(all.String(), "\n\n") {
+		if strings.Contains(g, "rueidis.") || strings.Contains(g, "redis.(*connection).run") {
+			found = append(found, g)
+		}
+	}
+	return strings.Join(found, "\n\n")
+}
+
+func TestConnectionThatNeverWorkedEndsWhenItIsLetGo(t *testing.T) {
+	server := redistest.Start(t, "--requirepass", "right")
+	paused := redistest.Start(t)
+	paused.Pause()
+	defer paused.Resume()
+	nobody := fmt.Sprint("127.0.0.1:", redistest.FreePort(t))
+	for name, url := range map[string]string{
+		"nobody listens":    "redis://" + nobody,
+		"nobody answers":    "redis://" + silent(t),
+		"a Cluster of them": "redis://" + silent(t) + "?addr=" + silent(t) + "&addr=" + nobody,
+		"such Sentinels":    "redis://" + silent(t) + "?addr=" + silent(t) + "&addr=" + nobody + "&master_set=m",
+		"a paused server":   paused.URL(),
+		"no password":       "redis://" + server.Addr(),
+		"a wrong password":  "redis://:wrong@" + server.Addr(),
+	} {
+		t.Run(name, func(t *testing.T) {
+			waitFor(t, "earlier ones to end", func() bool { return working() == "" })
+			s := mustLoad(t, map[string]any{"urls": []string{url}, "timeout": "100ms"})
+			r := arrival("a", 1)
+			r.Lease, r.Retention = time.Millisecond, time.Millisecond
+			_ = s.Settle(context.Background(), expect(t, s, r, dedupe.Claimed), true)
+			if up(s) || s.pendingNotes() == 0 {
+				t.Error("it seems to work")
+			}
+			if err := s.Cleanup(); err != nil {
+				t.Fatal(err)
+			}
+			s.provisioned = false // Caddy cleans up once
+			start := time.Now()
+			waitFor(t, "the connection to end", func() bool { return working() == "" })
+			t.Logf("it ended after %s", time.Since(start))
+		})
+	}
+}
+
+// A reload with the right password makes the connection superfluous that has
+// the wrong one, and for which something was pending.
+func TestConnectionEndsWhenAnotherHasToldWhatWasPending(t *testing.T) {
+	server := redistest.Start(t, "--requirepass", "right")
+	at := func(password string) map[string]any {
+		return map[string]any{"urls": []string{"redis://:" + password + "@" + server.Addr()}, "timeout": "100ms"}
+	}
+	wrong := mustLoad(t, at("wrong"))
+	_ = wrong.Settle(context.Background(), expect(t, wrong, arrival("a", 1), dedupe.Claimed), true)
+	right := mustLoad(t, at("right"))
+	if err := wrong.Cleanup(); err != nil {
+		t.Fatal(err)
+	}
+	wrong.provisioned = false // Caddy cleans up once
+	waitFor(t, "what was pending to be told", func() bool { return right.pendingNotes() == 0 })
+	waitFor(t, "the connection with the wrong password to end", func() bool {
+		_, held := connections.References(wrong.settings.id)
+		return !held
+	})
+	if !up(right) {
+		t.Error("the other has ended too")
+	}
+}
