@@ -79,6 +79,9 @@ type connection struct {
 	failed  []string                 // the keys of what failed when it went down
 	kept    bool                     // pending holds a reference
 	waiters map[string]chan struct{} // by KEYS[1]
+	// forgotten counts the deliveries, since it went down, that there is no
+	// room for in pending.
+	forgotten int
 }
 
 func connect(s settings) *connection {
@@ -100,7 +103,10 @@ func (c *connection) lastCall() {
 		_ = c.catchUp(ctx)
 	case <-ctx.Done():
 	}
-	if lost := c.pending.len(); lost > 0 {
+	c.mu.Lock()
+	lost := c.pending.len() + c.forgotten
+	c.mu.Unlock()
+	if lost > 0 {
 		logger().Error("Caddy stops before Redis was back: the ends of some deliveries are not on record, and events among them that were delivered will be delivered again if they are sent again",
 			zap.Int("deliveries", lost))
 	}
@@ -263,7 +269,13 @@ func (c *connection) tell(ctx context.Context, n note) error {
 func (c *connection) note(n note) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.pending.add(n)
+	if !c.pending.add(n) && n.delivered {
+		if c.forgotten == 0 {
+			logger().Error("Redis has been down for so long that there is no room to keep what it is to be told: more events that are delivered until it is back will be delivered again if they are sent again",
+				zap.Strings("addresses", c.settings.client.InitAddress), zap.Int("to_be_recorded", pendingCapacity))
+		}
+		c.forgotten++
+	}
 	if !c.kept {
 		c.kept = true
 		_, _, _ = connections.LoadOrNew(c.id, func() (caddy.Destructor, error) { return nil, errors.New("not held by its user") })
@@ -309,6 +321,11 @@ func (c *connection) setUp() {
 	defer c.mu.Unlock()
 	c.down = nil
 	logger().Info("Redis is back", zap.Strings("addresses", c.settings.client.InitAddress), zap.Int("to_be_recorded", c.pending.len()))
+	if c.forgotten > 0 {
+		logger().Error("there was no room to keep all that Redis was to be told: some events that were delivered will be delivered again if they are sent again",
+			zap.Strings("addresses", c.settings.client.InitAddress), zap.Int("deliveries", c.forgotten))
+		c.forgotten = 0
+	}
 }
 
 // logger is that of the present configuration.

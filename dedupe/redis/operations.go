@@ -203,8 +203,9 @@ func (c *connection) forget(scope string, key dedupe.Key) (bool, error) {
 }
 
 func (c *connection) stats() dedupe.Stats {
-	stats := c.own.Stats(ownLimits)
+	stats := c.own.Stats(dedupe.Limits{}) // what own has no room for Redis still knows
 	stats.Backing = c.backend
+	stats.Evicted = c.pending.evictions()
 	for scope, s := range c.flights.Stats(dedupe.Limits{}).Scopes {
 		own := stats.Scopes[scope]
 		own.InFlight = s.InFlight

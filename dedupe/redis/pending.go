@@ -9,7 +9,7 @@ import (
 
 // pendingCapacity bounds the notes that are kept, each of which takes a few
 // hundred bytes.
-const pendingCapacity = 1_000_000
+var pendingCapacity = 1_000_000
 
 // id is an event's id in its scope.
 type id struct {
@@ -33,16 +33,21 @@ type pending struct {
 	mu        sync.Mutex
 	notes     map[string]note // by token
 	delivered map[id]string   // the token of the note
-	dropped   uint64
+	evicted   uint64          // deliveries that there was no room for
 }
 
-// add keeps a note, if there is room.
-func (p *pending) add(n note) {
+// add keeps a note, and reports whether there was room for it.
+func (p *pending) add(n note) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.notes) >= pendingCapacity {
-		p.dropped++
-		return
+		p.valid(1)
+	}
+	if len(p.notes) >= pendingCapacity {
+		if n.delivered {
+			p.evicted++
+		}
+		return false
 	}
 	if p.notes == nil {
 		p.notes, p.delivered = make(map[string]note), make(map[id]string)
@@ -51,6 +56,7 @@ func (p *pending) add(n note) {
 	if n.delivered {
 		p.delivered[n.id] = n.token
 	}
+	return true
 }
 
 // find returns the note of the delivery of an id.
@@ -74,6 +80,11 @@ func (p *pending) forget(of id) {
 func (p *pending) some(count int) []note {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	return p.valid(count)
+}
+
+// valid is some with p.mu held.
+func (p *pending) valid(count int) []note {
 	var some []note
 	now := time.Now()
 	for _, n := range p.notes {
@@ -109,4 +120,11 @@ func (p *pending) len() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return len(p.notes)
+}
+
+// evictions returns how many deliveries there was no room for.
+func (p *pending) evictions() uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.evicted
 }
