@@ -241,6 +241,112 @@ func TestCaddyThatStopsWhileRedisIsDownSaysWhatIsLost(t *testing.T) {
 	}
 }
 
+// send is [caddytest.Post] for tests that look at the headers, and with a limit
+// that is short of the patience of BuzzBip.
+func send(t *testing.T, url, body string) *http.Response {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, url, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("X-BuzzBip-Signature", caddytest.Sign(body))
+	res, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res.Body.Close()
+	return res
+}
+
+func TestWhatTheSenderSeesWhileRedisIsDown(t *testing.T) {
+	for _, policy := range []string{"memory", "refuse"} {
+		t.Run(policy, func(t *testing.T) {
+			// in flight when Redis goes away
+			succeeds, fails := caddytest.NewEvent(), caddytest.NewEvent()
+			release := make(chan struct{})
+			var releasing sync.Once
+			end := func() { releasing.Do(func() { close(release) }) }
+			defer end()
+			var failed sync.Once
+			b := caddytest.NewBackend(t, func(w http.ResponseWriter, r *http.Request) {
+				switch r.Header.Get("X-BuzzBip-Signature") {
+				case caddytest.Sign(succeeds):
+					<-release
+				case caddytest.Sign(fails):
+					failed.Do(func() {
+						<-release
+						w.WriteHeader(http.StatusInternalServerError)
+					})
+				}
+			})
+			server := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
+			urls, caddies := onRedis(t, server, b, 2, "", "timeout 300ms\nwhen_down "+policy)
+			expect := func(url, body string, status int, result string) {
+				t.Helper()
+				if got := caddytest.Post(t.Context(), url, body); got.Status != status || got.Result != result {
+					t.Errorf("answered %d %q, want %d %q", got.Status, got.Result, status, result)
+				}
+			}
+			inFlight := make(chan int, 2)
+			for _, body := range []string{succeeds, fails} {
+				go func() { inFlight <- caddytest.Post(t.Context(), urls[0], body).Status }()
+				caddytest.WaitFor(t, "the delivery", func() bool { return b.Count(body) == 1 })
+			}
+
+			server.Kill()
+			during := caddytest.NewEvent()
+			for i := range 3 {
+				switch res := send(t, urls[0], during); {
+				case policy == "refuse":
+					if res.StatusCode != http.StatusServiceUnavailable || res.Header.Get("Retry-After") == "" {
+						t.Errorf("answered %s, Retry-After %q", res.Status, res.Header.Get("Retry-After"))
+					}
+				case res.StatusCode != http.StatusOK || res.Header.Get("X-BuzzBip-Result") != map[bool]string{true: "duplicate"}[i > 0]:
+					t.Errorf("copy %d was answered %s %s", i, res.Status, res.Header.Get("X-BuzzBip-Result"))
+				}
+			}
+			if got, want := b.Count(during), map[string]int{"memory": 1}[policy]; got != want {
+				t.Errorf("the backend got %d copies, want %d", got, want)
+			}
+			if up := caddies[0].Metric(`store_up{store="redis"}`); up != 0 {
+				t.Errorf("store_up is %v", up)
+			}
+			if log := caddies[0].Log.String(); !strings.Contains(log, "Redis is down: until it answers, events are "+map[string]string{"memory": "deduplicated within this instance only", "refuse": "refused"}[policy]) {
+				t.Errorf("the log does not say that Redis is down: %s", log)
+			}
+			end()
+			if one, other := <-inFlight, <-inFlight; one+other != http.StatusOK+http.StatusInternalServerError {
+				t.Errorf("what was in flight was answered %d and %d", one, other)
+			}
+			expect(urls[0], succeeds, http.StatusOK, "duplicate")
+
+			server.Restart()
+			for _, c := range caddies {
+				caddytest.WaitFor(t, "Redis to be back", func() bool { return c.Metric(`store_up{store="redis"}`) == 1 })
+			}
+			caddytest.WaitFor(t, "Redis to know what was delivered", func() bool {
+				return strings.Count(server.Do("KEYS", "buzzbip:done:*"), "done:") == 1+b.Count(during)
+			})
+			expect(urls[1], succeeds, http.StatusOK, "duplicate")
+			// the failure is not in flight any more
+			expect(urls[1], fails, http.StatusOK, "")
+			expect(urls[0], fails, http.StatusOK, "duplicate")
+			expect(urls[1], during, http.StatusOK, map[string]string{"memory": "duplicate"}[policy])
+			expect(urls[0], during, http.StatusOK, "duplicate")
+			for body, want := range map[string]int{succeeds: 1, fails: 2, during: 1} {
+				if got := b.Count(body); got != want {
+					t.Errorf("the backend got %d copies of %s, want %d", got, body, want)
+				}
+			}
+			if log := caddies[0].Log.String(); !strings.Contains(log, "Redis is back") {
+				t.Errorf("the log does not say that Redis is back: %s", log)
+			}
+		})
+	}
+}
+
 // Where only what FIPS 140 allows may be computed, Go panics at anything else.
 func TestRedisWhereOnlyFIPSIsAllowed(t *testing.T) {
 	t.Setenv("GODEBUG", "fips140=only") // of the Caddys, not of this process
