@@ -3,6 +3,7 @@ package redis
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"runtime/pprof"
 	"strconv"
@@ -69,6 +70,117 @@ func TestEventsDoNotHurryTheProbes(t *testing.T) {
 	if probes := counted(server, "stats", "total_error_replies:") - before; probes > most {
 		t.Errorf("%d probes in %s, want %d at most", probes, time.Since(start), most)
 	}
+}
+
+// Connections that the server ends take nothing with them.
+func TestKilledConnectionsUnderLoad(t *testing.T) {
+	server := redistest.Start(t)
+	patient := config(server, "timeout", "10s", "when_down", "refuse")
+	a, b := newInstance(t, patient), newInstance(t, patient)
+	stop := traffic(t, asIs, a, b)
+	killed := 0
+	waitFor(t, "many connections to be killed", func() bool {
+		n, _ := strconv.Atoi(server.Do("CLIENT", "KILL", "TYPE", "normal"))
+		killed += n
+		return killed >= 20
+	})
+	expectOnce(t, stop(), 1, a, b)
+}
+
+// cutter passes bytes on between clients and a server. For a true value in
+// cut it throws away an answer of the server and ends the connection.
+type cutter struct {
+	url string
+	cut chan bool
+}
+
+func newCutter(t *testing.T, server *redistest.Server) *cutter {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	c := &cutter{url: "redis://" + l.Addr().String(), cut: make(chan bool, 1)}
+	go func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go c.pass(client, server.Addr())
+		}
+	}()
+	return c
+}
+
+func (c *cutter) pass(client net.Conn, address string) {
+	defer client.Close()
+	server, err := net.Dial("tcp", address)
+	if err != nil {
+		return
+	}
+	defer server.Close()
+	go func() {
+		_, _ = io.Copy(server, client)
+		server.Close()
+	}()
+	answer := make([]byte, 64<<10)
+	for {
+		n, err := server.Read(answer)
+		if err != nil {
+			return
+		}
+		select {
+		case <-c.cut:
+			return
+		default:
+		}
+		if _, err := client.Write(answer[:n]); err != nil {
+			return
+		}
+	}
+}
+
+// What was asked for may have been done though no answer came: asked again, it
+// is answered as it would have been.
+func TestAnswersThatAreLost(t *testing.T) {
+	server := redistest.Start(t)
+	through := newCutter(t, server)
+	patient := map[string]any{"urls": []string{through.url}, "timeout": "10s", "when_down": "refuse"}
+	s, other := newInstance(t, patient), newInstance(t, config(server))
+	deliver(t, s, arrival("before", 1)) // and the server knows the scripts
+	lost := func(what string, operation func()) {
+		t.Helper()
+		before := calls(server, "evalsha")
+		through.cut <- true
+		operation()
+		if len(through.cut) > 0 || calls(server, "evalsha")-before < 2 {
+			t.Errorf("the answer to %s was not lost", what)
+		}
+	}
+	var c dedupe.Claim
+	lost("a claim", func() { c = expect(t, s, arrival("a", 1), dedupe.Claimed) })
+	expectInFlight(t, other, arrival("a", 1))
+	lost("a failure", func() { settle(t, s, c, false) })
+	c = expect(t, other, arrival("a", 1), dedupe.Claimed)
+	settle(t, other, c, false)
+	c = expect(t, s, arrival("a", 1), dedupe.Claimed)
+	lost("a success", func() { settle(t, s, c, true) })
+	lost("a duplicate", func() { expect(t, s, arrival("a", 1), dedupe.Delivered) })
+	lost("a conflict", func() { expect(t, s, arrival("a", 2), dedupe.Conflicting) })
+	expect(t, other, arrival("a", 1), dedupe.Delivered)
+}
+
+func TestAnswersThatAreLostUnderLoad(t *testing.T) {
+	server := redistest.Start(t)
+	through := newCutter(t, server)
+	patient := map[string]any{"urls": []string{through.url}, "timeout": "10s", "when_down": "refuse"}
+	a, b := newInstance(t, patient), newInstance(t, patient)
+	stop := traffic(t, asIs, a, b)
+	for range 10 {
+		through.cut <- true // waits until the one before has been used
+	}
+	expectOnce(t, stop(), 1, a, b)
 }
 
 // silent accepts connections, and says nothing.

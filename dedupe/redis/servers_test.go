@@ -38,9 +38,10 @@ func TestTLSAndAUserWithAPassword(t *testing.T) {
 	}
 }
 
-// traffic delivers events through two instances until it is stopped, with a
-// copy of each at the other, and returns how often each was delivered.
-func traffic(t *testing.T, a, b *Store) (stop func() map[string]int) {
+// traffic delivers events through two instances until it is stopped, a copy of
+// each through each at the same time, and returns how often each was delivered. The ids
+// of a sender are what named makes of them.
+func traffic(t *testing.T, named func(string) string, a, b *Store) (stop func() map[string]int) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var mu sync.Mutex
 	deliveries := make(map[string]int)
@@ -49,29 +50,38 @@ func traffic(t *testing.T, a, b *Store) (stop func() map[string]int) {
 		senders.Go(func() {
 			for n := 0; ctx.Err() == nil; n++ {
 				time.Sleep(time.Millisecond) // leave some CPU to the servers
-				id := fmt.Sprint(sender, " ", n)
+				id := named(fmt.Sprint(sender, " ", n))
+				var copies sync.WaitGroup
 				for _, s := range []*Store{a, b} {
-					for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) { // as a sender who retries
-						v, err := s.Claim(context.Background(), arrival(id, 1))
-						if err == nil && v.State == dedupe.Claimed {
-							mu.Lock()
-							deliveries[id]++
-							mu.Unlock()
-							_ = s.Settle(context.Background(), v.Claim, true)
+					copies.Go(func() {
+						for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) { // as a sender who retries
+							v, err := s.Claim(context.Background(), arrival(id, 1))
+							if err == nil && v.State == dedupe.Claimed {
+								mu.Lock()
+								deliveries[id]++
+								mu.Unlock()
+								_ = s.Settle(context.Background(), v.Claim, true)
+							}
+							if err == nil {
+								break
+							}
+							if time.Now().After(end) {
+								t.Errorf("%s is never answered: %v", id, err)
+								break
+							}
 						}
-						if err == nil {
-							break
-						}
-						if time.Now().After(end) {
-							t.Errorf("%s is never answered: %v", id, err)
-							return
-						}
-					}
+					})
 				}
+				copies.Wait()
 			}
 		})
 	}
 	return func() map[string]int {
+		waitFor(t, "so many events that they prove something", func() bool {
+			mu.Lock()
+			defer mu.Unlock()
+			return len(deliveries) >= 100
+		})
 		cancel()
 		senders.Wait()
 		return deliveries
@@ -95,17 +105,16 @@ func expectOnce(t *testing.T, deliveries map[string]int, most int, instances ...
 		}
 	}
 	t.Logf("%d events, %d of them delivered more than once", len(deliveries), twice)
-	if len(deliveries) < 100 {
-		t.Error("too few to prove anything")
-	}
 }
+
+func asIs(id string) string { return id }
 
 func TestCluster(t *testing.T) {
 	nodes := redistest.StartCluster(t)
 	clustered := map[string]any{"urls": []string{nodes[0].URL(), nodes[1].URL()}, "timeout": "300ms"}
 	a, b := newInstance(t, clustered), newInstance(t, clustered)
 	t.Run("acts as one server", func(t *testing.T) {
-		stop := traffic(t, a, b)
+		stop := traffic(t, asIs, a, b)
 		time.Sleep(300 * time.Millisecond)
 		expectOnce(t, stop(), 1, a, b)
 		c := expect(t, a, arrival("awaited", 1), dedupe.Claimed)
@@ -122,7 +131,7 @@ func TestCluster(t *testing.T) {
 		}
 	})
 	t.Run("a node fails over", func(t *testing.T) {
-		stop := traffic(t, a, b)
+		stop := traffic(t, asIs, a, b)
 		time.Sleep(200 * time.Millisecond)
 		nodes[1].Kill()
 		waitFor(t, "a replica to take over", func() bool {
@@ -140,6 +149,50 @@ func TestCluster(t *testing.T) {
 	})
 }
 
+// Each event is delivered once while slots move from one node to another and
+// back, with the events in them.
+func TestSlotsOfAClusterMove(t *testing.T) {
+	nodes := redistest.StartCluster(t)
+	clustered := map[string]any{"urls": []string{nodes[0].URL(), nodes[1].URL()}, "timeout": "10s", "when_down": "refuse"}
+	a, b := newInstance(t, clustered), newInstance(t, clustered)
+	const slots = 3 // the first ones, which nodes[0] has
+	stop := traffic(t, func(id string) string {
+		for n := 0; ; n++ {
+			named := fmt.Sprint(id, " ", n)
+			if keySlot(a.key(named)) < slots {
+				return named
+			}
+		}
+	}, a, b)
+	for range 2 {
+		for slot := range slots {
+			redistest.MoveSlot(slot, nodes[0], nodes[1])
+		}
+		for slot := range slots {
+			redistest.MoveSlot(slot, nodes[1], nodes[0])
+		}
+	}
+	expectOnce(t, stop(), 1, a, b)
+	if calls(nodes[0], "migrate") == 0 {
+		t.Error("no event moved")
+	}
+}
+
+// keySlot is where a Cluster keeps a key.
+func keySlot(key string) (slot int) {
+	_, tag, _ := strings.Cut(key, "{")
+	tag, _, _ = strings.Cut(tag, "}")
+	for _, c := range []byte(tag) {
+		slot ^= int(c) << 8
+		for range 8 {
+			if slot <<= 1; slot > 0xffff {
+				slot ^= 0x11021
+			}
+		}
+	}
+	return slot % 16384
+}
+
 func TestSentinel(t *testing.T) {
 	master, sentinels := redistest.StartSentinels(t)
 	var urls []string
@@ -150,7 +203,7 @@ func TestSentinel(t *testing.T) {
 	a, b := newInstance(t, watched), newInstance(t, watched)
 	deliver(t, a, arrival("before", 1))
 	expect(t, b, arrival("before", 1), dedupe.Delivered)
-	stop := traffic(t, a, b)
+	stop := traffic(t, asIs, a, b)
 	time.Sleep(100 * time.Millisecond)
 	master.Kill()
 	waitFor(t, "both to notice", func() bool { return !up(a) && !up(b) })

@@ -184,6 +184,22 @@ func StartCluster(t testing.TB) []*Server {
 	return nodes
 }
 
+// MoveSlot moves a slot of a Cluster from one master to another.
+func MoveSlot(slot int, from, to *Server) {
+	number, source, target := strconv.Itoa(slot), from.Do("CLUSTER", "MYID"), to.Do("CLUSTER", "MYID")
+	to.Do("CLUSTER", "SETSLOT", number, "IMPORTING", source)
+	from.Do("CLUSTER", "SETSLOT", number, "MIGRATING", target)
+	for {
+		keys := from.Do("CLUSTER", "GETKEYSINSLOT", number, "10")
+		if keys == "" {
+			break
+		}
+		from.Do(append([]string{"MIGRATE", "127.0.0.1", strconv.Itoa(to.port), "", "0", "10000", "KEYS"}, strings.Split(keys, "\n")...)...)
+	}
+	to.Do("CLUSTER", "SETSLOT", number, "NODE", target)
+	from.Do("CLUSTER", "SETSLOT", number, "NODE", target)
+}
+
 // MasterSet is the name that the Sentinels of StartSentinels know the master
 // by.
 const MasterSet = "buzzbip"
