@@ -4,10 +4,12 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/buzzbip/caddy-webhook/dedupe"
 	"github.com/buzzbip/caddy-webhook/internal/redistest"
@@ -101,4 +103,29 @@ func BenchmarkServerMemory(b *testing.B) {
 		}
 	}
 	b.ReportMetric((used()-before)/ids, "server-B/id")
+}
+
+// BenchmarkNotice reports how long after a delivery ends on one instance, the
+// settlement included, a copy that waits on another is answered.
+func BenchmarkNotice(b *testing.B) {
+	server := redistest.Start(b)
+	owner, other := newInstance(b, config(server)), newInstance(b, config(server))
+	var took []time.Duration
+	for b.Loop() {
+		id := fmt.Sprint(benchID.Add(1))
+		c := expect(b, owner, arrival(id, 1), dedupe.Claimed)
+		waiter := claimAsync(b, other, waiting(arrival(id, 1)))
+		waitFor(b, "the waiter", func() bool { return waits(other, id) })
+		start := time.Now()
+		settle(b, owner, c, true)
+		if got := await(b, waiter, "the waiter's answer"); got.err != nil || got.State != dedupe.Delivered {
+			b.Fatalf("the waiter got %+v", got)
+		}
+		took = append(took, time.Since(start))
+	}
+	slices.Sort(took)
+	for _, percent := range []int{50, 99, 100} {
+		at := took[(len(took)-1)*percent/100]
+		b.ReportMetric(float64(at.Microseconds())/1000, fmt.Sprintf("p%d-ms", percent))
+	}
 }
