@@ -250,6 +250,24 @@ func TestConnectionThatNeverWorkedEndsWhenItIsLetGo(t *testing.T) {
 	}
 }
 
+// What a connection waits for does not keep it when it is let go.
+func TestConnectionToAServerThatHangsEnds(t *testing.T) {
+	waitFor(t, "earlier ones to end", func() bool { return working() == "" })
+	server := redistest.Start(t)
+	s := mustLoad(t, config(server, "timeout", "100ms"))
+	deliver(t, s, arrival("a", 1))
+	waitFor(t, "the subscription", func() bool { return strings.Contains(server.Do("PUBSUB", "NUMSUB", "buzzbip:ended"), "1") })
+	server.Pause()
+	defer server.Resume()
+	if err := s.Cleanup(); err != nil {
+		t.Fatal(err)
+	}
+	s.provisioned = false // Caddy cleans up once
+	start := time.Now()
+	waitFor(t, "the connection to end", func() bool { return working() == "" })
+	t.Logf("it ended after %s", time.Since(start))
+}
+
 // A reload with the right password makes the connection superfluous that has
 // the wrong one, and for which something was pending.
 func TestConnectionEndsWhenAnotherHasToldWhatWasPending(t *testing.T) {

@@ -146,6 +146,7 @@ func TestCluster(t *testing.T) {
 		expectOnce(t, deliveries, 2, a, b)
 		deliver(t, a, arrival("afterwards", 1))
 		expect(t, b, arrival("afterwards", 1), dedupe.Delivered)
+		expectTold(t, a, b)
 	})
 }
 
@@ -214,4 +215,32 @@ func TestSentinel(t *testing.T) {
 	expectOnce(t, deliveries, 2, a, b)
 	deliver(t, a, arrival("afterwards", 1))
 	expect(t, b, arrival("afterwards", 1), dedupe.Delivered)
+	expectTold(t, a, b)
+}
+
+// expectTold checks that messages between instances come again, sooner or
+// later.
+func expectTold(t *testing.T, a, b *Store) {
+	t.Helper()
+	defer func(d time.Duration) { pollInterval = d }(pollInterval)
+	pollInterval = time.Hour
+	for end := time.Now().Add(patience); ; {
+		id := fmt.Sprint("told ", time.Now())
+		c := expect(t, a, arrival(id, 1), dedupe.Claimed)
+		r := arrival(id, 1)
+		r.Wait = 10 * time.Second // after which it asks for the last time
+		waiter := claimAsync(t, b, r)
+		waitFor(t, "the waiter", func() bool { return waits(b, id) })
+		start := time.Now()
+		settle(t, a, c, true)
+		if got := await(t, waiter, "the waiter's answer"); got.err != nil || got.State != dedupe.Delivered {
+			t.Fatalf("the waiter got %+v", got)
+		}
+		if time.Since(start) < r.Wait/2 {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatal("no messages come")
+		}
+	}
 }
