@@ -73,6 +73,7 @@ type connection struct {
 	client rueidis.Client // run sets it, and then closes ready
 	ready  chan struct{}
 	check  chan struct{} // wakes up run
+	last   sync.Once
 
 	mu      sync.Mutex
 	down    error                    // nil: it works, as far as is known
@@ -94,14 +95,19 @@ func connect(s settings) *connection {
 	return c
 }
 
-// lastCall tells Redis what is pending, for the process is about to end.
-func (c *connection) lastCall() {
+// lastCall tells Redis what is pending, for the process is about to end. It
+// takes the timeout at most, however many stores share the connection.
+func (c *connection) lastCall() { c.last.Do(c.sayLast) }
+
+func (c *connection) sayLast() {
 	ctx, cancel := context.WithTimeout(context.Background(), c.timeout)
 	defer cancel()
-	select {
-	case <-c.ready:
-		_ = c.catchUp(ctx)
-	case <-ctx.Done():
+	if c.pending.len() > 0 {
+		select {
+		case <-c.ready:
+			_ = c.catchUp(ctx)
+		case <-ctx.Done():
+		}
 	}
 	c.mu.Lock()
 	lost := c.pending.len() + c.forgotten

@@ -514,6 +514,37 @@ func TestLastCallRecordsWhatIsPending(t *testing.T) {
 	}
 }
 
+// Each store of a configuration makes the call.
+func TestLastCallIsMadeOnce(t *testing.T) {
+	log := logged(t)
+	server := redistest.Start(t)
+	s := newInstance(t, config(server, "timeout", "200ms"))
+	server.Pause()
+	defer server.Resume()
+	deliverDown(t, s, arrival("a", 1))
+	for range 3 {
+		s.acquire().lastCall()
+		s.release()
+	}
+	if got := strings.Count(log(), "Caddy stops before Redis was back"); got != 1 {
+		t.Errorf("the log says %d times that something is lost, want once", got)
+	}
+}
+
+func TestLastCallDoesNotWaitForNothing(t *testing.T) {
+	server := redistest.Start(t)
+	server.Pause()
+	defer server.Resume()
+	s := newInstance(t, config(server, "timeout", "1h"))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.acquire().lastCall()
+		s.release()
+	}()
+	await(t, done, "the end of the call")
+}
+
 func TestForgetWhileRedisIsDown(t *testing.T) {
 	server := redistest.Start(t)
 	s := newInstance(t, config(server, "timeout", "200ms"))
