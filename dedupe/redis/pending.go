@@ -40,6 +40,9 @@ type pending struct {
 func (p *pending) add(n note) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if older, ok := p.notes[p.delivered[n.id]]; ok && n.delivered {
+		p.drop(older) // Redis would be told in no particular order
+	}
 	if len(p.notes) >= pendingCapacity {
 		p.valid(1)
 	}

@@ -112,3 +112,23 @@ func TestWhatRedisKnowsIsNotEvicted(t *testing.T) {
 		t.Errorf("got %+v", stats)
 	}
 }
+
+// An event that was delivered again with another body, both in an outage.
+func TestLastOfSeveralDeliveriesCountsAfterAnOutage(t *testing.T) {
+	server := redistest.Start(t)
+	s := newInstance(t, config(server, "timeout", "100ms"))
+	server.Kill()
+	const events = 20
+	for n := range events {
+		deliverDown(t, s, arrival(fmt.Sprint(n), 1))
+		again := arrival(fmt.Sprint(n), 2)
+		again.Redeliver = true
+		deliverDown(t, s, again)
+	}
+	server.Restart()
+	waitFor(t, "Redis to know", func() bool { return up(s) && s.pendingNotes() == 0 })
+	other := newInstance(t, config(server))
+	for n := range events {
+		expect(t, other, arrival(fmt.Sprint(n), 2), dedupe.Delivered)
+	}
+}
