@@ -77,6 +77,8 @@ func (c *connection) ask(ctx context.Context, r dedupe.Request, giveUp time.Time
 				c.note(note{id: of, token: args[0], expires: time.Now().Add(r.Lease)})
 			}
 			return nil, err
+		case err != nil && ended != nil: // another instance has it, as far as is known
+			return nil, dedupe.ErrInFlight
 		case err != nil:
 			*token |= unclaimed
 			if s := c.own.Lookup(r.Scope, r.Key); s.Delivered {

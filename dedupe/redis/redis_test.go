@@ -332,6 +332,21 @@ func TestMemoryTakesOverWhileRedisIsDown(t *testing.T) {
 	}
 }
 
+// Who was told a moment ago that another instance has the id does not deliver
+// it too.
+func TestWaiterDoesNotDeliverWhenRedisGoesAway(t *testing.T) {
+	server := redistest.Start(t)
+	a, b := newInstance(t, config(server, "timeout", "200ms")), newInstance(t, config(server, "timeout", "200ms"))
+	expect(t, a, arrival("a", 1), dedupe.Claimed)
+	waiter := claimAsync(t, b, waiting(arrival("a", 1)))
+	waitFor(t, "the waiter", func() bool { return waits(b, "a") })
+	server.Kill()
+	if got := await(t, waiter, "the waiter's answer"); !errors.Is(got.err, dedupe.ErrInFlight) {
+		t.Errorf("got %+v", got)
+	}
+	expect(t, b, arrival("a", 1), dedupe.Claimed) // when it comes again, the other may be dead
+}
+
 func (s *Store) pendingNotes() int {
 	defer s.release()
 	return s.acquire().pending.len()
