@@ -74,16 +74,18 @@ func newInstance(t testing.TB, config map[string]any) *Store {
 	s.settings.backend += own
 	s.settings.id += own
 	s.acquire()
-	t.Cleanup(func() {
-		s.abandon()
-		s.release()
-	})
+	t.Cleanup(s.abandon)
 	return s
 }
 
-// abandon drops what is pending, so that no connection outlives its test.
+// abandon drops what is pending and all claims, so that no connection outlives
+// its test.
 func (s *Store) abandon() {
-	defer s.release()
+	defer func() {
+		for held := true; held; _, held = connections.References(s.settings.id) {
+			s.release()
+		}
+	}()
 	for c := s.acquire(); c.pending.len() > 0; {
 		for _, n := range c.pending.some(flushed) {
 			c.pending.remove(n)
