@@ -257,15 +257,21 @@ func TestConnectionThatNeverWorkedEndsWhenItIsLetGo(t *testing.T) {
 			if up(s) || s.pendingNotes() == 0 {
 				t.Error("it seems to work")
 			}
-			if err := s.Cleanup(); err != nil {
-				t.Fatal(err)
-			}
-			s.provisioned = false // Caddy cleans up once
-			start := time.Now()
-			waitFor(t, "the connection to end", func() bool { return working() == "" })
-			t.Logf("it ended after %s", time.Since(start))
+			expectEnd(t, s)
 		})
 	}
+}
+
+// expectEnd lets a store go, and waits for the end of its connection.
+func expectEnd(t *testing.T, s *Store) {
+	t.Helper()
+	if err := s.Cleanup(); err != nil {
+		t.Fatal(err)
+	}
+	s.provisioned = false // Caddy cleans up once
+	start := time.Now()
+	waitFor(t, "the connection to end", func() bool { return working() == "" })
+	t.Logf("it ended after %s", time.Since(start))
 }
 
 // What a connection waits for does not keep it when it is let go.
@@ -277,13 +283,7 @@ func TestConnectionToAServerThatHangsEnds(t *testing.T) {
 	waitFor(t, "the subscription", func() bool { return strings.Contains(server.Do("PUBSUB", "NUMSUB", "buzzbip:ended"), "1") })
 	server.Pause()
 	defer server.Resume()
-	if err := s.Cleanup(); err != nil {
-		t.Fatal(err)
-	}
-	s.provisioned = false // Caddy cleans up once
-	start := time.Now()
-	waitFor(t, "the connection to end", func() bool { return working() == "" })
-	t.Logf("it ended after %s", time.Since(start))
+	expectEnd(t, s)
 }
 
 // A reload with the right password makes the connection superfluous that has
