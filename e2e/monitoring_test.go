@@ -150,7 +150,7 @@ func TestMonitoringDashboardIsWellFormed(t *testing.T) {
 type prometheus struct {
 	t       *testing.T
 	address string
-	log     caddytest.Buffer
+	log     caddytest.Output
 }
 
 // startPrometheus runs Prometheus with the configuration and the rules of the
@@ -174,7 +174,7 @@ func startPrometheus(t *testing.T, target string) *prometheus {
 	p := &prometheus{t: t, address: caddytest.FreeAddress(t)}
 	cmd := exec.Command(binary, "--config.file", filepath.Join(dir, "prometheus.yml"), "--storage.tsdb.path", filepath.Join(dir, "data"),
 		"--web.listen-address", p.address, "--log.level", "warn")
-	cmd.Stdout, cmd.Stderr = &p.log, &p.log
+	p.log = caddytest.Capture(t, cmd)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

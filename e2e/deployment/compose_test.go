@@ -148,8 +148,7 @@ func TestComposeRuns(t *testing.T) {
 		args[i] = strings.Replace(args[i], ":9000", backendAddress, 1)
 	}
 	standIn := exec.Command(caddytest.Binary, args...)
-	var deliveries caddytest.Buffer
-	standIn.Stdout, standIn.Stderr = &deliveries, &deliveries
+	deliveries := caddytest.Capture(t, standIn)
 	if err := standIn.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -185,8 +185,7 @@ func startRedis(t *testing.T, probe []string, args ...string) string {
 	address := caddytest.FreeAddress(t)
 	_, port, _ := net.SplitHostPort(address)
 	server := exec.Command("redis-server", append(args, "--port", port, "--bind", "127.0.0.1", "--dir", t.TempDir())...)
-	var output caddytest.Buffer
-	server.Stdout, server.Stderr = &output, &output
+	output := caddytest.Capture(t, server)
 	if err := server.Start(); err != nil {
 		t.Fatal(err)
 	}

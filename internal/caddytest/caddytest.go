@@ -65,7 +65,7 @@ type Caddy struct {
 	Cmd    *exec.Cmd
 	Config string // path of the Caddyfile
 	Admin  string // address of the admin endpoint
-	Log    Buffer
+	Log    Output
 	Ended  chan struct{}
 
 	t testing.TB
@@ -108,8 +108,7 @@ func Launch(t testing.TB, data, globals, sites string, env ...string) *Caddy {
 	c.Cmd = exec.Command(Binary, "run", "--config", c.Config)
 	c.Cmd.Env = append(os.Environ(), "XDG_DATA_HOME="+data, "XDG_CONFIG_HOME="+data, "HOME="+data)
 	c.Cmd.Env = append(c.Cmd.Env, env...)
-	c.Cmd.Stderr = &c.Log
-	c.Cmd.Stdout = &c.Log
+	c.Log = Capture(t, c.Cmd)
 	if err := c.Cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -188,11 +187,11 @@ func (c *Caddy) Series(name string) map[string]float64 {
 	return found
 }
 
-// Entries are the lines of the log, decoded.
+// Entries are the whole lines of the log, decoded.
 func (c *Caddy) Entries() (all []map[string]any) {
 	c.t.Helper()
 	for line := range strings.Lines(c.Log.String()) {
-		if strings.HasPrefix(line, "{") {
+		if strings.HasPrefix(line, "{") && strings.HasSuffix(line, "\n") {
 			entry := make(map[string]any)
 			if err := json.Unmarshal([]byte(line), &entry); err != nil {
 				c.t.Fatalf("%s: %v", line, err)
@@ -283,22 +282,28 @@ func WaitFor(t testing.TB, what string, done func() bool) {
 	}
 }
 
-// Buffer may be written and read at the same time.
-type Buffer struct {
-	mu   sync.Mutex
-	text strings.Builder
+// Output is what a process has written to standard output and standard error:
+// all of it at any moment, for it goes into a file and not through a pipe.
+type Output struct{ path string }
+
+// Capture sets where a command that is to be started writes.
+func Capture(t testing.TB, cmd *exec.Cmd) Output {
+	t.Helper()
+	f, err := os.Create(filepath.Join(t.TempDir(), "output"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	cmd.Stdout, cmd.Stderr = f, f
+	return Output{f.Name()}
 }
 
-func (b *Buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *Buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
+func (o Output) String() string {
+	text, err := os.ReadFile(o.path)
+	if err != nil {
+		return err.Error()
+	}
+	return string(text)
 }
 
 // Backend counts the bodies that it gets and answers 200, or as its handler
