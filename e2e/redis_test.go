@@ -241,25 +241,6 @@ func TestCaddyThatStopsWhileRedisIsDownSaysWhatIsLost(t *testing.T) {
 	}
 }
 
-// send is [caddytest.Post] for tests that look at the headers, and with a limit
-// that is short of the patience of BuzzBip.
-func send(t *testing.T, url, body string) *http.Response {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, url, strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.Header.Set("X-BuzzBip-Signature", caddytest.Sign(body))
-	res, err := http.DefaultClient.Do(r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	res.Body.Close()
-	return res
-}
-
 func TestWhatTheSenderSeesWhileRedisIsDown(t *testing.T) {
 	for _, policy := range []string{"memory", "refuse"} {
 		t.Run(policy, func(t *testing.T) {
@@ -298,13 +279,13 @@ func TestWhatTheSenderSeesWhileRedisIsDown(t *testing.T) {
 			server.Kill()
 			during := caddytest.NewEvent()
 			for i := range 3 {
-				switch res := send(t, urls[0], during); {
+				switch got := caddytest.Post(t.Context(), urls[0], during); {
 				case policy == "refuse":
-					if res.StatusCode != http.StatusServiceUnavailable || res.Header.Get("Retry-After") == "" {
-						t.Errorf("answered %s, Retry-After %q", res.Status, res.Header.Get("Retry-After"))
+					if got.Status != http.StatusServiceUnavailable || got.RetryAfter == "" {
+						t.Errorf("answered %d, Retry-After %q", got.Status, got.RetryAfter)
 					}
-				case res.StatusCode != http.StatusOK || res.Header.Get("X-BuzzBip-Result") != map[bool]string{true: "duplicate"}[i > 0]:
-					t.Errorf("copy %d was answered %s %s", i, res.Status, res.Header.Get("X-BuzzBip-Result"))
+				case got.Status != http.StatusOK || got.Result != map[bool]string{true: "duplicate"}[i > 0]:
+					t.Errorf("copy %d was answered %d %s", i, got.Status, got.Result)
 				}
 			}
 			if got, want := b.Count(during), map[string]int{"memory": 1}[policy]; got != want {

@@ -265,10 +265,7 @@ func TestConnectionThatNeverWorkedEndsWhenItIsLetGo(t *testing.T) {
 // expectEnd lets a store go, and waits for the end of its connection.
 func expectEnd(t *testing.T, s *Store) {
 	t.Helper()
-	if err := s.Cleanup(); err != nil {
-		t.Fatal(err)
-	}
-	s.provisioned = false // Caddy cleans up once
+	cleanUp(t, s)
 	start := time.Now()
 	waitFor(t, "the connection to end", func() bool { return working() == "" })
 	t.Logf("it ended after %s", time.Since(start))
@@ -296,10 +293,7 @@ func TestConnectionEndsWhenAnotherHasToldWhatWasPending(t *testing.T) {
 	wrong := mustLoad(t, at("wrong"))
 	_ = wrong.Settle(context.Background(), expect(t, wrong, arrival("a", 1), dedupe.Claimed), true)
 	right := mustLoad(t, at("right"))
-	if err := wrong.Cleanup(); err != nil {
-		t.Fatal(err)
-	}
-	wrong.provisioned = false // Caddy cleans up once
+	cleanUp(t, wrong)
 	waitFor(t, "what was pending to be told", func() bool { return right.pendingNotes() == 0 })
 	waitFor(t, "the connection with the wrong password to end", func() bool {
 		_, held := connections.References(wrong.settings.id)

@@ -78,6 +78,15 @@ func newInstance(t testing.TB, config map[string]any) *Store {
 	return s
 }
 
+// cleanUp lets a store go before the end of its test.
+func cleanUp(t *testing.T, s *Store) {
+	t.Helper()
+	if err := s.Cleanup(); err != nil {
+		t.Fatal(err)
+	}
+	s.provisioned = false // Caddy cleans up once
+}
+
 // abandon drops what is pending and all claims, so that no connection outlives
 // its test.
 func (s *Store) abandon() {
@@ -461,10 +470,7 @@ func TestReloadWithOtherSettingsKeepsWhatRedisDoesNotKnowYet(t *testing.T) {
 	reloaded := mustLoad(t, config(server, "timeout", "300ms"))
 	expect(t, reloaded, arrival("a", 1), dedupe.Delivered)
 	expectInFlight(t, reloaded, arrival("in flight", 1))
-	if err := old.Cleanup(); err != nil {
-		t.Fatal(err)
-	}
-	old.provisioned = false // Caddy cleans up once
+	cleanUp(t, old)
 	_ = old.Settle(context.Background(), inFlight, true)
 	expect(t, reloaded, arrival("in flight", 1), dedupe.Delivered)
 	server.Restart()
@@ -480,11 +486,8 @@ func TestConnectionLastsUntilTheLastClaimIsSettled(t *testing.T) {
 	s := mustLoad(t, config(server))
 	c := expect(t, s, arrival("a", 1), dedupe.Claimed)
 	failed := expect(t, s, arrival("b", 1), dedupe.Claimed)
-	if err := s.Cleanup(); err != nil {
-		t.Fatal(err)
-	}
-	s.provisioned = false // Caddy cleans up once
-	for range 2 {         // the second changes nothing
+	cleanUp(t, s)
+	for range 2 { // the second changes nothing
 		settle(t, s, c, true)
 		settle(t, s, failed, false)
 	}

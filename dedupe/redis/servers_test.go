@@ -39,8 +39,8 @@ func TestTLSAndAUserWithAPassword(t *testing.T) {
 }
 
 // traffic delivers events through two instances until it is stopped, a copy of
-// each through each at the same time, and returns how often each was delivered. The ids
-// of a sender are what named makes of them.
+// each through each at the same time, and returns how often each was delivered.
+// The ids of a sender are what named makes of them.
 func traffic(t *testing.T, named func(string) string, a, b *Store) (stop func() map[string]int) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var mu sync.Mutex

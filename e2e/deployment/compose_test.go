@@ -147,15 +147,7 @@ func TestComposeRuns(t *testing.T) {
 	for i := range args {
 		args[i] = strings.Replace(args[i], ":9000", backendAddress, 1)
 	}
-	standIn := exec.Command(caddytest.Binary, args...)
-	deliveries := caddytest.Capture(t, standIn)
-	if err := standIn.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = standIn.Process.Kill()
-		_ = standIn.Wait()
-	})
+	deliveries := launch(t, exec.Command(caddytest.Binary, args...))
 	caddytest.WaitFor(t, "the backend", func() bool { return get("http://"+backendAddress) == http.StatusOK })
 
 	secret := filepath.Join(t.TempDir(), "buzzbip")

@@ -178,6 +178,23 @@ func get(url string) int {
 	return res.StatusCode
 }
 
+// launch starts a command, which is killed at the end of the test.
+func launch(t *testing.T, cmd *exec.Cmd) caddytest.Output {
+	t.Helper()
+	output := caddytest.Capture(t, cmd)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		if t.Failed() {
+			t.Logf("output of %s:\n%s", cmd, output)
+		}
+	})
+	return output
+}
+
 // startRedis runs redis-server with arguments of an example, and waits until its
 // probe succeeds. It returns the address.
 func startRedis(t *testing.T, probe []string, args ...string) string {
@@ -185,17 +202,7 @@ func startRedis(t *testing.T, probe []string, args ...string) string {
 	address := caddytest.FreeAddress(t)
 	_, port, _ := net.SplitHostPort(address)
 	server := exec.Command("redis-server", append(args, "--port", port, "--bind", "127.0.0.1", "--dir", t.TempDir())...)
-	output := caddytest.Capture(t, server)
-	if err := server.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = server.Process.Kill()
-		_ = server.Wait()
-		if t.Failed() {
-			t.Logf("log of Redis:\n%s", output.String())
-		}
-	})
+	launch(t, server)
 	if len(probe) == 0 || probe[0] != "redis-cli" {
 		t.Fatalf("the probe of Redis is %q", probe)
 	}

@@ -517,17 +517,7 @@ func TestKubernetesRuns(t *testing.T) {
 	for _, p := range pods {
 		caddytest.WaitFor(t, "the new secret to be in force", func() bool { return strings.Contains(p.Log.String(), "the secret has changed") })
 		expect(caddytest.Post(t.Context(), p.url, caddytest.NewEvent()), http.StatusOK, "") // under the old
-		r, err := http.NewRequest(http.MethodPost, p.url, strings.NewReader(body))
-		if err != nil {
-			t.Fatal(err)
-		}
-		r.Header.Set("X-BuzzBip-Signature", caddytest.SignWith(newSecret, body))
-		res, err := http.DefaultClient.Do(r)
-		if err != nil {
-			t.Fatal(err)
-		}
-		res.Body.Close()
-		expect(caddytest.Answer{Status: res.StatusCode, Result: res.Header.Get("X-BuzzBip-Result")}, http.StatusOK, "duplicate")
+		expect(caddytest.PostWith(t.Context(), p.url, newSecret, body), http.StatusOK, "duplicate")
 	}
 
 	// a pod is deleted while it delivers
