@@ -139,6 +139,8 @@ func (c *Caddy) TryReload() error {
 	if err != nil {
 		return fmt.Errorf("reloading: %w: %s", err, out)
 	}
+	// the old server may close them while a test posts: that is an EOF
+	http.DefaultClient.CloseIdleConnections()
 	return nil
 }
 
