@@ -69,32 +69,22 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 
 func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, option string) (err error) {
 	switch option {
-	case "secret":
+	case "secret", "secret_file":
 		var s Secret
-		args := d.RemainingArgs()
-		switch len(args) {
+		value, what := &s.Value, "value"
+		if option == "secret_file" {
+			value, what = &s.File, "path"
+		}
+		switch args := d.RemainingArgs(); len(args) {
 		case 2:
 			s.Label = args[1]
 			fallthrough
 		case 1:
-			s.Value = args[0]
+			*value = args[0]
 		default:
-			return d.Err("secret takes a value and, if you like, a label: quote a value that contains spaces")
+			return d.Errf("%s takes a %s and, if you like, a label: quote a %[2]s that contains spaces", option, what)
 		}
-		h.Secrets = append(h.Secrets, s)
-	case "secret_file":
-		var s Secret
-		args := d.RemainingArgs()
-		switch len(args) {
-		case 2:
-			s.Label = args[1]
-			fallthrough
-		case 1:
-			s.File = args[0]
-		default:
-			return d.Err("secret_file takes a path and, if you like, a label: quote a path that contains spaces")
-		}
-		if s.File == "" {
+		if option == "secret_file" && s.File == "" {
 			return d.Err("secret_file is empty")
 		}
 		h.Secrets = append(h.Secrets, s)
