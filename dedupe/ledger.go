@@ -177,35 +177,37 @@ func (l *Ledger) Remember(r Request, at time.Time, limits Limits) {
 }
 
 // Lookup is [Store.Lookup] within one process.
-func (l *Ledger) Lookup(scope string, key Key) (known Status) {
+func (l *Ledger) Lookup(scope string, key Key) Status {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	s := l.scopes[scope]
 	if s == nil {
 		return Status{}
 	}
+	return s.status(key)
+}
+
+// Forget is [Store.Forget] within one process. It returns the status before.
+func (l *Ledger) Forget(scope string, key Key) Status {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := l.scopes[scope]
+	if s == nil {
+		return Status{}
+	}
+	was := s.status(key)
+	if d := s.delivered.find(key); d != nil {
+		s.delivered.remove(d)
+	}
+	return was
+}
+
+func (s *scope) status(key Key) (known Status) {
 	_, known.InFlight = s.flights[key]
 	if d := s.delivered.find(key); d != nil && d.expires > time.Now().UnixNano() {
 		known.Delivered, known.Digest, known.Expires = true, d.digest, time.Unix(0, d.expires)
 	}
 	return known
-}
-
-// Forget is [Store.Forget] within one process.
-func (l *Ledger) Forget(scope string, key Key) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	s := l.scopes[scope]
-	if s == nil {
-		return false
-	}
-	d := s.delivered.find(key)
-	if d == nil {
-		return false
-	}
-	remembered := d.expires > time.Now().UnixNano()
-	s.delivered.remove(d)
-	return remembered
 }
 
 // Stats is [Store.Stats] within one process.

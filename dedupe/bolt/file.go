@@ -66,12 +66,11 @@ func (f *file) settle(ctx context.Context, c dedupe.Claim, delivered bool) (sett
 }
 
 func (f *file) forget(ctx context.Context, scope string, key dedupe.Key) (bool, error) {
-	was := f.ledger.Lookup(scope, key)
+	was := f.ledger.Forget(scope, key)
 	if !was.Delivered {
 		return false, nil
 	}
-	forgotten := f.ledger.Forget(scope, key)
-	return forgotten, f.write(ctx, change{record: record{scope: scope, key: key}, remove: was.Expires.UnixNano()})
+	return true, f.write(ctx, change{record: record{scope: scope, key: key}, remove: was.Expires.UnixNano()})
 }
 
 func (f *file) stats() dedupe.Stats {

@@ -142,7 +142,7 @@ func (s *Store) Lookup(_ context.Context, scope string, key dedupe.Key) (dedupe.
 
 // Forget implements [dedupe.Store]. It never fails.
 func (s *Store) Forget(_ context.Context, scope string, key dedupe.Key) (bool, error) {
-	return ledger.Forget(scope, key), nil
+	return ledger.Forget(scope, key).Delivered, nil
 }
 
 // Stats implements [dedupe.Store].

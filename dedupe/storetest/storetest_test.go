@@ -28,7 +28,7 @@ func (s store) Lookup(_ context.Context, scope string, key dedupe.Key) (dedupe.S
 }
 
 func (s store) Forget(_ context.Context, scope string, key dedupe.Key) (bool, error) {
-	return s.ledger.Forget(scope, key), nil
+	return s.ledger.Forget(scope, key).Delivered, nil
 }
 
 func (s store) Stats() dedupe.Stats {
