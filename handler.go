@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"sync"
 	"time"
 
+	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -112,6 +114,29 @@ func (h *Handler) admit(d *delivery, w http.ResponseWriter, r *http.Request) ([]
 	return body, "", nil
 }
 
+// delivering are the deliveries under way in this process.
+var delivering sync.WaitGroup
+
+// awaitDeliveries keeps the process from ending, within the grace period,
+// before deliveries whose sender has hung up: over HTTP/2 and HTTP/3 no
+// connection is left that a server waits for.
+func awaitDeliveries(gracePeriod context.Context) error {
+	if !caddy.Exiting() {
+		return nil
+	}
+	ended := make(chan struct{})
+	go func() {
+		delivering.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+		return nil
+	case <-gracePeriod.Done():
+		return fmt.Errorf("deliveries under way are cut off: %w", context.Cause(gracePeriod))
+	}
+}
+
 // deliver hands a verified request to the next handlers and settles the claim
 // on its event, if there is one, by what they answered.
 func (h *Handler) deliver(d *delivery, w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, body []byte, claim *dedupe.Claim) (err error) {
@@ -138,6 +163,8 @@ func (h *Handler) deliver(d *delivery, w http.ResponseWriter, r *http.Request, n
 		},
 	}
 	d.result = ResultFailed
+	delivering.Add(1)
+	defer delivering.Done()
 	metrics.inFlight.Inc()
 	start := time.Now()
 	defer func() { // also when the next handlers panic

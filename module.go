@@ -165,6 +165,9 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err := h.provisionDedupe(ctx); err != nil {
 		return err
 	}
+	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
+		server.RegisterOnStop(awaitDeliveries)
+	}
 	h.app.register(h)
 	h.keys.watch(ctx)
 	return nil
