@@ -285,7 +285,7 @@ func streamDeliveries(w http.ResponseWriter, r *http.Request) error {
 			sendEvent(w, "deliveries", map[string]any{"deliveries": entries, "first": first})
 		}
 		if n%statusEvery == 0 {
-			status := map[string]any{"results": latest.totals()}
+			status := map[string]any{"results": latest.totals(), "in_flight": inFlight.Load()}
 			if app != nil {
 				status["overview"] = app.overview()
 			}

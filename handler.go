@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -50,10 +50,10 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	verdict, err := h.store.Claim(r.Context(), request)
 	if err == nil && verdict.State == dedupe.Conflicting {
 		metrics.conflicts.Inc()
-		h.logger.Error("an event arrived with the id of another that was delivered",
+		h.logger.Error("an event arrived with the id of another that was delivered", append(endpoint(r),
 			zap.String("event_id", d.event.id),
 			zap.String("event_type", d.event.typ),
-			zap.String("secret", d.key.label))
+			zap.String("secret", d.key.label))...)
 		if h.OnConflict == onConflictDeliver {
 			request.Redeliver = true
 			verdict, err = h.store.Claim(r.Context(), request)
@@ -114,27 +114,21 @@ func (h *Handler) admit(d *delivery, w http.ResponseWriter, r *http.Request) ([]
 	return body, "", nil
 }
 
-// delivering are the deliveries under way in this process.
-var delivering sync.WaitGroup
+// inFlight counts the deliveries that are with the next handlers.
+var inFlight atomic.Int64
 
 // awaitDeliveries keeps the process from ending, within the grace period,
 // before deliveries whose sender has hung up: over HTTP/2 and HTTP/3 no
 // connection is left that a server waits for.
 func awaitDeliveries(gracePeriod context.Context) error {
-	if !caddy.Exiting() {
-		return nil
+	for caddy.Exiting() && inFlight.Load() > 0 {
+		select {
+		case <-gracePeriod.Done():
+			return fmt.Errorf("deliveries under way are cut off: %w", context.Cause(gracePeriod))
+		case <-time.After(10 * time.Millisecond):
+		}
 	}
-	ended := make(chan struct{})
-	go func() {
-		delivering.Wait()
-		close(ended)
-	}()
-	select {
-	case <-ended:
-		return nil
-	case <-gracePeriod.Done():
-		return fmt.Errorf("deliveries under way are cut off: %w", context.Cause(gracePeriod))
-	}
+	return nil
 }
 
 // deliver hands a verified request to the next handlers and settles the claim
@@ -163,15 +157,13 @@ func (h *Handler) deliver(d *delivery, w http.ResponseWriter, r *http.Request, n
 		},
 	}
 	d.result = ResultFailed
-	delivering.Add(1)
-	defer delivering.Done()
-	metrics.inFlight.Inc()
+	inFlight.Add(1)
 	start := time.Now()
 	defer func() { // also when the next handlers panic
 		if d.result == ResultFailed {
 			settle(false)
 		}
-		metrics.inFlight.Dec()
+		inFlight.Add(-1)
 		metrics.deliveryDuration.WithLabelValues(eventTypeLabel(d)).Observe(time.Since(start).Seconds())
 		if r.Context().Err() != nil {
 			metrics.abandoned.Inc()
@@ -226,11 +218,17 @@ func (h *Handler) refuse(d *delivery, w http.ResponseWriter, r *http.Request, re
 		w.Header().Set("Retry-After", retryAfter)
 	}
 	h.sampled.log(h.logger, zapcore.WarnLevel, "refused: "+string(reason), func() []zap.Field {
-		fields := []zap.Field{zap.String("remote_addr", r.RemoteAddr), zap.Error(err)}
+		fields := append(endpoint(r), zap.String("remote_addr", r.RemoteAddr), zap.Error(err))
 		if d.verified() {
 			fields = append(fields, zap.String("event_id", d.event.id), zap.String("event_type", d.event.typ))
 		}
 		return fields
 	})
 	return caddyhttp.Error(status, err)
+}
+
+// endpoint tells those who have several webhooks which one a request is for.
+func endpoint(r *http.Request) []zap.Field {
+	original, _ := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request)
+	return []zap.Field{zap.String("host", r.Host), zap.String("uri", original.RequestURI)}
 }

@@ -31,7 +31,7 @@ var metrics = struct {
 	signatureMatches *prometheus.CounterVec
 	deliveryDuration *prometheus.HistogramVec
 	eventAge         prometheus.Histogram
-	inFlight         prometheus.Gauge
+	inFlight         prometheus.GaugeFunc
 	abandoned        prometheus.Counter
 	conflicts        prometheus.Counter
 	storeDuration    *prometheus.HistogramVec
@@ -47,10 +47,10 @@ var metrics = struct {
 		Help:    "How old verified events were on arrival, by their createdAt.",
 		Buckets: []float64{.5, 1, 5, 15, 60, 300, 900, 3600, 6 * 3600, 24 * 3600},
 	}),
-	inFlight: prometheus.NewGauge(prometheus.GaugeOpts{
+	inFlight: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Namespace: metricsNamespace, Subsystem: metricsSubsystem, Name: "in_flight",
 		Help: "Deliveries that are with the handlers after buzzbip_webhook now.",
-	}),
+	}, func() float64 { return float64(inFlight.Load()) }),
 	abandoned: counter("abandoned_deliveries_total", "Deliveries whose sender hung up before the answer: the backend is too slow."),
 	conflicts: counter("conflicts_total", "Events that arrived with the id of another that was delivered."),
 	storeDuration: histograms("store_operation_duration_seconds", "How long operations of the store took. A claim of a duplicate includes its wait for the first delivery.",

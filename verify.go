@@ -200,7 +200,10 @@ func (ring *keyring) watch(ctx context.Context) {
 					}
 					continue
 				}
-				delete(failing, src)
+				if failing[src] != "" {
+					ring.logger.Info("the file of a secret can be read again", zap.String("secret", src.label))
+					delete(failing, src)
+				}
 				if !bytes.Equal(value, src.value) {
 					ring.set(src, value)
 					ring.logger.Info("the secret has changed", zap.String("secret", src.label))

@@ -361,6 +361,9 @@ func TestRefusalsAreLoggedByReasonWithoutAFlood(t *testing.T) {
 		if reason, ok := strings.CutPrefix(message, "refused: "); ok {
 			logged[reason]++
 			levels[reason] = entry["level"]
+			if uri := fmt.Sprint(entry["uri"]); entry["host"] != tr.address || !strings.HasPrefix(uri, "/") {
+				t.Errorf("the entry for %s does not tell the webhook: %v", reason, entry)
+			}
 		}
 	}
 	for reason := range tourRejections {
@@ -393,7 +396,7 @@ func TestRefusalsAreLoggedByReasonWithoutAFlood(t *testing.T) {
 	})
 	var conflict, store bool
 	for _, entry := range tr.Entries() {
-		conflict = conflict || entry["level"] == "error" && strings.Contains(fmt.Sprint(entry["msg"]), "the id of another")
+		conflict = conflict || entry["level"] == "error" && entry["uri"] == "/main" && strings.Contains(fmt.Sprint(entry["msg"]), "the id of another")
 		store = store || entry["level"] == "error" && strings.Contains(fmt.Sprint(entry["msg"]), "Redis is down")
 	}
 	if !conflict || !store {
@@ -556,6 +559,8 @@ func TestSecretFileIsReadAgainWhenItChanges(t *testing.T) {
 	}
 	caddytest.WaitFor(t, "an error", func() bool { return strings.Contains(c.Log.String(), "no such file") })
 	tr.sends("/", newSecret, freshEvent(`{}`), http.StatusOK)
+	write(newSecret)
+	caddytest.WaitFor(t, "the end of the error", func() bool { return strings.Contains(c.Log.String(), "can be read again") })
 
 	write(caddytest.Secret + "\r\n")
 	caddytest.WaitFor(t, "the first secret to be back", func() bool { return strings.Count(c.Log.String(), "the secret has changed") == 2 })
