@@ -33,6 +33,9 @@ const (
 	// other settings that could not deliver it.
 	idle = time.Second
 
+	// maxOperations is how many operations go on at a time.
+	maxOperations = 512
+
 	// flushed is how many notes go to Redis at a time.
 	flushed = 256
 )
@@ -68,11 +71,13 @@ var ownLimits = dedupe.Limits{Capacity: ownCapacity}
 // connection talks to Redis, or tells at once that it is down.
 type connection struct {
 	settings
+	scripts
 	*instance
 	stop   context.CancelFunc
 	client rueidis.Client // run sets it, and then closes ready
 	ready  chan struct{}
 	check  chan struct{} // wakes up run
+	slots  chan struct{} // taken by operations: rueidis blocks at 1024, whatever their context
 	last   sync.Once
 
 	mu      sync.Mutex
@@ -80,6 +85,9 @@ type connection struct {
 	failed  []string                 // the keys of what failed when it went down
 	kept    bool                     // pending holds a reference
 	waiters map[string]chan struct{} // by KEYS[1]
+	// elsewhere tells when it went down while another instance delivered an
+	// id and this one waited for that: by KEYS[1].
+	elsewhere map[string]time.Time
 	// forgotten counts the deliveries, since it went down, that there is no
 	// room for in pending.
 	forgotten int
@@ -88,8 +96,9 @@ type connection struct {
 func connect(s settings) *connection {
 	ctx, stop := context.WithCancel(context.Background())
 	c := &connection{
-		settings: s, instance: instanceFor(s.backend), stop: stop,
-		ready: make(chan struct{}), check: make(chan struct{}, 1), waiters: make(map[string]chan struct{}),
+		settings: s, scripts: newScripts(), instance: instanceFor(s.backend), stop: stop,
+		ready: make(chan struct{}), check: make(chan struct{}, 1), slots: make(chan struct{}, maxOperations),
+		waiters: make(map[string]chan struct{}), elsewhere: make(map[string]time.Time),
 	}
 	go c.run(ctx)
 	return c
@@ -235,10 +244,10 @@ func (c *connection) probe(ctx context.Context, failed []string) error {
 		keys = append(keys, c.prefix+"probe:"+strings.TrimPrefix(key, c.prefix))
 	}
 	token := c.token(0)
-	if err := claimScript.Exec(ctx, c.client, keys, []string{token, "", "1000", "0"}).Error(); err != nil {
+	if err := c.claimScript.Exec(ctx, c.client, keys, []string{token, "", "1000", "0"}).Error(); err != nil {
 		return err
 	}
-	return settleScript.Exec(ctx, c.client, keys, []string{token, "", "1", c.channel(), "0"}).Error()
+	return c.settleScript.Exec(ctx, c.client, keys, []string{token, "", "1", c.channel(), "0"}).Error()
 }
 
 func (c *connection) flush(ctx context.Context, notes []note) error {
@@ -265,10 +274,13 @@ func (c *connection) tell(ctx context.Context, n note) error {
 	if n.delivered {
 		args[1] = encode(n.digest)
 	}
-	if n.unclaimed {
+	switch {
+	case n.unclaimed && n.redelivered:
+		args[4] = "2"
+	case n.unclaimed:
 		args[4] = "1"
 	}
-	return settleScript.Exec(ctx, c.client, c.keys(n.id), args).Error()
+	return c.settleScript.Exec(ctx, c.client, c.keys(n.id), args).Error()
 }
 
 // note keeps what Redis could not be told, and the connection until it was.
@@ -326,6 +338,7 @@ func (c *connection) setUp() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.down = nil
+	clear(c.elsewhere)
 	logger().Info("Redis is back", zap.Strings("addresses", c.settings.client.InitAddress), zap.Int("to_be_recorded", c.pending.len()))
 	if c.forgotten > 0 {
 		logger().Error("there was no room to keep all that Redis was to be told: some events that were delivered will be delivered again if they are sent again",
@@ -343,15 +356,23 @@ type errUntried struct{ error }
 // do runs an operation until it succeeds or the timeout has passed; then Redis
 // counts as down, and no operation is tried any more until it is back.
 func (c *connection) do(keys []string, operation func(ctx context.Context) error) error {
-	c.mu.Lock()
-	down := c.down
-	c.mu.Unlock()
-	if down != nil {
+	if down := c.isDown(); down != nil {
 		return errUntried{down}
 	}
 	// not the context of a request: a claim must not be lost with its sender
 	ctx, cancel := context.WithTimeout(context.Background(), c.timeout)
 	defer cancel()
+	select {
+	case c.slots <- struct{}{}:
+		defer func() { <-c.slots }()
+	case <-ctx.Done():
+		err := fmt.Errorf("no answer within %s", c.timeout)
+		c.setDown(err, keys)
+		return errUntried{err}
+	}
+	if down := c.isDown(); down != nil { // by now
+		return errUntried{down}
+	}
 	var last error
 	for {
 		var err error
@@ -377,6 +398,12 @@ func (c *connection) do(keys []string, operation func(ctx context.Context) error
 		case <-time.After(minRetry):
 		}
 	}
+}
+
+func (c *connection) isDown() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.down
 }
 
 func (c *connection) keys(of id) []string {

@@ -54,7 +54,7 @@ func (c *connection) ask(ctx context.Context, r dedupe.Request, giveUp time.Time
 		var delivered *dedupe.Digest
 		var lasts time.Duration
 		err := c.do(keys, func(ctx context.Context) error {
-			answer, err := claimScript.Exec(ctx, c.client, keys, args).ToMessage()
+			answer, err := c.claimScript.Exec(ctx, c.client, keys, args).ToMessage()
 			if err != nil {
 				return err
 			}
@@ -71,13 +71,15 @@ func (c *connection) ask(ctx context.Context, r dedupe.Request, giveUp time.Time
 			delivered = &d
 			return err
 		})
+		elsewhere := err != nil && (ended != nil || c.lostSince(keys[0], giveUp.Add(-r.Wait)))
+		if err != nil && (c.refuse || elsewhere) && !errors.As(err, new(errUntried)) { // it may have been granted all the same
+			c.note(note{id: of, token: args[0], expires: time.Now().Add(r.Lease)})
+		}
 		switch {
 		case err != nil && c.refuse:
-			if !errors.As(err, new(errUntried)) { // it may have been granted all the same
-				c.note(note{id: of, token: args[0], expires: time.Now().Add(r.Lease)})
-			}
 			return nil, err
-		case err != nil && ended != nil: // another instance has it, as far as is known
+		case elsewhere: // another instance has it, as far as is known
+			c.loseSight(keys[0])
 			return nil, dedupe.ErrInFlight
 		case err != nil:
 			*token |= unclaimed
@@ -125,6 +127,23 @@ func (c *connection) leave(key string) {
 	delete(c.waiters, key)
 }
 
+// loseSight notes that another instance had an id when Redis went down.
+func (c *connection) loseSight(key string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.down != nil && c.elsewhere[key].IsZero() {
+		c.elsewhere[key] = time.Now()
+	}
+}
+
+// lostSince reports whether that was after a time: who has waited in this
+// process since then is not to deliver it either.
+func (c *connection) lostSince(key string, t time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.elsewhere[key].After(t)
+}
+
 // settle reports whether the claim was the present one in this process.
 func (c *connection) settle(claim dedupe.Claim, delivered bool) (settled bool, err error) {
 	flight := claim
@@ -134,7 +153,7 @@ func (c *connection) settle(claim dedupe.Claim, delivered bool) (settled bool, e
 		return false, nil
 	}
 	n := note{
-		id: id{claim.Scope, claim.Key}, token: c.token(claim.Token), unclaimed: claim.Token&unclaimed != 0,
+		id: id{claim.Scope, claim.Key}, token: c.token(claim.Token), unclaimed: claim.Token&unclaimed != 0, redelivered: claim.Redeliver,
 		delivered: delivered, digest: claim.Digest, expires: time.Now().Add(claim.Lease),
 	}
 	if delivered {
@@ -160,7 +179,7 @@ func (c *connection) lookup(scope string, key dedupe.Key) (dedupe.Status, error)
 	}
 	keys := c.keys(of)
 	err := c.do(keys, func(ctx context.Context) error {
-		answer, err := lookupScript.Exec(ctx, c.client, keys, nil).ToArray()
+		answer, err := c.lookupScript.Exec(ctx, c.client, keys, nil).ToArray()
 		if err != nil {
 			return err
 		}

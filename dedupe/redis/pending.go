@@ -25,6 +25,8 @@ type note struct {
 	digest    dedupe.Digest
 	expires   time.Time // when it is of no use any more
 	unclaimed bool      // perhaps: Redis was away
+	// redelivered, although the id was perhaps delivered before with another body
+	redelivered bool
 }
 
 // pending holds notes until Redis has taken them. The zero value is ready for

@@ -154,7 +154,7 @@ func (s *Store) resolve() error {
 	for i, raw := range s.URLs {
 		expanded, err := repl.ReplaceOrErr(raw, true, true)
 		if err != nil {
-			return fmt.Errorf("URL %d: %w", i+1, err)
+			return fmt.Errorf("URL %d: a placeholder in it is unknown or empty: check that the environment variable is set; braces in a password are to be percent-encoded", i+1)
 		}
 		option, err := parseURL(expanded)
 		if err != nil {

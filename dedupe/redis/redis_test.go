@@ -347,15 +347,56 @@ func TestMemoryTakesOverWhileRedisIsDown(t *testing.T) {
 // it too.
 func TestWaiterDoesNotDeliverWhenRedisGoesAway(t *testing.T) {
 	server := redistest.Start(t)
-	a, b := newInstance(t, config(server, "timeout", "200ms")), newInstance(t, config(server, "timeout", "200ms"))
+	a, b := newInstance(t, config(server)), newInstance(t, config(server))
 	expect(t, a, arrival("a", 1), dedupe.Claimed)
-	waiter := claimAsync(t, b, waiting(arrival("a", 1)))
+	first := claimAsync(t, b, waiting(arrival("a", 1)))
 	waitFor(t, "the waiter", func() bool { return waits(b, "a") })
+	behind := claimAsync(t, b, waiting(arrival("a", 1)))
 	server.Kill()
-	if got := await(t, waiter, "the waiter's answer"); !errors.Is(got.err, dedupe.ErrInFlight) {
-		t.Errorf("got %+v", got)
+	for name, waiter := range map[string]<-chan answer{"the waiter": first, "who waited behind it": behind} {
+		if got := await(t, waiter, "the answer to "+name); !errors.Is(got.err, dedupe.ErrInFlight) {
+			t.Errorf("%s got %+v", name, got)
+		}
 	}
 	expect(t, b, arrival("a", 1), dedupe.Claimed) // when it comes again, the other may be dead
+}
+
+// Redis may run what a waiter asked for after the waiter has given up.
+func TestWaiterThatGaveUpLeavesNoClaim(t *testing.T) {
+	for _, policy := range []string{"memory", "refuse"} {
+		t.Run(policy, func(t *testing.T) {
+			server := redistest.Start(t)
+			a, b := newInstance(t, config(server, "timeout", "200ms", "when_down", policy)), newInstance(t, config(server, "timeout", "200ms", "when_down", policy))
+			crashed, waiter := arrival("a", 1), waiting(arrival("a", 1))
+			crashed.Lease, waiter.Lease = 2*time.Second, time.Hour
+			expect(t, a, crashed, dedupe.Claimed)
+			answered := claimAsync(t, b, waiter)
+			waitFor(t, "the waiter", func() bool { return waits(b, "a") })
+			server.Pause()
+			if got := await(t, answered, "the waiter's answer"); got.err == nil {
+				t.Errorf("the waiter got %+v", got)
+			}
+			time.Sleep(crashed.Lease) // by the clock of Redis
+			server.Resume()
+			waitFor(t, "Redis to be back", func() bool { return up(b) && b.pendingNotes() == 0 })
+			expect(t, newInstance(t, config(server)), arrival("a", 1), dedupe.Claimed)
+		})
+	}
+}
+
+func TestRedeliveryInAnOutageCountsAfterwards(t *testing.T) {
+	server := redistest.Start(t, strings.Fields(durable)...)
+	s := newInstance(t, config(server, "timeout", "200ms"))
+	deliver(t, s, arrival("a", 1))
+	server.Kill()
+	changed := arrival("a", 2)
+	changed.Redeliver = true
+	deliverDown(t, s, changed)
+	expect(t, s, changed, dedupe.Delivered)
+	server.Restart()
+	waitFor(t, "Redis to know", func() bool { return up(s) && s.pendingNotes() == 0 })
+	expect(t, s, changed, dedupe.Delivered)
+	expect(t, newInstance(t, config(server)), changed, dedupe.Delivered)
 }
 
 func (s *Store) pendingNotes() int {

@@ -3,6 +3,7 @@ package redis
 import (
 	"context"
 	"fmt"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -242,5 +243,51 @@ func expectTold(t *testing.T, a, b *Store) {
 		if time.Now().After(end) {
 			t.Fatal("no messages come")
 		}
+	}
+}
+
+func TestLeastACLOfTheDocsIsEnough(t *testing.T) {
+	docs, err := os.ReadFile("../../docs/STORES.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, line, _ := strings.Cut(string(docs), "\nuser caddy ")
+	line, _, _ = strings.Cut(line, "\n")
+	rules := append([]string{"ACL", "SETUSER", "caddy"}, strings.Fields(line)...)
+	for name, start := range map[string]func(t *testing.T) (urls []string, servers []*redistest.Server){
+		"one server": func(t *testing.T) ([]string, []*redistest.Server) {
+			server := redistest.Start(t)
+			return []string{"redis://caddy:password@" + server.Addr()}, []*redistest.Server{server}
+		},
+		"Sentinel": func(t *testing.T) ([]string, []*redistest.Server) {
+			master, sentinels := redistest.StartSentinels(t)
+			return []string{"redis://caddy:password@" + sentinels[0].Addr() + "?master_set=" + redistest.MasterSet}, []*redistest.Server{master}
+		},
+		"Cluster": func(t *testing.T) ([]string, []*redistest.Server) {
+			nodes := redistest.StartCluster(t)
+			return []string{"redis://caddy:password@" + nodes[0].Addr(), "redis://caddy:password@" + nodes[1].Addr()}, nodes
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			urls, servers := start(t)
+			for _, server := range servers {
+				server.Do(rules...)
+			}
+			connected := map[string]any{"urls": urls, "when_down": "refuse", "timeout": "3s"}
+			a, b := newInstance(t, connected), newInstance(t, connected)
+			c := expect(t, a, arrival("a", 1), dedupe.Claimed)
+			waiter := claimAsync(t, b, waiting(arrival("a", 1)))
+			waitFor(t, "the waiter", func() bool { return waits(b, "a") })
+			settle(t, a, c, true)
+			if got := await(t, waiter, "the waiter's answer"); got.err != nil || got.State != dedupe.Delivered {
+				t.Errorf("the waiter got %+v", got)
+			}
+			if known, err := b.Lookup(t.Context(), "scope", dedupe.KeyOf("a")); err != nil || !known.Delivered {
+				t.Errorf("the lookup gave %+v, %v", known, err)
+			}
+			if forgotten, err := b.Forget(t.Context(), "scope", dedupe.KeyOf("a")); err != nil || !forgotten {
+				t.Errorf("forgotten: %v, %v", forgotten, err)
+			}
+		})
 	}
 }
