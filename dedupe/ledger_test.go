@@ -1118,6 +1118,22 @@ func TestLookupForgetAndStats(t *testing.T) {
 	})
 }
 
+// Ids that were delivered while the clock was ahead do not keep those that
+// came after it was put right.
+func TestClockThatIsPutBackKeepsNothingLonger(t *testing.T) {
+	bubble(t, func(g *rig) {
+		g.Remember(arrival("ahead", 1), time.Now().Add(100*retention), g.limits)
+		const n = 50
+		for i := range n {
+			g.Remember(arrival(fmt.Sprint(i), 1), time.Now(), g.limits)
+			time.Sleep(retention / 10)
+		}
+		if held := g.Stats(g.limits).Scopes["scope"].Delivered; held > 12 {
+			t.Errorf("%d ids of %d are held, although a tenth of the retention lies between them", held, n)
+		}
+	})
+}
+
 func TestOnlyThePresentOwnerOwns(t *testing.T) {
 	bubble(t, func(g *rig) {
 		first := g.expect(arrival("a", 1), Claimed)

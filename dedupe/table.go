@@ -71,10 +71,11 @@ func (t *table) insert(key Key, digest Digest, retention time.Duration, now int6
 		t.split()
 	}
 
-	q := t.queueFor(retention)
+	expires := now + min(int64(retention), math.MaxInt64-now)
+	q := t.queueFor(retention, expires)
 	b := t.bucket(key)
 	*t.slots.at(i) = slot{
-		key: key, digest: digest, expires: now + min(int64(retention), math.MaxInt64-now),
+		key: key, digest: digest, expires: expires,
 		chain: *b, prev: t.queues[q].tail, queue: q,
 	}
 	*b = i
@@ -139,10 +140,15 @@ func (t *table) latest() (expires int64) {
 	return expires
 }
 
-func (t *table) queueFor(retention time.Duration) uint32 {
+// disorder is how much earlier than the one before it in its queue an id may
+// expire: what a clock that is put back by more leaves behind does not keep
+// later ids from leaving.
+const disorder = int64(time.Minute)
+
+func (t *table) queueFor(retention time.Duration, expires int64) uint32 {
 	unused := -1
 	for i, q := range t.queues {
-		if q.retention == retention {
+		if q.retention == retention && (q.tail == 0 || t.slots.at(q.tail).expires-disorder <= expires) {
 			return uint32(i)
 		}
 		if q.head == 0 {
