@@ -381,13 +381,60 @@ func TestSuccessThatTheDiskIsTooSlowForIsWrittenLater(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	expect(t, s, numbered(1), dedupe.Delivered)
+	if s.Stats().Err == nil {
+		t.Error("the store does not say that the disk hangs")
+	}
+	// nobody else waits for it
+	if err := s.Settle(context.Background(), expect(t, s, numbered(2), dedupe.Claimed), true); err == nil {
+		t.Error("a success that is not on the disk was reported as recorded")
+	}
 	if err := tx.Rollback(); err != nil {
 		t.Fatal(err)
 	}
+	for s.Stats().Err != nil { // until the test times out
+		time.Sleep(time.Millisecond)
+	}
+	deliver(t, s, numbered(3))
 	stop(t, s)
 	s = start(t, path)
-	expect(t, s, numbered(1), dedupe.Delivered)
+	for n := range uint64(3) {
+		expect(t, s, numbered(n+1), dedupe.Delivered)
+	}
 	stop(t, s)
+}
+
+// bbolt reads the file as memory, where what is not there is a fault that ends
+// the process.
+func TestFileThatCannotBeReadAnyMoreDoesNotEndTheProcess(t *testing.T) {
+	path := newPath(t)
+	s := start(t, path)
+	deliver(t, s, numbered(1))
+	if err := os.Truncate(path, 4096); err != nil {
+		t.Fatal(err)
+	}
+	for n := range uint64(2) {
+		err := s.Settle(context.Background(), expect(t, s, numbered(n+2), dedupe.Claimed), true)
+		if err == nil || !strings.Contains(err.Error(), "cannot be read any more") {
+			t.Errorf("got %v", err)
+		}
+	}
+	for n := range uint64(3) {
+		expect(t, s, numbered(n+1), dedupe.Delivered)
+	}
+	if err := s.Cleanup(); err == nil || !strings.Contains(err.Error(), "cannot be read any more") {
+		t.Errorf("at the end it says %v", err)
+	}
+}
+
+// Under steady traffic there is always something left to write.
+func TestDiskCountsAsWorkingOnceTheRestFitsInATransaction(t *testing.T) {
+	f := broken(t, expiring(2*maxCommit+5, time.Now().Add(time.Hour)))
+	for _, works := range []bool{false, true} {
+		f.tried(f.next(), nil)
+		if got := f.stats().Err == nil; got != works {
+			t.Errorf("with %d changes left the disk works: %v", len(f.changes), got)
+		}
+	}
 }
 
 // Requests outlive the configuration, and come late.

@@ -2,7 +2,9 @@ package bolt
 
 import (
 	"context"
+	"fmt"
 	"math"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -29,6 +31,7 @@ type file struct {
 	wake   chan struct{}
 	closed chan struct{} // by Destruct
 	ended  chan error    // how closing went
+	lost   error         // for run: db is not to be touched any more, for it may hold its locks for ever
 
 	mu      sync.Mutex
 	changes []change // to be written, the oldest first
@@ -103,8 +106,26 @@ func (f *file) write(ctx context.Context, c change) error {
 	case err := <-written:
 		return err
 	case <-ctx.Done():
-		return ctx.Err()
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	select {
+	case err := <-written: // just now
+		return err
+	default:
+	}
+	err := fmt.Errorf("the disk does not answer: %w", ctx.Err())
+	f.fail(err) // nobody else is to wait for it
+	return err
+}
+
+// fail notes that the disk does not work. The caller holds f.mu.
+func (f *file) fail(err error) {
+	if f.err == nil {
+		logger().Error("delivered ids cannot be written to the disk: until they can, they are remembered in memory only",
+			zap.String("path", f.path), zap.Error(err))
+	}
+	f.err = err
 }
 
 // run writes until Destruct. What arrives while a transaction is being synced
@@ -125,7 +146,10 @@ func (f *file) run() {
 					zap.String("path", f.path), zap.Int("events", len(f.changes)), zap.Error(f.err))
 				f.mu.Unlock()
 			}
-			f.ended <- f.db.Close()
+			if f.lost == nil {
+				f.lost = f.db.Close()
+			}
+			f.ended <- f.lost
 			return
 		}
 	}
@@ -138,12 +162,28 @@ func (f *file) writeAll() bool {
 		if len(changes) == 0 {
 			return true
 		}
-		err := commit(f.db, changes, time.Now().UnixNano())
+		err := f.commit(changes)
 		f.tried(changes, err)
 		if err != nil {
 			return false
 		}
 	}
+}
+
+// commit is [commit], but a file that cannot be read any more does not end the
+// process: bbolt maps it into memory, and panics at what it cannot understand.
+func (f *file) commit(changes []change) (err error) {
+	if f.lost != nil {
+		return f.lost
+	}
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if fault := recover(); fault != nil {
+			f.lost = fmt.Errorf("%s cannot be read any more (%v): restart Caddy, which then says what to do", f.path, fault)
+			err = f.lost
+		}
+	}()
+	return commit(f.db, changes, time.Now().UnixNano())
 }
 
 // next returns the changes of one transaction. They stay where they are until
@@ -159,10 +199,6 @@ func (f *file) next() []change {
 			f.changes = f.changes[1:]
 		}
 	}
-	if len(f.changes) == 0 && f.err != nil {
-		f.err = nil
-		logger().Info("the disk works again: all delivered ids are in the file", zap.String("path", f.path))
-	}
 	return f.changes[:min(len(f.changes), maxCommit)]
 }
 
@@ -174,13 +210,15 @@ func (f *file) tried(changes []change, err error) {
 		if f.changes = f.changes[len(changes):]; len(f.changes) == 0 {
 			f.changes = nil // gives the memory back
 		}
+		if f.err != nil && len(f.changes) <= maxCommit {
+			f.err = nil
+			logger().Info("the disk works again: what was delivered meanwhile is in the file, or goes there next", zap.String("path", f.path))
+		}
 	} else {
 		if f.err == nil {
-			logger().Error("delivered ids cannot be written to the disk: until they can, they are remembered in memory only",
-				zap.String("path", f.path), zap.Error(err))
 			changes = f.changes // nobody is to wait for a disk that does not work
 		}
-		f.err = err
+		f.fail(err)
 	}
 	for i := range changes {
 		if c := &changes[i]; c.written != nil {
