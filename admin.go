@@ -241,7 +241,9 @@ func serveLookup(w http.ResponseWriter, r *http.Request, id string) error {
 func serveForget(w http.ResponseWriter, _ *http.Request, id string) error {
 	return eachScope(w, id, func(b *backing, scope string, answer *eventState) error {
 		// not with the context of the request: it is to be done everywhere
-		forgotten, err := b.store.Forget(context.Background(), scope, dedupe.KeyOf(id))
+		ctx, cancel := context.WithTimeout(context.Background(), settleTimeout)
+		defer cancel()
+		forgotten, err := b.store.Forget(ctx, scope, dedupe.KeyOf(id))
 		answer.Forgotten = &forgotten
 		return err
 	})

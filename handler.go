@@ -47,6 +47,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		Lease:     h.deliveryTimeout + leaseMargin,
 		Retention: h.retention,
 	}
+	claimed := time.Now()
 	verdict, err := h.store.Claim(r.Context(), request)
 	if err == nil && verdict.State == dedupe.Conflicting {
 		metrics.conflicts.Inc()
@@ -56,6 +57,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 			zap.String("secret", d.key.label))...)
 		if h.OnConflict == onConflictDeliver {
 			request.Redeliver = true
+			request.Wait = max(h.duplicateWait-time.Since(claimed), 0)
 			verdict, err = h.store.Claim(r.Context(), request)
 		}
 	}
@@ -142,17 +144,20 @@ func (h *Handler) deliver(d *delivery, w http.ResponseWriter, r *http.Request, n
 		if claim == nil {
 			return
 		}
-		if err := h.store.Settle(context.Background(), *claim, delivered); err != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), settleTimeout)
+		defer cancel()
+		if err := h.store.Settle(ctx, *claim, delivered); err != nil {
 			h.sampled.log(h.logger, zapcore.ErrorLevel, "what became of an event could not be recorded", func() []zap.Field {
 				return []zap.Field{zap.String("event_id", d.event.id), zap.Bool("delivered", delivered), zap.Error(err)}
 			})
 		}
 	}
+	delivered := false // d may be that of another buzzbip_webhook by the end
 	rec := &responseRecorder{
 		ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w},
 		// before the sender sees a success, not after
 		onSuccess: func() {
-			d.result = ResultDelivered
+			delivered, d.result = true, ResultDelivered
 			settle(true)
 		},
 	}
@@ -160,7 +165,7 @@ func (h *Handler) deliver(d *delivery, w http.ResponseWriter, r *http.Request, n
 	inFlight.Add(1)
 	start := time.Now()
 	defer func() { // also when the next handlers panic
-		if d.result == ResultFailed {
+		if !delivered {
 			settle(false)
 		}
 		inFlight.Add(-1)

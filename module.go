@@ -39,6 +39,9 @@ const (
 	// leaseMargin is what a claim lasts beyond the end of its delivery, so
 	// that the outcome can be recorded.
 	leaseMargin = 15 * time.Second
+
+	// settleTimeout is how long a sender waits until its success is recorded.
+	settleTimeout = 2 * time.Second
 )
 
 // The values that options with a choice take.

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -14,13 +15,17 @@ import (
 	"github.com/buzzbip/caddy-webhook/dedupe"
 )
 
-// broken is a store that fails to claim or to settle.
+// broken is a store that fails to claim or to settle, hangs when it is to
+// settle, or finds a conflict after a while.
 type broken struct {
 	dedupe.Store
 	What string `json:"what,omitempty"`
 }
 
 var errBroken = errors.New("the test broke it")
+
+// waits are those of the claims, of the store that finds a conflict.
+var waits []time.Duration
 
 // settles counts the calls of Settle, by their outcome.
 var settles struct{ delivered, failed, ended atomic.Int32 }
@@ -39,8 +44,15 @@ func (b *broken) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 }
 
 func (b *broken) Claim(_ context.Context, r dedupe.Request) (dedupe.Verdict, error) {
-	if b.What == "claim" {
+	switch {
+	case b.What == "claim":
 		return dedupe.Verdict{}, errBroken
+	case b.What == "conflict":
+		waits = append(waits, r.Wait)
+		time.Sleep(10 * time.Millisecond)
+		if !r.Redeliver {
+			return dedupe.Verdict{State: dedupe.Conflicting}, nil
+		}
 	}
 	return dedupe.Verdict{Claim: dedupe.Claim{Request: r}}, nil
 }
@@ -53,6 +65,9 @@ func (b *broken) Settle(ctx context.Context, _ dedupe.Claim, delivered bool) err
 	}
 	if ctx.Err() != nil {
 		settles.ended.Add(1)
+	}
+	if b.What == "hang" {
+		<-ctx.Done()
 	}
 	return errBroken
 }
@@ -77,6 +92,22 @@ func TestStoreThatCannotRecordNeverTurnsASuccessIntoAFailure(t *testing.T) {
 		t.Errorf("no word of it in the log: %s", log)
 	}
 	b.expectCount(t, 1)
+}
+
+func TestStoreThatHangsDoesNotKeepASuccessFromTheSender(t *testing.T) {
+	b := newBackend(t, nil)
+	s := start(t, proxied(b, "store broken hang"))
+	expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, eventBody(newID()))), http.StatusOK, "")
+}
+
+func TestDuplicateWaitIsThatOfBothClaimsTogether(t *testing.T) {
+	b := newBackend(t, nil)
+	s := start(t, proxied(b, "store broken conflict\nduplicate_wait 1s\non_conflict deliver"))
+	waits = nil
+	expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, eventBody(newID()))), http.StatusOK, "")
+	if len(waits) != 2 || waits[0] != time.Second || waits[1] > waits[0]-10*time.Millisecond {
+		t.Errorf("the claims waited up to %v", waits)
+	}
 }
 
 func TestClaimIsSettledOnceAndNotWithTheContextOfTheRequest(t *testing.T) {
