@@ -2,12 +2,15 @@ package buzzbip
 
 import (
 	"bytes"
+	"cmp"
+	"context"
 	"crypto/rand"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -15,6 +18,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/caddyserver/caddy/v2"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/spf13/cobra"
 )
@@ -327,46 +331,85 @@ func (f *adminFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVarP(&f.adapter, "adapter", "a", "", "config adapter for --config")
 }
 
-// find returns the address of the admin endpoint.
-func (f *adminFlags) find() (string, error) {
-	return caddycmd.DetermineAdminAPIAddress(f.address, nil, f.config, f.adapter)
+// adminEndpoint is that of a running Caddy. It is asked as caddy itself does, but
+// not with its AdminAPIRequest, which makes one text of a status and a body.
+type adminEndpoint struct {
+	address   string
+	url       *url.URL // of what is ours
+	header    http.Header
+	transport *http.Transport
 }
 
-// request makes a request to the admin endpoint. Its body must be closed.
-func request(address, method, uri string) (*http.Response, error) {
-	res, err := caddycmd.AdminAPIRequest(address, method, uri, nil, nil)
+func (f *adminFlags) find() (*adminEndpoint, error) {
+	address, err := caddycmd.DetermineAdminAPIAddress(f.address, nil, f.config, f.adapter)
 	if err != nil {
-		return nil, fmt.Errorf("%w\nIs Caddy running, with its admin endpoint at %s? Say where it is with --address or --config", err, address)
+		return nil, err
 	}
-	return res, nil
+	to, err := caddy.ParseNetworkAddress(address)
+	if err != nil || to.PortRangeSize() > 1 {
+		return nil, fmt.Errorf("%q is not an address of an admin endpoint", address)
+	}
+	e := &adminEndpoint{address: address, url: &url.URL{Scheme: "http", Host: to.JoinHostPort(0), Path: adminPath}}
+	e.header = http.Header{"Origin": {"http://" + e.url.Host}}
+	if to.IsUnixNetwork() {
+		to.Host, _, _ = strings.Cut(to.Host, "|") // permission bits
+		e.url.Host, e.header = "127.0.0.1", http.Header{}
+	}
+	e.transport = &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, to.Network, to.JoinHostPort(0))
+		},
+	}
+	return e, nil
 }
 
-// ask makes a request about an event and prints the answer.
-func (f *adminFlags) ask(cmd *cobra.Command, asJSON bool, method, id string, print func(w io.Writer, answer eventStates)) error {
-	address, err := f.find()
+// request makes a request for a path below adminPath. What was answered may be
+// there with an error too.
+func (e *adminEndpoint) request(method, path string) (text []byte, err error) {
+	r, err := http.NewRequest(method, e.url.String()+path, nil)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	res, err := request(address, method, adminPath+"events/"+url.PathEscape(id))
+	r.Header = e.header.Clone()
+	res, err := e.transport.RoundTrip(r)
 	if err != nil {
-		return err
+		return nil, fmt.Errorf("%w\nIs Caddy running, with its admin endpoint at %s? Say where it is with --address or --config", err, e.address)
 	}
 	defer res.Body.Close()
-	text, err := io.ReadAll(res.Body)
+	if text, err = io.ReadAll(res.Body); err != nil || res.StatusCode == http.StatusOK {
+		return text, err
+	}
+	var answer struct{ Error string }
+	if json.Unmarshal(text, &answer) != nil || answer.Error == "" {
+		return nil, e.foreign()
+	}
+	return text, errors.New(answer.Error)
+}
+
+func (e *adminEndpoint) foreign() error {
+	return fmt.Errorf("%s is not the admin endpoint of a Caddy with buzzbip_webhook", e.address)
+}
+
+// ask makes a request about an event and prints the answer, also one that is
+// not complete.
+func (f *adminFlags) ask(cmd *cobra.Command, asJSON bool, method, id string, print func(w io.Writer, answer eventStates)) error {
+	endpoint, err := f.find()
 	if err != nil {
 		return err
 	}
-	if asJSON {
-		_, err := cmd.OutOrStdout().Write(text)
-		return err
-	}
+	text, failed := endpoint.request(method, "events/"+url.PathEscape(id))
 	var answer eventStates
-	if err := json.Unmarshal(text, &answer); err != nil {
-		return fmt.Errorf("the answer of %s: %w", address, err)
+	if json.Unmarshal(text, &answer) != nil || answer.Scopes == nil {
+		return cmp.Or(failed, endpoint.foreign())
 	}
-	table := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-	print(table, answer)
-	return table.Flush()
+	if asJSON {
+		_, err = cmd.OutOrStdout().Write(text)
+	} else {
+		table := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+		print(table, answer)
+		err = table.Flush()
+	}
+	return cmp.Or(failed, err)
 }
 
 func lookupCommand() *cobra.Command {
@@ -417,6 +460,8 @@ is sent again, it goes to the backend again. A delivery that is under way goes o
 					said := "no: it was not remembered"
 					if s.Forgotten != nil && *s.Forgotten {
 						said = "yes"
+					} else if answer.Error != "" {
+						said = "unknown" // the answer does not say which store failed
 					}
 					fmt.Fprintf(w, "%s\t%s\t%s\n", s.Scope, s.Store, said)
 				}

@@ -192,6 +192,75 @@ func TestLookupAndForget(t *testing.T) {
 	run(t, "", "lookup").says(t, 1, "accepts 1 arg")
 }
 
+func TestLookupAndForgetSayWhatTheyKnowWhileAStoreIsDown(t *testing.T) {
+	site := caddytest.FreeAddress(t)
+	c := caddytest.Start(t, "", "", fmt.Sprintf(`http://%s {
+	handle /down {
+		buzzbip_webhook %[2]s {
+			scope down
+			store redis redis://%[3]s
+		}
+	}
+	handle {
+		buzzbip_webhook %[2]s {
+			scope up
+		}
+		respond 200
+	}
+}`, site, caddytest.Secret, caddytest.FreeAddress(t)))
+	run(t, "", "send", "http://"+site, "--id", "evt_1").says(t, 0)
+	for _, want := range []struct {
+		command string
+		table   []string
+		json    string
+	}{
+		{"lookup", []string{"down   redis   unknown", "up     memory  delivered  2"}, `"state":"unknown"`},
+		{"forget", []string{"down   redis   unknown", "up     memory  yes"}, `"forgotten":false`},
+	} {
+		for _, asJSON := range []bool{false, true} {
+			args, texts := []string{want.command, "evt_1", "--address", c.Admin}, want.table
+			if asJSON {
+				args, texts = append(args, "--json"), []string{`"scope":"up"`, want.json}
+			}
+			got := run(t, "", args...)
+			for _, text := range texts {
+				if !strings.Contains(got.out, text) {
+					t.Errorf("%q does not print %q: %s", args, text, got.out)
+				}
+			}
+			if got.code != 1 || !strings.HasPrefix(got.err, "Error: store redis: ") || strings.Contains(got.err, "Is Caddy running") || strings.Contains(got.err, "scopes") {
+				t.Errorf("%q ends with %d: %s", args, got.code, got.err)
+			}
+		}
+	}
+}
+
+func TestErrorsOfTheAdminEndpointAreShownAsTheyAre(t *testing.T) {
+	c := caddytest.Start(t, "", "", "http://"+caddytest.FreeAddress(t))
+	other := httptest.NewServer(http.NotFoundHandler())
+	defer other.Close()
+	empty := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	defer empty.Close()
+	addressOf := func(s *httptest.Server) string { return s.Listener.Addr().String() }
+	for _, wrong := range []struct{ command, id, address, says string }{
+		{"lookup", "evt_1", c.Admin, "the configuration that is running has no buzzbip_webhook"},
+		{"forget", "evt_1", c.Admin, "the configuration that is running has no buzzbip_webhook"},
+		{"lookup", "", c.Admin, "give the id of an event"},
+		{"lookup", "evt_1", addressOf(other), addressOf(other) + " is not the admin endpoint of a Caddy with buzzbip_webhook"},
+		{"lookup", "evt_1", addressOf(empty), addressOf(empty) + " is not the admin endpoint of a Caddy with buzzbip_webhook"},
+		{"page", "", addressOf(other), addressOf(other) + " is not the admin endpoint of a Caddy with buzzbip_webhook"},
+	} {
+		args := []string{wrong.command, wrong.id, "--address", wrong.address}
+		if wrong.command == "page" {
+			args = slices.Delete(args, 1, 2)
+		}
+		if got := run(t, "", args...); got.code != 1 || got.out != "" || !strings.HasPrefix(got.err, "Error: "+wrong.says) || strings.Contains(got.err, "Is Caddy running") {
+			t.Errorf("%q: %+v", args, got)
+		}
+	}
+	run(t, "", "lookup", "evt_1", "--address", "localhost:1-2").says(t, 1, "is not an address of an admin endpoint")
+}
+
 // The page itself is tested in a browser.
 func TestPageIsServedToWhoKnowsItsAddressAndNothingElseIs(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "admin.sock")
