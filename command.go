@@ -397,7 +397,11 @@ func (f *adminFlags) ask(cmd *cobra.Command, asJSON bool, method, id string, pri
 	if err != nil {
 		return err
 	}
-	text, failed := endpoint.request(method, "events/"+url.PathEscape(id))
+	escaped := url.PathEscape(id)
+	if id == "." || id == ".." {
+		escaped = strings.ReplaceAll(id, ".", "%2E") // else they are steps of the path
+	}
+	text, failed := endpoint.request(method, "events/"+escaped)
 	var answer eventStates
 	if json.Unmarshal(text, &answer) != nil || answer.Scopes == nil {
 		return cmp.Or(failed, endpoint.foreign())

@@ -192,6 +192,15 @@ func TestLookupAndForget(t *testing.T) {
 	run(t, "", "lookup").says(t, 1, "accepts 1 arg")
 }
 
+func TestLookupAndForgetTakeAnyID(t *testing.T) {
+	url, c := endpoint(t, "")
+	for _, id := range []string{".", "..", "../scopes", "%2E"} {
+		run(t, "", "send", url, "--id", id).says(t, 0)
+		run(t, "", "lookup", "--address", c.Admin, "--", id).says(t, 0, "delivered")
+		run(t, "", "forget", "--address", c.Admin, "--", id).says(t, 0, "yes")
+	}
+}
+
 func TestLookupAndForgetSayWhatTheyKnowWhileAStoreIsDown(t *testing.T) {
 	site := caddytest.FreeAddress(t)
 	c := caddytest.Start(t, "", "", fmt.Sprintf(`http://%s {
