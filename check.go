@@ -9,9 +9,11 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptrace"
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -165,18 +167,21 @@ func (p *player) send(body []byte, signature string) reply {
 
 // do makes a request and hangs up after a time.
 func do(client *http.Client, r *http.Request, timeout time.Duration) reply {
-	ctx, cancel := context.WithTimeout(r.Context(), timeout)
+	var sent atomic.Bool
+	ctx, cancel := context.WithTimeout(httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{
+		WroteRequest: func(written httptrace.WroteRequestInfo) { sent.Store(written.Err == nil) },
+	}), timeout)
 	defer cancel()
 	res, err := client.Do(r.WithContext(ctx))
 	if errors.Is(err, context.DeadlineExceeded) {
-		return reply{err: unansweredError{timeout}}
+		err = unansweredError{timeout}
 	}
 	if err != nil {
-		return reply{err: err}
+		return reply{sent: sent.Load(), err: err}
 	}
 	defer res.Body.Close()
 	body, _ := io.ReadAll(io.LimitReader(res.Body, maxReply)) // the status is what counts
-	return reply{status: res.StatusCode, result: res.Header.Get(ResultHeader), header: res.Header, body: body}
+	return reply{sent: true, status: res.StatusCode, result: res.Header.Get(ResultHeader), header: res.Header, body: body}
 }
 
 func (p *player) https() (string, bool) {

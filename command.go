@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -249,11 +250,15 @@ byte. Nothing is sent again: to see a duplicate, give the same --id and
 			start := time.Now()
 			got := post(newSender(insecure), args[0], Sign(secret, body), bytes.NewReader(body), timeout)
 			out := cmd.OutOrStdout()
-			if bodyFile == "" {
+			if bodyFile == "" && got.sent {
 				fmt.Fprintf(out, "sent     %s %s\n", typ, id)
 			}
 			if got.err != nil {
-				return fmt.Errorf("no answer after %s: %w", time.Since(start).Round(time.Millisecond), plain(got.err))
+				hint := ""
+				if errors.As(got.err, new(x509.UnknownAuthorityError)) {
+					hint = "\nBuzzBip would not accept this certificate; for tests, --insecure does"
+				}
+				return fmt.Errorf("no answer after %s: %w%s", time.Since(start).Round(time.Millisecond), plain(got.err), hint)
 			}
 			fmt.Fprintf(out, "answered %s in %s\n", got, time.Since(start).Round(time.Millisecond))
 			if len(bytes.TrimSpace(got.body)) > 0 {
@@ -278,6 +283,7 @@ byte. Nothing is sent again: to see a duplicate, give the same --id and
 
 // reply is the answer of an endpoint.
 type reply struct {
+	sent   bool // the whole request, or enough of it for an answer
 	status int
 	result string // what ResultHeader says
 	header http.Header

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -171,6 +172,36 @@ func TestSend(t *testing.T) {
 	defer slow.Close()
 	defer close(hangs)
 	run(t, "", "send", slow.URL, "--timeout", "50ms").says(t, 1, "no answer within 50ms")
+}
+
+func TestSendSaysSentOnlyIfItWas(t *testing.T) {
+	hangs := make(chan struct{})
+	slow := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-hangs }))
+	defer slow.Close()
+	defer close(hangs)
+	run(t, "", "send", slow.URL, "--timeout", "2s").says(t, 1, "sent     message.received evt_test_", "no answer within 2s")
+
+	mute, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mute.Close()
+	secure := httptest.NewTLSServer(http.NotFoundHandler())
+	defer secure.Close()
+	for url, unsent := range map[string]struct{ timeout, says string }{
+		"http://" + caddytest.FreeAddress(t): {"10s", "connection refused"},
+		"https://" + mute.Addr().String():    {"300ms", "no answer within 300ms"}, // to the handshake
+		secure.URL:                           {"10s", "unknown authority"},
+	} {
+		got := run(t, "", "send", url, "--timeout", unsent.timeout)
+		got.says(t, 1, unsent.says)
+		if got.out != "" {
+			t.Errorf("%s: it prints %q", url, got.out)
+		}
+		if hint := strings.Contains(got.err, "--insecure"); hint != (url == secure.URL) {
+			t.Errorf("%s: that it names --insecure is %t", url, hint)
+		}
+	}
 }
 
 func TestLookupAndForget(t *testing.T) {
