@@ -90,8 +90,8 @@ func (f *secretFlags) read(cmd *cobra.Command) ([]namedSecret, error) {
 	}
 	for _, name := range variables {
 		value := os.Getenv(name)
-		if value == "" {
-			return nil, fmt.Errorf("the secret: the environment variable %s is not set: set it, or name another with --secret-env, or a file with --secret-file (- is standard input)", name)
+		if strings.TrimSpace(value) == "" {
+			return nil, fmt.Errorf("the secret: the environment variable %s is not set or blank: set it, or name another with --secret-env, or a file with --secret-file (- is standard input)", name)
 		}
 		secrets = append(secrets, namedSecret{name, []byte(value)})
 	}

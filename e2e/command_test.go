@@ -105,6 +105,7 @@ func TestSign(t *testing.T) {
 		t.Error("a newline does not count")
 	}
 	runWith(t, []string{"BUZZBIP_SECRET="}, body, "sign").says(t, 1, "BUZZBIP_SECRET is not set", "--secret-file")
+	runWith(t, []string{"BUZZBIP_SECRET= \n"}, body, "sign").says(t, 1, "BUZZBIP_SECRET is not set or blank")
 	run(t, body, "sign", "--secret-file", "/does/not/exist").says(t, 1, "/does/not/exist")
 	run(t, body, "sign", "--secret-file", write(t, "\n")).says(t, 1, "is empty")
 	run(t, body, "sign", "--secret-file", "-").says(t, 1, "both the secret and the body")
