@@ -1,6 +1,7 @@
 package buzzbip
 
 import (
+	"fmt"
 	"math"
 	"slices"
 
@@ -163,7 +164,11 @@ func duration(d *caddyfile.Dispenser, option string) (*caddy.Duration, error) {
 	if err != nil {
 		return nil, d.Errf("%s must be a duration such as 30s or 24h: %w", option, err)
 	}
-	return above0(d, option, caddy.Duration(parsed))
+	value := caddy.Duration(parsed)
+	if err := positive(option, value); err != nil {
+		return nil, d.WrapErr(err)
+	}
+	return &value, nil
 }
 
 func size(d *caddyfile.Dispenser, option string) (*int64, error) {
@@ -171,19 +176,19 @@ func size(d *caddyfile.Dispenser, option string) (*int64, error) {
 	if err != nil {
 		return nil, err
 	}
-	parsed, err := humanize.ParseBytes(text)
-	if err != nil || parsed > math.MaxInt64 {
-		return nil, d.Errf("%s must be a size such as 512KiB or 1MB, not %q", option, text)
-	}
-	return above0(d, option, int64(parsed))
-}
-
-// above0 returns a value that must be greater than zero.
-func above0[T int64 | caddy.Duration](d *caddyfile.Dispenser, option string, value T) (*T, error) {
-	if err := positive(option, value); err != nil {
+	parsed, err := parseSize(option, text)
+	if err != nil {
 		return nil, d.WrapErr(err)
 	}
-	return &value, nil
+	return &parsed, nil
+}
+
+func parseSize(option, text string) (int64, error) {
+	parsed, err := humanize.ParseBytes(text)
+	if err != nil || parsed > math.MaxInt64 {
+		return 0, fmt.Errorf("%s must be a size such as 512KiB or 1MB, not %q", option, text)
+	}
+	return int64(parsed), positive(option, int64(parsed))
 }
 
 // Interface guard

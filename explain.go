@@ -21,13 +21,14 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/dustin/go-humanize"
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/spf13/cobra"
 )
 
 func explainCommand() *cobra.Command {
 	var secrets secretFlags
-	var signature, envelope, at string
+	var signature, envelope, maxBodySize, at string
 	var maxAge time.Duration
 	var asJSON bool
 	cmd := &cobra.Command{
@@ -62,7 +63,11 @@ request would be refused. The right signature is never shown.`,
 			if err != nil {
 				return err
 			}
-			request := capture{body: body, secrets: given, maxAge: maxAge, at: time.Now()}
+			limit, err := parseSize("--max-body-size", maxBodySize)
+			if err != nil {
+				return err
+			}
+			request := capture{body: body, secrets: given, maxBodySize: limit, maxAge: maxAge, at: time.Now()}
 			request.requires = requirements{createdAt: !lenient || maxAge > 0, data: !lenient}
 			if at != "" {
 				if request.at, err = parseTime([]byte(at)); err != nil {
@@ -90,6 +95,7 @@ request would be refused. The right signature is never shown.`,
 	secrets.add(cmd)
 	cmd.Flags().StringVar(&signature, "signature", "", "what the header "+SignatureHeader+" said; leave it out if there was none")
 	cmd.Flags().StringVar(&envelope, "envelope", envelopeStrict, "as in the Caddyfile: strict or lenient")
+	cmd.Flags().StringVar(&maxBodySize, "max-body-size", humanize.IBytes(defaultMaxBodySize), "as in the Caddyfile")
 	cmd.Flags().DurationVar(&maxAge, "max-age", 0, "as in the Caddyfile (default no limit)")
 	cmd.Flags().StringVar(&at, "at", "", "when the request arrived, such as 2026-06-01T14:32:05Z (default now)")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
@@ -98,12 +104,13 @@ request would be refused. The right signature is never shown.`,
 
 // capture is a request that somebody wonders about.
 type capture struct {
-	body      []byte
-	signature *string // nil: there was no header
-	secrets   []namedSecret
-	requires  requirements
-	maxAge    time.Duration
-	at        time.Time
+	body        []byte
+	signature   *string // nil: there was no header
+	secrets     []namedSecret
+	requires    requirements
+	maxBodySize int64
+	maxAge      time.Duration
+	at          time.Time
 }
 
 // explanation is what becomes of a request, and why.
@@ -146,6 +153,9 @@ func (c capture) explain() explanation {
 	}
 	if err != nil {
 		return refused(reason, err, c.causes()...)
+	}
+	if int64(len(c.body)) > c.maxBodySize {
+		return refused(ReasonBodyTooLarge, errBodyTooLarge, "if it is from BuzzBip, raise max_body_size; if the Caddyfile has another than was assumed here, say so with --max-body-size")
 	}
 	var e explanation
 	for _, secret := range c.secrets {

@@ -87,7 +87,7 @@ func TestExplainNamesTheMistake(t *testing.T) {
 		"another secret, half a body": {secret, sent[:60], right, []string{"another webhook", "byte for byte", "not an event as BuzzBip sends it"}},
 		"no HMAC at all":              {secret, sent, "hello", []string{"cut off"}},
 	} {
-		e := capture{body: []byte(c.body), signature: &c.signature, secrets: []namedSecret{{"here", []byte(c.secret)}}, at: time.Now()}.explain()
+		e := capture{body: []byte(c.body), signature: &c.signature, secrets: []namedSecret{{"here", []byte(c.secret)}}, maxBodySize: defaultMaxBodySize, at: time.Now()}.explain()
 		wantReason := ReasonSignatureMismatch
 		if len(c.signature) != 64 {
 			wantReason = ReasonSignatureMalformed
@@ -135,6 +135,7 @@ func TestExplainKnowsTheAlgorithms(t *testing.T) {
 }
 
 func TestExplainGoesThroughTheSteps(t *testing.T) {
+	const limit = 100
 	created := time.Date(2026, 6, 1, 14, 32, 0, 0, time.UTC)
 	event := `{"id":"evt_1","type":"message.received","createdAt":"2026-06-01T14:32:00Z","data":{}}`
 	strict := requirements{createdAt: true, data: true}
@@ -154,8 +155,12 @@ func TestExplainGoesThroughTheSteps(t *testing.T) {
 		"older than max_age": {event, false, strict, time.Hour, created.Add(time.Hour + 1), ReasonEventStale},
 		"within the skew":    {event, false, strict, time.Hour, created.Add(-5 * time.Minute), ""},
 		"from the future":    {event, false, strict, time.Hour, created.Add(-5*time.Minute - 1), ReasonEventFromFuture},
+		"within the size":    {event + strings.Repeat(" ", limit-len(event)), false, strict, 0, created, ""},
+		"too large":          {event + strings.Repeat(" ", limit-len(event)+1), false, strict, 0, created, ReasonBodyTooLarge},
+		"large and unsigned": {strings.Repeat(" ", limit+1), true, strict, 0, created, ReasonSignatureMissing},
+		"large and invalid":  {strings.Repeat(" ", limit+1), false, strict, 0, created, ReasonBodyTooLarge},
 	} {
-		request := capture{body: []byte(c.body), requires: c.requires, maxAge: c.maxAge, at: c.at,
+		request := capture{body: []byte(c.body), requires: c.requires, maxBodySize: limit, maxAge: c.maxAge, at: c.at,
 			secrets: []namedSecret{{"first", []byte("another secret")}, {"second", []byte(testSecret)}}}
 		if right := signature(testSecret, c.body); !c.unsigned {
 			request.signature = &right

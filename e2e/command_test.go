@@ -125,6 +125,12 @@ func TestExplain(t *testing.T) {
 	run(t, "", "explain", file, "--signature", caddytest.Sign(body), "--max-age", "1h", "--at", "2026-06-01T16:00:00Z").says(t, 1, "event_stale (403 Forbidden)")
 	run(t, "", "explain", file, "--signature", caddytest.Sign(body), "--at", "yesterday").says(t, 1, "is not a time such as")
 	run(t, "", "explain", file, "--signature", caddytest.Sign(body), "--envelope", "loose").says(t, 1, "strict or lenient")
+	large := caddytest.NewEvent() + strings.Repeat(" ", 1<<20)
+	run(t, large, "explain", "--signature", strings.Repeat("0", 64)).says(t, 1, "body_too_large (413 Request Entity Too Large)", "--max-body-size")
+	run(t, large, "explain", "--signature", caddytest.Sign(large), "--max-body-size", "2MiB").says(t, 0, "accepted")
+	run(t, "", "explain", file, "--signature", caddytest.Sign(body), "--max-body-size", "1B").says(t, 1, "body_too_large")
+	run(t, "", "explain", file, "--signature", caddytest.Sign(body), "--max-body-size", "large").says(t, 1, "--max-body-size must be a size such as 512KiB")
+	run(t, "", "explain", file, "--signature", caddytest.Sign(body), "--max-body-size", "0").says(t, 1, "--max-body-size must be greater than zero")
 
 	got := run(t, `{"id":"x"}`, "explain", "--signature", caddytest.Sign(`{"id":"x"}`), "--json")
 	var answer struct {
