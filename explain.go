@@ -21,6 +21,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/caddyserver/caddy/v2"
 	"github.com/dustin/go-humanize"
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/spf13/cobra"
@@ -66,6 +67,11 @@ request would be refused. The right signature is never shown.`,
 			limit, err := parseSize("--max-body-size", maxBodySize)
 			if err != nil {
 				return err
+			}
+			if cmd.Flags().Changed("max-age") {
+				if err := positive("--max-age", caddy.Duration(maxAge)); err != nil {
+					return err
+				}
 			}
 			request := capture{body: body, secrets: given, maxBodySize: limit, maxAge: maxAge, at: time.Now()}
 			request.requires = requirements{createdAt: !lenient || maxAge > 0, data: !lenient}
@@ -225,6 +231,9 @@ func (c capture) causes() []string {
 	}
 	if fewest != nil {
 		return fewest
+	}
+	if digits := len(*c.signature); digits > 0 && digits < hex.EncodedLen(sha256.Size) && strings.Trim(*c.signature, "0123456789abcdefABCDEF") == "" {
+		return []string{fmt.Sprintf("the signature was cut off: copy all %d digits", hex.EncodedLen(sha256.Size))}
 	}
 	causes := []string{"the secret is that of another webhook: copy it again from Settings > Developer > Webhooks, for this URL",
 		"or the body is not, byte for byte, what was sent: something before Caddy changed it, or it was not captured whole"}

@@ -85,6 +85,10 @@ func TestExplainNamesTheMistake(t *testing.T) {
 		"two mistakes":                {secret, sent + "\n", "sha256=" + signature(secret+"\n", sent), []string{`"sha256=" before`, "newline or a blank at its end", saved}},
 		"another secret":              {secret, sent, signature("another secret", sent), []string{"another webhook", "byte for byte"}},
 		"another secret, half a body": {secret, sent[:60], right, []string{"another webhook", "byte for byte", "not an event as BuzzBip sends it"}},
+		"cut off":                     {secret, sent, right[:62], []string{"the signature was cut off"}},
+		"cut off within a byte":       {secret, sent, strings.ToUpper(right[:63]), []string{"the signature was cut off"}},
+		"cut off, half a body":        {secret, sent[:60], right[:40], []string{"the signature was cut off"}},
+		"empty header":                {secret, sent, "", []string{"no HMAC in any usual encoding"}},
 		"no HMAC at all":              {secret, sent, "hello", []string{"cut off"}},
 	} {
 		e := capture{body: []byte(c.body), signature: &c.signature, secrets: []namedSecret{{"here", []byte(c.secret)}}, maxBodySize: defaultMaxBodySize, at: time.Now()}.explain()

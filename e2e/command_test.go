@@ -123,6 +123,9 @@ func TestExplain(t *testing.T) {
 		says(t, 0, "under the secret from OLD")
 	run(t, "", "explain", file).says(t, 1, "signature_missing")
 	run(t, "", "explain", file, "--signature", caddytest.Sign(body), "--max-age", "1h", "--at", "2026-06-01T16:00:00Z").says(t, 1, "event_stale (403 Forbidden)")
+	for _, none := range []string{"-1h", "0"} {
+		run(t, "", "explain", file, "--signature", caddytest.Sign(body), "--max-age", none).says(t, 1, "--max-age must be greater than zero")
+	}
 	run(t, "", "explain", file, "--signature", caddytest.Sign(body), "--at", "yesterday").says(t, 1, "is not a time such as")
 	run(t, "", "explain", file, "--signature", caddytest.Sign(body), "--envelope", "loose").says(t, 1, "strict or lenient")
 	large := caddytest.NewEvent() + strings.Repeat(" ", 1<<20)
