@@ -134,7 +134,8 @@ signing secret, in hex. Every byte of the body counts, also a newline at its end
 Without a file, the body is standard input.`,
 		Example: `  caddy buzzbip sign event.json --secret-file /run/secrets/buzzbip
   curl https://hooks.example.com/webhooks/buzzbip --data-binary @event.json -H "$(caddy buzzbip sign event.json --header)"
-  printf %s '{"id":"evt_1"}' | BUZZBIP_SECRET=… caddy buzzbip sign`,
+  read -rs BUZZBIP_SECRET; export BUZZBIP_SECRET  # paste it, Enter
+  printf %s '{"id":"evt_1"}' | caddy buzzbip sign`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := stdin

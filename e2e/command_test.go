@@ -113,6 +113,16 @@ func TestSign(t *testing.T) {
 	run(t, "", "sign", "/does/not/exist").says(t, 1, "/does/not/exist")
 }
 
+func TestExamplesKeepSecretsOutOfTheHistoryOfTheShell(t *testing.T) {
+	for _, command := range []string{"sign", "send", "explain", "check"} {
+		got := run(t, "", command, "--help")
+		got.says(t, 0, "Examples:")
+		if strings.Contains(got.out, "SECRET=") {
+			t.Errorf("%s: %s", command, got.out)
+		}
+	}
+}
+
 func TestExplain(t *testing.T) {
 	body := caddytest.NewEvent()
 	file := write(t, body)
