@@ -431,8 +431,8 @@ func lookupCommand() *cobra.Command {
 		Short: "Shows what a running Caddy knows of an event",
 		Long: `Shows what the running Caddy knows of an event, in each scope: whether it was
 delivered, and until when that is remembered, or is being delivered now. An event
-is unseen if it never arrived, was never answered 2xx by the backend, or has been
-forgotten.`,
+is unseen if it never arrived, was never answered 2xx by the backend, has been
+forgotten, or was delivered under a secret that is no longer configured.`,
 		Example: `  caddy buzzbip lookup evt_7f3a9b2c
   caddy buzzbip lookup evt_7f3a9b2c --json --address localhost:2019`,
 		Args: cobra.ExactArgs(1),
