@@ -23,7 +23,7 @@ that come from nowhere, and may be a socket. Nothing else of it is passed on.
 
 The address ends in a word that nobody can guess: do not give it away.`,
 		Example: `  caddy buzzbip page
-  ssh -L 8080:127.0.0.1:8080 hooks.example.com caddy buzzbip page --listen 127.0.0.1:8080`,
+  ssh -t -L 8080:127.0.0.1:8080 hooks.example.com caddy buzzbip page --listen 127.0.0.1:8080`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			endpoint, err := admin.find()
