@@ -79,7 +79,6 @@ answers, of other receivers look at what they stored.`,
 type check struct {
 	name     string
 	expected string
-	long     bool // worth a line while it lasts
 	run      func(p *player) (seen string, ok bool)
 }
 
@@ -117,33 +116,33 @@ const accepted = "2xx within 10s"
 // checks are in the order in which they are made: the first finds out whether
 // there is anything to check.
 var checks = []check{
-	{"https", "HTTPS with a valid certificate", false, (*player).https},
-	{"accepted", "a signed event: " + accepted, false, (*player).accepted},
-	{"replayed", "the same event again: " + accepted + ", and no second delivery", false, (*player).replayed},
-	{"unknown type", "an event of a type that is not documented yet: " + accepted, false, func(p *player) (string, bool) {
+	{"https", "HTTPS with a valid certificate", (*player).https},
+	{"accepted", "a signed event: " + accepted, (*player).accepted},
+	{"replayed", "the same event again: " + accepted + ", and no second delivery", (*player).replayed},
+	{"unknown type", "an event of a type that is not documented yet: " + accepted, func(p *player) (string, bool) {
 		body := p.eventOf("check.unknown", "{}")
 		return sees(p.send(body, Sign(p.secret, body)), reply.success)
 	}},
-	{"unsigned", "an event without a signature: 4xx", false, func(p *player) (string, bool) {
+	{"unsigned", "an event without a signature: 4xx", func(p *player) (string, bool) {
 		return sees(p.send(p.event(), ""), reply.refused)
 	}},
-	{"malformed", "a signature that is none: 4xx", false, func(p *player) (string, bool) {
+	{"malformed", "a signature that is none: 4xx", func(p *player) (string, bool) {
 		return sees(p.send(p.event(), "not-a-signature"), reply.refused)
 	}},
-	{"forged", "an event that is signed with another secret: 4xx", false, func(p *player) (string, bool) {
+	{"forged", "an event that is signed with another secret: 4xx", func(p *player) (string, bool) {
 		body := p.event()
 		return sees(p.send(body, Sign(append([]byte("not "), p.secret...), body)), reply.refused)
 	}},
-	{"tampered", "an event that was changed after it was signed: 4xx", false, func(p *player) (string, bool) {
+	{"tampered", "an event that was changed after it was signed: 4xx", func(p *player) (string, bool) {
 		body := p.event()
 		signature := Sign(p.secret, body)
 		return sees(p.send(bytes.Replace(body, []byte(`"data":{}`), []byte(`"data":{"amount":1}`), 1), signature), reply.refused)
 	}},
-	{"concurrent", "8 copies of an event at once: 2xx for one at least, else 2xx or 5xx, and one delivery", false, (*player).concurrent},
-	{"retried", "a retry after the sender hung up: " + accepted, false, (*player).retried},
-	{"wrong method", "a signed GET: 4xx", false, (*player).wrongMethod},
-	{"oversize", "a body that is too large: 4xx, or the connection closed", false, (*player).oversized},
-	{"slow body", "a body that does not arrive: 4xx, or the connection closed", true, (*player).slowBody},
+	{"concurrent", "8 copies of an event at once: 2xx for one at least, else 2xx or 5xx, and one delivery", (*player).concurrent},
+	{"retried", "a retry after the sender hung up: " + accepted, (*player).retried},
+	{"wrong method", "a signed GET: 4xx", (*player).wrongMethod},
+	{"oversize", "a body that is too large: 4xx, or the connection closed", (*player).oversized},
+	{"slow body", "a body that does not arrive: 4xx, or the connection closed", (*player).slowBody},
 }
 
 // sees compares a reply with what is right.
@@ -319,10 +318,7 @@ func (p *player) play(ctx context.Context, screen *screen) checkReport {
 		if ctx.Err() != nil {
 			break
 		}
-		stop := func() {}
-		if c.long {
-			stop = screen.wait(c)
-		}
+		stop := screen.wait(c.name)
 		start := time.Now()
 		seen, ok := c.run(p)
 		stop()
@@ -382,22 +378,26 @@ func (s *screen) say(text string) {
 	}
 }
 
-// wait shows how long a check has lasted, until it is stopped.
-func (s *screen) wait(c check) (stop func()) {
+// wait shows how long a check has lasted, once that is a second, until it is
+// stopped.
+func (s *screen) wait(name string) (stop func()) {
 	if !s.terminal {
 		return func() {}
 	}
 	ended := make(chan struct{})
 	var shown sync.WaitGroup
-	start := time.Now()
 	shown.Go(func() {
-		for {
-			fmt.Fprintf(s.progress, "\r....  %-12s  waiting, %ds\x1b[K", c.name, int(time.Since(start).Seconds()))
+		tick := time.NewTicker(time.Second)
+		defer tick.Stop()
+		for seconds := 1; ; seconds++ {
 			select {
 			case <-ended:
-				fmt.Fprint(s.progress, "\r\x1b[K")
+				if seconds > 1 {
+					fmt.Fprint(s.progress, "\r\x1b[K")
+				}
 				return
-			case <-time.After(time.Second):
+			case <-tick.C:
+				fmt.Fprintf(s.progress, "\r....  %-12s  waiting, %ds\x1b[K", name, seconds)
 			}
 		}
 	})
