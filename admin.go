@@ -188,7 +188,7 @@ type eventState struct {
 	// and in flight again with another body) or unknown.
 	State     string     `json:"state,omitempty"`
 	Expires   *time.Time `json:"expires,omitempty"`   // of what is remembered
-	Forgotten *bool      `json:"forgotten,omitempty"` // after DELETE
+	Forgotten *bool      `json:"forgotten,omitempty"` // after DELETE; absent if the store failed
 }
 
 // eachScope asks all stores about an event.
@@ -244,7 +244,9 @@ func serveForget(w http.ResponseWriter, _ *http.Request, id string) error {
 		ctx, cancel := context.WithTimeout(context.Background(), settleTimeout)
 		defer cancel()
 		forgotten, err := b.store.Forget(ctx, scope, dedupe.KeyOf(id))
-		answer.Forgotten = &forgotten
+		if forgotten || err == nil {
+			answer.Forgotten = &forgotten
+		}
 		return err
 	})
 }

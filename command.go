@@ -468,11 +468,9 @@ is sent again, it goes to the backend again. A delivery that is under way goes o
 			return admin.ask(cmd, asJSON, http.MethodDelete, args[0], func(w io.Writer, answer eventStates) {
 				fmt.Fprintln(w, "SCOPE\tSTORE\tFORGOTTEN")
 				for _, s := range answer.Scopes {
-					said := "no: it was not remembered"
-					if s.Forgotten != nil && *s.Forgotten {
-						said = "yes"
-					} else if answer.Error != "" {
-						said = "unknown" // the answer does not say which store failed
+					said := "unknown"
+					if s.Forgotten != nil {
+						said = map[bool]string{true: "yes", false: "no: it was not remembered"}[*s.Forgotten]
 					}
 					fmt.Fprintf(w, "%s\t%s\t%s\n", s.Scope, s.Store, said)
 				}

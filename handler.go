@@ -222,7 +222,11 @@ func (h *Handler) refuse(d *delivery, w http.ResponseWriter, r *http.Request, re
 	case http.StatusServiceUnavailable:
 		w.Header().Set("Retry-After", retryAfter)
 	}
-	h.sampled.log(h.logger, zapcore.WarnLevel, "refused: "+string(reason), func() []zap.Field {
+	level := zapcore.WarnLevel
+	if reason == ReasonStoreUnavailable {
+		level = zapcore.ErrorLevel
+	}
+	h.sampled.log(h.logger, level, "refused: "+string(reason), func() []zap.Field {
 		fields := append(endpoint(r), zap.String("remote_addr", r.RemoteAddr), zap.Error(err))
 		if d.verified() {
 			fields = append(fields, zap.String("event_id", d.event.id), zap.String("event_type", d.event.typ))

@@ -80,6 +80,9 @@ func TestStoreThatDoesNotAnswerMeansComeBackLater(t *testing.T) {
 	if got.header.Get("Retry-After") == "" {
 		t.Error("no Retry-After")
 	}
+	if log := s.logs(); !strings.Contains(log, `"level":"error"`) || !strings.Contains(log, errBroken.Error()) {
+		t.Errorf("no word of it in the log: %s", log)
+	}
 	b.expectCount(t, 0)
 }
 

@@ -272,10 +272,10 @@ func TestLookupAndForgetSayWhatTheyKnowWhileAStoreIsDown(t *testing.T) {
 	for _, want := range []struct {
 		command string
 		table   []string
-		json    string
+		json    string // of what is not known
 	}{
 		{"lookup", []string{"down   redis   unknown", "up     memory  delivered  2"}, `"state":"unknown"`},
-		{"forget", []string{"down   redis   unknown", "up     memory  yes"}, `"forgotten":false`},
+		{"forget", []string{"down   redis   unknown", "up     memory  yes"}, `{"scope":"down","store":"redis"}`},
 	} {
 		for _, asJSON := range []bool{false, true} {
 			args, texts := []string{want.command, "evt_1", "--address", c.Admin}, want.table
