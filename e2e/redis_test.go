@@ -1,10 +1,12 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -228,16 +230,31 @@ func TestCaddyStartsAndReloadsWhileRedisIsDown(t *testing.T) {
 }
 
 func TestCaddyThatStopsWhileRedisIsDownSaysWhatIsLost(t *testing.T) {
-	server := redistest.Start(t)
-	b := caddytest.NewBackend(t, nil)
-	urls, caddies := onRedis(t, server, b, 1, "", "timeout 200ms")
-	server.Kill()
-	if got := caddytest.Post(t.Context(), urls[0], caddytest.NewEvent()); got.Status != http.StatusOK {
-		t.Fatalf("answered %d %s", got.Status, got.Result)
-	}
-	caddies[0].Stop()
-	if log := caddies[0].Log.String(); !strings.Contains(log, "Caddy stops before Redis was back") || !strings.Contains(log, `"deliveries":1`) {
-		t.Errorf("the log does not say what is lost: %s", log)
+	for _, name := range []string{"as it is", "after a reload with another Redis"} {
+		t.Run(name, func(t *testing.T) {
+			server, other := redistest.Start(t), redistest.Start(t)
+			b := caddytest.NewBackend(t, nil)
+			urls, caddies := onRedis(t, server, b, 1, "", "timeout 200ms")
+			c := caddies[0]
+			server.Kill()
+			if got := caddytest.Post(t.Context(), urls[0], caddytest.NewEvent()); got.Status != http.StatusOK {
+				t.Fatalf("answered %d %s", got.Status, got.Result)
+			}
+			if name != "as it is" {
+				config, err := os.ReadFile(c.Config)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(c.Config, bytes.ReplaceAll(config, []byte(server.URL()), []byte(other.URL())), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				c.Reload()
+			}
+			c.Stop()
+			if log := c.Log.String(); !strings.Contains(log, "Caddy stops before Redis was back") || !strings.Contains(log, `"deliveries":1`) {
+				t.Error("the log does not say what is lost")
+			}
+		})
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -107,11 +108,21 @@ func (s *Store) Cleanup() error {
 		return nil
 	}
 	if caddy.Exiting() {
-		s.acquire().lastCall()
-		s.release()
+		lastCalls()
 	}
 	s.release()
 	return nil
+}
+
+// lastCalls is for all connections: one of an earlier configuration may be kept
+// by what is pending.
+func lastCalls() {
+	var all sync.WaitGroup
+	connections.Range(func(_, c any) bool {
+		all.Go(c.(*connection).lastCall)
+		return true
+	})
+	all.Wait()
 }
 
 func (s *Store) acquire() *connection {
