@@ -223,10 +223,16 @@ func TestExampleDurable(t *testing.T) {
 func TestExampleCluster(t *testing.T) {
 	server := redistest.Start(t)
 	t.Setenv("BUZZBIP_SECRET", testSecret)
-	t.Setenv("SHARED_STORAGE", t.TempDir())
+	shared := t.TempDir()
+	t.Setenv("SHARED_STORAGE", shared)
 	t.Setenv("REDIS_URL", server.URL())
 	b := newBackend(t, nil)
-	s := startExample(t, "cluster", "127.0.0.1:9000", b.address(), "storage file_system {env.SHARED_STORAGE}", "")
+	// with a site of Caddy's own authority, which it keeps in the storage
+	own := fmt.Sprintf("https://own.localhost:%d {\n\ttls internal\n}\n\nhooks.example.com {", freePort(t))
+	s := startExample(t, "cluster", "127.0.0.1:9000", b.address(), "\tstorage ", "\tskip_install_trust\n\tstorage ", "hooks.example.com {", own)
+	if _, err := os.Stat(filepath.Join(shared, "pki", "authorities", "local", "root.crt")); err != nil {
+		t.Errorf("Caddy does not use the shared storage: %v", err)
+	}
 	client := newClient(t, "HTTP/2.0")
 	body := eventBody(newID())
 	expect(t, send(client, signed(s.url, body)), http.StatusOK, "")
