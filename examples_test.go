@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -113,6 +114,15 @@ func TestExampleSeveralWorkspaces(t *testing.T) {
 	expect(t, send(client, r), http.StatusOK, "")
 	shop.expectCount(t, 1)
 	support.expectCount(t, 1)
+	answer := httptest.NewRecorder()
+	if err := serveAdmin(answer, httptest.NewRequest(http.MethodGet, adminPath+"scopes", nil)); err != nil {
+		t.Fatal(err)
+	}
+	for _, scope := range []string{"secret:shop", "secret:support"} {
+		if !strings.Contains(answer.Body.String(), `"`+scope+`"`) {
+			t.Errorf("there is no scope %s in %s", scope, answer.Body)
+		}
+	}
 }
 
 func TestExampleSecretRotation(t *testing.T) {
