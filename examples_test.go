@@ -128,22 +128,41 @@ func TestExampleSeveralWorkspaces(t *testing.T) {
 func TestExampleSecretRotation(t *testing.T) {
 	const newSecret = "the-secret-after-the-rotation"
 	dir := t.TempDir()
-	for name, secret := range map[string]string{"buzzbip_old": testSecret, "buzzbip_new": newSecret} {
+	write := func(name, secret string) {
+		t.Helper()
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(secret+"\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
+	write("buzzbip", testSecret)
+	write("buzzbip_previous", testSecret)
 	b := newBackend(t, nil)
 	s := startExample(t, "secret-rotation", "/run/secrets", dir, "127.0.0.1:9000", b.address())
-	for label, secret := range map[string]string{"old": testSecret, "new": newSecret} {
-		body := eventBody(newID())
+	client := newClient(t, "HTTP/2.0")
+	post := func(secret, body string) response {
 		r := signed(s.url, body)
 		r.Header.Set(SignatureHeader, signature(secret, body))
-		expect(t, send(newClient(t, "HTTP/2.0"), r), http.StatusOK, "")
+		return send(client, r)
+	}
+	retried := eventBody(newID())
+	seen := func(label string) {
+		t.Helper()
 		if got := await(t, b.arrived, "the delivery").Header.Get("X-BuzzBip-Secret"); got != label {
 			t.Errorf("the backend sees the secret %q, want %q", got, label)
 		}
 	}
+	expect(t, post(testSecret, retried), http.StatusOK, "")
+	seen("current")
+
+	write("buzzbip", newSecret) // the step that needs no reload
+	waitFor(t, "the new secret to be in force", func() bool {
+		time.Sleep(20 * time.Millisecond)
+		return post(newSecret, eventBody(newID())).status == http.StatusOK
+	})
+	seen("current")
+	expect(t, post(testSecret, eventBody(newID())), http.StatusOK, "")
+	seen("previous")
+	expect(t, post(newSecret, retried), http.StatusOK, ResultDuplicate)
 }
 
 func TestExampleErrorPages(t *testing.T) {
