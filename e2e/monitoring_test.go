@@ -530,8 +530,8 @@ var (
 	alertsThatFire = []string{"BuzzBipConflict", "BuzzBipStoreRefuses"}
 	alertsThatWait = []string{"BuzzBipBackendFailing", "BuzzBipForgeries", "BuzzBipOldSecretInUse", "BuzzBipSenderGivesUp",
 		"BuzzBipStoreDown", "BuzzBipStoreForgets"}
-	alertsAtRest = []string{"BuzzBipBackendSlow", "BuzzBipCaddyDown", "BuzzBipNoEvents", "BuzzBipOldSecretUnused",
-		"BuzzBipSecretWrong", "BuzzBipStoreNearlyFull"}
+	alertsAtRest = []string{"BuzzBipBackendSlow", "BuzzBipCaddyDown", "BuzzBipNoEvents", "BuzzBipNothingDelivered",
+		"BuzzBipOldSecretUnused", "BuzzBipSecretWrong", "BuzzBipStoreNearlyFull"}
 )
 
 func TestMonitoringExampleUnderLoad(t *testing.T) {
