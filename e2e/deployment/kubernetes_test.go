@@ -3,6 +3,7 @@ package deployment
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -62,10 +63,8 @@ type cluster struct {
 	budgets    []*policyv1.PodDisruptionBudget
 }
 
-// kubernetes makes the secrets with the script of the example, builds the
-// kustomization with what kubectl builds it with, and has each object decoded,
-// completed and validated by the code of the API server.
-func kubernetes(t *testing.T) *cluster {
+// kubernetesDir is a copy of the example, as it is before the first step.
+func kubernetesDir(t *testing.T) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "kubernetes")
 	if err := os.CopyFS(dir, os.DirFS(filepath.Join(root, "examples", "kubernetes"))); err != nil {
@@ -74,9 +73,65 @@ func kubernetes(t *testing.T) *cluster {
 	if err := os.RemoveAll(filepath.Join(dir, "secrets")); err != nil { // somebody's own
 		t.Fatal(err)
 	}
+	return dir
+}
+
+// makeSecrets runs the script of the example.
+func makeSecrets(dir, secret string) (string, error) {
 	script := exec.Command(filepath.Join(dir, "make-secrets.sh"))
-	script.Stdin = strings.NewReader(caddytest.Secret + "\n")
-	if out, err := script.CombinedOutput(); err != nil {
+	script.Stdin = strings.NewReader(secret)
+	out, err := script.CombinedOutput()
+	return string(out), err
+}
+
+func TestMakeSecretsOverwritesNone(t *testing.T) {
+	dir := kubernetesDir(t)
+	files := func() map[string]string {
+		t.Helper()
+		found := make(map[string]string)
+		names, err := filepath.Glob(filepath.Join(dir, "secrets", "*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range names {
+			text, err := os.ReadFile(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			found[filepath.Base(name)] = string(text)
+		}
+		return found
+	}
+	for _, blank := range []string{"", "\n", " \t\n"} {
+		if out, err := makeSecrets(dir, blank); err == nil || len(files()) > 0 {
+			t.Errorf("of %q it makes %q (%v, %s)", blank, files(), err, out)
+		}
+	}
+	if out, err := makeSecrets(dir, caddytest.Secret+"\n"); err != nil {
+		t.Fatalf("make-secrets.sh: %v\n%s", err, out)
+	}
+	made := files()
+	if len(made) != 4 {
+		t.Errorf("it makes %q", made)
+	}
+	for _, again := range []string{"the-secret-after-the-rotation-xx\n", ""} {
+		out, err := makeSecrets(dir, again)
+		if err == nil || !strings.Contains(out, "docs/DEPLOYMENT.md") {
+			t.Errorf("run again: %v, %s", err, out)
+		}
+		if now := files(); !maps.Equal(now, made) {
+			t.Errorf("run again with %q it leaves %q of %q", again, now, made)
+		}
+	}
+}
+
+// kubernetes makes the secrets with the script of the example, builds the
+// kustomization with what kubectl builds it with, and has each object decoded,
+// completed and validated by the code of the API server.
+func kubernetes(t *testing.T) *cluster {
+	t.Helper()
+	dir := kubernetesDir(t)
+	if out, err := makeSecrets(dir, caddytest.Secret+"\n"); err != nil {
 		t.Fatalf("make-secrets.sh: %v\n%s", err, out)
 	}
 	built, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), dir)

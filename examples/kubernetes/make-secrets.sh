@@ -4,13 +4,18 @@
 set -eu
 cd "$(dirname "$0")"
 umask 077
+if [ -e secrets/current ]; then
+	echo "secrets/current is there already: see \"A rotation of the secret\" in docs/DEPLOYMENT.md" >&2
+	exit 1
+fi
 mkdir -p secrets
+trap 'rm -f secrets/new' EXIT
 
 echo "The signing secret, then Enter and Ctrl-D:" >&2
-cat >secrets/current
-[ -s secrets/current ] || { echo "there is none" >&2; exit 1; }
+cat >secrets/new
+grep -q '[^[:space:]]' secrets/new || { echo "there is none" >&2; exit 1; }
 # until the first rotation
-cp secrets/current secrets/previous
+cp secrets/new secrets/previous
 
 password=$(openssl rand -hex 32)
 echo "redis://caddy:$password@redis:6379" >secrets/redis-url
@@ -18,3 +23,5 @@ cat >secrets/redis-users.acl <<END
 user default on nopass resetkeys resetchannels -@all +ping
 user caddy on >$password ~buzzbip:* &buzzbip:* +@connection +@read +@write +@scripting +@pubsub
 END
+# last, when nothing is missing any more
+mv secrets/new secrets/current
