@@ -213,6 +213,29 @@ func startRedis(t *testing.T, probe []string, args ...string) string {
 	return address
 }
 
+// A Redis that answers with an error, as while it loads its file, is not ready.
+func TestTheProbesOfRedisFailForAnError(t *testing.T) {
+	address := caddytest.FreeAddress(t)
+	_, port, _ := net.SplitHostPort(address)
+	launch(t, exec.Command("redis-server", "--port", port, "--bind", "127.0.0.1", "--dir", t.TempDir(), "--requirepass", "another"))
+	caddytest.WaitFor(t, "Redis", func() bool {
+		conn, err := net.Dial("tcp", address)
+		if err == nil {
+			conn.Close()
+		}
+		return err == nil
+	})
+	for name, probe := range map[string][]string{
+		"compose":    compose(t).Services["redis"].HealthCheck.Test[1:],
+		"kubernetes": kubernetes(t).redis.Spec.Template.Spec.Containers[0].ReadinessProbe.Exec.Command,
+	} {
+		out, err := exec.Command(probe[0], append([]string{"-p", port}, probe[1:]...)...).CombinedOutput()
+		if err == nil || !strings.Contains(string(out), "NOAUTH") {
+			t.Errorf("%s: the probe of a Redis that refuses it: %v, %s", name, err, out)
+		}
+	}
+}
+
 // portOf returns the port of a listener of Caddy.
 func portOf(t *testing.T, listen string) int {
 	t.Helper()
