@@ -57,6 +57,9 @@ func TestSystemd(t *testing.T) {
 	if stop, err := time.ParseDuration(setting(t, "TimeoutStopSec")); err != nil || stop <= s.ShortestStop {
 		t.Errorf("TimeoutStopSec is %v (%v), which cuts deliveries off: Caddy takes up to %v", stop, err, s.ShortestStop)
 	}
+	if limit := setting(t, "StartLimitIntervalSec"); limit != "0" {
+		t.Errorf("StartLimitIntervalSec is %s: after a few failures in it Caddy would stay down", limit)
+	}
 	credential, _, _ := strings.Cut(setting(t, "LoadCredential"), ":")
 	rewrite(t, caddyfile,
 		"secret_file {env.CREDENTIALS_DIRECTORY}/"+credential+"\n", "",
