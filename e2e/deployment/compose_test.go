@@ -171,6 +171,7 @@ func TestComposeRuns(t *testing.T) {
 		return res.StatusCode == http.StatusMethodNotAllowed
 	})
 	check(t, url, secret)
+	logsAccess(t, c)
 	if c.Metric(`store_up{store="redis"}`) != 1 || c.Metric(`remembered_events{store="redis"}`) == 0 {
 		t.Error("the ids were not remembered in Redis")
 	}

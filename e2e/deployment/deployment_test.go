@@ -168,6 +168,25 @@ func check(t *testing.T, url, secretFile string) {
 	}
 }
 
+// logsAccess fails for a Caddy whose access log does not say what alerts refer to,
+// or has a signature.
+func logsAccess(t *testing.T, c *caddytest.Caddy) {
+	t.Helper()
+	reasons := make(map[any]bool)
+	for _, entry := range c.Entries() {
+		request, _ := entry["request"].(map[string]any)
+		if headers, _ := request["headers"].(map[string]any); headers["X-Buzzbip-Signature"] != nil {
+			t.Fatalf("the log has a signature: %v", entry)
+		}
+		if logger, _ := entry["logger"].(string); strings.HasPrefix(logger, "http.log.access") && request["remote_ip"] != nil {
+			reasons[entry["buzzbip_reason"]] = true
+		}
+	}
+	if !reasons["signature_mismatch"] {
+		t.Errorf("the access log has the reasons %v, and not that of the forgery", reasons)
+	}
+}
+
 // get returns the status that a URL answers, 0 for none.
 func get(url string) int {
 	client := http.Client{Timeout: 3 * time.Second}

@@ -555,6 +555,7 @@ func TestKubernetesRuns(t *testing.T) {
 		}
 	}
 	check(t, pods[0].url, filepath.Join(run, "secrets", "buzzbip", "current"))
+	logsAccess(t, pods[0].Caddy)
 
 	expect := func(got caddytest.Answer, status int, result string) {
 		t.Helper()

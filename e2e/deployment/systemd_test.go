@@ -82,6 +82,7 @@ func TestSystemdRuns(t *testing.T) {
 		c := start(t, "", caddyfile, "CREDENTIALS_DIRECTORY="+credentials)
 		if result == "" {
 			check(t, url, secret)
+			logsAccess(t, c)
 		}
 		if got := caddytest.Post(t.Context(), url, body); got.Status != 200 || got.Result != result {
 			t.Errorf("answered %+v, want 200 %q", got, result)
