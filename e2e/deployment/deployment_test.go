@@ -14,10 +14,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/compose-spec/compose-go/v2/types"
 
 	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 )
@@ -231,6 +234,64 @@ func startRedis(t *testing.T, probe []string, args ...string) string {
 		return err == nil && strings.TrimSpace(string(out)) == "PONG"
 	})
 	return address
+}
+
+// The commands of docs/DEPLOYMENT.md that reach the admin endpoint in a container.
+func TestTheAdminEndpointIsReachedInContainers(t *testing.T) {
+	raw, err := os.ReadFile(filepath.Join(root, "docs", "DEPLOYMENT.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	docs := string(raw)
+	_, handler, _ := strings.Cut(example(t, "compose", "conf", "Caddyfile"), "\n}\n")
+	c := caddytest.Start(t, "", "", rewrite(t, handler, "hooks.example.com {", "http://"+caddytest.FreeAddress(t)+" {",
+		"secret_file /run/secrets/buzzbip", "secret "+caddytest.Secret, "store redis redis://redis:6379", ""))
+	for name, in := range map[string]struct {
+		exec      string
+		caddyfile []string
+		forwarded func(port string) bool
+	}{
+		"compose": {`docker compose exec caddy`, []string{"compose", "conf", "Caddyfile"}, func(port string) bool {
+			return slices.ContainsFunc(compose(t).Services["caddy"].Ports, func(p types.ServicePortConfig) bool {
+				return p.HostIP == "127.0.0.1" && p.Published == port && fmt.Sprint(p.Target) == port
+			})
+		}},
+		"kubernetes": {`kubectl -n buzzbip exec (?:-it )?\S+ --`, []string{"kubernetes", "Caddyfile"}, func(port string) bool {
+			return regexp.MustCompile(`(?m)^kubectl -n buzzbip port-forward \S+ ` + port + `$`).MatchString(docs)
+		}},
+	} {
+		ran := make(map[string]bool)
+		for _, command := range regexp.MustCompile(`(?m)^\s*`+in.exec+` (.+)$`).FindAllStringSubmatch(docs, -1) {
+			args := strings.Fields(command[1])
+			last := args[len(args)-1]
+			switch strings.Join(args[:len(args)-1], " ") {
+			case "wget -qO-":
+				ran["wget"] = true
+				if status := get(rewrite(t, last, "127.0.0.1:2019", c.Admin)); status != http.StatusOK {
+					t.Errorf("%s: %s is answered %d", name, last, status)
+				}
+			case "caddy buzzbip lookup":
+				ran["lookup"] = true
+				if out, err := exec.Command(caddytest.Binary, append(args[1:], "--address", c.Admin)...).CombinedOutput(); err != nil {
+					t.Errorf("%s: %s: %v\n%s", name, command[1], err, out)
+				}
+			case "caddy buzzbip page --listen":
+				ran["page"] = true
+				_, port, _ := net.SplitHostPort(last)
+				for _, listen := range adapted(t, example(t, in.caddyfile...)).Listen {
+					if fmt.Sprint(portOf(t, listen)) == port {
+						t.Errorf("%s: Caddy itself has the port %s of the page", name, port)
+					}
+				}
+				if !in.forwarded(port) {
+					t.Errorf("%s: nothing leads to the port %s of the page", name, port)
+				}
+			}
+		}
+		if len(ran) != 3 {
+			t.Errorf("%s: the documentation has the commands %v", name, ran)
+		}
+	}
 }
 
 // A Redis that answers with an error, as while it loads its file, is not ready.
