@@ -426,6 +426,21 @@ func TestFileThatCannotBeReadAnyMoreDoesNotEndTheProcess(t *testing.T) {
 	}
 }
 
+func TestWhoWaitsForAChangeThatHasExpiredIsAnswered(t *testing.T) {
+	f := broken(t, expiring(2, time.Now().Add(-time.Hour)))
+	written := make(chan error, 1)
+	f.changes[0].written = written
+	f.next()
+	select {
+	case err := <-written:
+		if err != nil {
+			t.Error(err)
+		}
+	default:
+		t.Error("nobody answers any more")
+	}
+}
+
 // Under steady traffic there is always something left to write.
 func TestDiskCountsAsWorkingOnceTheRestFitsInATransaction(t *testing.T) {
 	f := broken(t, expiring(2*maxCommit+5, time.Now().Add(time.Hour)))

@@ -180,6 +180,7 @@ func (f *file) commit(changes []change) (err error) {
 	defer func() {
 		if fault := recover(); fault != nil {
 			f.lost = fmt.Errorf("%s cannot be read any more (%v): restart Caddy, which then says what to do", f.path, fault)
+			logger().Error("delivered ids are remembered in memory only from now on", zap.Error(f.lost))
 			err = f.lost
 		}
 	}()
@@ -196,6 +197,9 @@ func (f *file) next() []change {
 		// it with
 		now := time.Now().UnixNano()
 		for len(f.changes) > 1 && f.changes[0].expires <= now && f.changes[0].remove <= now {
+			if written := f.changes[0].written; written != nil {
+				written <- nil // there is nothing left to write
+			}
 			f.changes = f.changes[1:]
 		}
 	}

@@ -104,27 +104,23 @@ func connect(s settings) *connection {
 	return c
 }
 
-// lastCall tells Redis what is pending, for the process is about to end. It
-// takes the timeout at most, however many stores share the connection.
-func (c *connection) lastCall() { c.last.Do(c.sayLast) }
-
-func (c *connection) sayLast() {
-	ctx, cancel := context.WithTimeout(context.Background(), c.timeout)
-	defer cancel()
-	if c.pending.len() > 0 {
+// lastCall tells Redis what is pending, for the process is about to end, and
+// reports whether it has not done so before. It takes the timeout at most.
+func (c *connection) lastCall() (first bool) {
+	c.last.Do(func() {
+		first = true
+		if c.pending.len() == 0 {
+			return
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), c.timeout)
+		defer cancel()
 		select {
 		case <-c.ready:
 			_ = c.catchUp(ctx)
 		case <-ctx.Done():
 		}
-	}
-	c.mu.Lock()
-	lost := c.pending.len() + c.forgotten
-	c.mu.Unlock()
-	if lost > 0 {
-		logger().Error("Caddy stops before Redis was back: the ends of some deliveries are not on record, and events among them that were delivered will be delivered again if they are sent again",
-			zap.Int("deliveries", lost))
-	}
+	})
+	return first
 }
 
 // Destruct implements [caddy.Destructor].
@@ -247,7 +243,7 @@ func (c *connection) probe(ctx context.Context, failed []string) error {
 	if err := c.claimScript.Exec(ctx, c.client, keys, []string{token, "", "1000", "0"}).Error(); err != nil {
 		return err
 	}
-	return c.settleScript.Exec(ctx, c.client, keys, []string{token, "", "1", c.channel(), "0"}).Error()
+	return c.settleScript.Exec(ctx, c.client, keys, []string{token, "", "1", c.channel(), "0", "0"}).Error()
 }
 
 func (c *connection) flush(ctx context.Context, notes []note) error {
@@ -270,15 +266,9 @@ func (c *connection) flush(ctx context.Context, notes []note) error {
 
 // tell settles in Redis.
 func (c *connection) tell(ctx context.Context, n note) error {
-	args := []string{n.token, "", milliseconds(time.Until(n.expires)), c.channel(), "0"}
+	args := []string{n.token, "", milliseconds(time.Until(n.expires)), c.channel(), flag(n.unclaimed), flag(n.redelivered)}
 	if n.delivered {
 		args[1] = encode(n.digest)
-	}
-	switch {
-	case n.unclaimed && n.redelivered:
-		args[4] = "2"
-	case n.unclaimed:
-		args[4] = "1"
 	}
 	return c.settleScript.Exec(ctx, c.client, c.keys(n.id), args).Error()
 }
@@ -413,6 +403,13 @@ func (c *connection) keys(of id) []string {
 
 func (c *connection) token(t uint64) string {
 	return fmt.Sprintf("%s%016x", c.name, t&^unclaimed)
+}
+
+func flag(set bool) string {
+	if set {
+		return "1"
+	}
+	return "0"
 }
 
 // milliseconds is at least 1: Redis knows no shorter time.

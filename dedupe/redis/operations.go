@@ -45,10 +45,7 @@ func (c *connection) ask(ctx context.Context, r dedupe.Request, giveUp time.Time
 		}
 	}
 	keys := c.keys(of)
-	args := []string{c.token(*token), encode(r.Digest), milliseconds(r.Lease), "0"}
-	if r.Redeliver {
-		args[3] = "1"
-	}
+	args := []string{c.token(*token), encode(r.Digest), milliseconds(r.Lease), flag(r.Redeliver)}
 	var ended chan struct{}
 	for {
 		var delivered *dedupe.Digest

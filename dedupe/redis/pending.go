@@ -25,7 +25,7 @@ type note struct {
 	digest    dedupe.Digest
 	expires   time.Time // when it is of no use any more
 	unclaimed bool      // perhaps: Redis was away
-	// redelivered, although the id was perhaps delivered before with another body
+	// redelivered: the id was delivered before, perhaps, with another body
 	redelivered bool
 }
 

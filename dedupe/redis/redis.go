@@ -20,6 +20,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/redis/rueidis"
+	"go.uber.org/zap"
 
 	"github.com/buzzbip/caddy-webhook/dedupe"
 )
@@ -115,14 +116,34 @@ func (s *Store) Cleanup() error {
 }
 
 // lastCalls is for all connections: one of an earlier configuration may be kept
-// by what is pending.
+// by what is pending, and another one may be able to tell it.
 func lastCalls() {
 	var all sync.WaitGroup
-	connections.Range(func(_, c any) bool {
-		all.Go(c.(*connection).lastCall)
+	var mu sync.Mutex
+	lost, told := 0, make(map[*instance]struct{})
+	connections.Range(func(_, value any) bool {
+		c := value.(*connection)
+		all.Go(func() {
+			if !c.lastCall() {
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			told[c.instance] = struct{}{}
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			lost += c.forgotten
+		})
 		return true
 	})
 	all.Wait()
+	for in := range told {
+		lost += in.pending.len()
+	}
+	if lost > 0 {
+		logger().Error("Caddy stops before Redis was back: the ends of some deliveries are not on record, and events among them that were delivered will be delivered again if they are sent again",
+			zap.Int("deliveries", lost))
+	}
 }
 
 func (s *Store) acquire() *connection {

@@ -35,16 +35,17 @@ if #claim == #ARGV[1] then redis.call('APPEND', KEYS[2], 'w') end
 return redis.call('PTTL', KEYS[2])`
 
 // ARGV: token, the digest that was delivered or "", retention in ms, channel,
-// 1 if the claim may not have been granted, 2 if it was one to redeliver. It
-// answers whether it counted: not if another owns the id by now. A claim that has run out counts, as long as
-// nobody else has taken or delivered the id since; so does one that was never
-// granted because Redis was away.
+// 1 if the claim may not have been granted, 1 if it was one to redeliver. It
+// answers whether it counted: not if another owns the id by now. A claim that
+// has run out counts, as long as nobody else has taken the id since, nor
+// delivered it, which a redelivery overrides; so does one that was never granted
+// because Redis was away.
 const settleScript = `
 local claim = redis.call('GET', KEYS[2])
 local own = claim and string.sub(claim, 1, #ARGV[1]) == ARGV[1]
-if claim and not own and ARGV[5] == '0' then return 0 end
+if claim and not own and ARGV[5] ~= '1' then return 0 end
 if ARGV[2] ~= '' then
-	if own or ARGV[5] == '2' then redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+	if own or ARGV[6] == '1' then redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 	else redis.call('SET', KEYS[1], ARGV[2], 'NX', 'PX', ARGV[3]) end
 end
 if own then
