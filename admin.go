@@ -188,7 +188,7 @@ type eventState struct {
 	// and in flight again with another body) or unknown.
 	State     string     `json:"state,omitempty"`
 	Expires   *time.Time `json:"expires,omitempty"`   // of what is remembered
-	Forgotten *bool      `json:"forgotten,omitempty"` // after DELETE; absent if the store failed
+	Forgotten *bool      `json:"forgotten,omitempty"` // after DELETE; absent if the store does not tell
 }
 
 // eachScope asks all stores about an event.

@@ -238,6 +238,9 @@ func (h *Handler) refuse(d *delivery, w http.ResponseWriter, r *http.Request, re
 
 // endpoint tells those who have several webhooks which one a request is for.
 func endpoint(r *http.Request) []zap.Field {
-	original, _ := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request)
-	return []zap.Field{zap.String("host", r.Host), zap.String("uri", original.RequestURI)}
+	path := r.URL.Path
+	if original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok {
+		path = original.URL.Path
+	}
+	return []zap.Field{zap.String("host", r.Host), zap.String("path", path)}
 }

@@ -40,7 +40,8 @@ const (
 	// that the outcome can be recorded.
 	leaseMargin = 15 * time.Second
 
-	// settleTimeout is how long a sender waits until its success is recorded.
+	// settleTimeout is how long a sender waits until its success is recorded,
+	// if the store knows no time of its own.
 	settleTimeout = 2 * time.Second
 )
 

@@ -361,7 +361,7 @@ func TestRefusalsAreLoggedByReasonWithoutAFlood(t *testing.T) {
 		if reason, ok := strings.CutPrefix(message, "refused: "); ok {
 			logged[reason]++
 			levels[reason] = entry["level"]
-			if uri := fmt.Sprint(entry["uri"]); entry["host"] != tr.address || !strings.HasPrefix(uri, "/") {
+			if path := fmt.Sprint(entry["path"]); entry["host"] != tr.address || !strings.HasPrefix(path, "/") {
 				t.Errorf("the entry for %s does not tell the webhook: %v", reason, entry)
 			}
 		}
@@ -400,7 +400,7 @@ func TestRefusalsAreLoggedByReasonWithoutAFlood(t *testing.T) {
 	})
 	var conflict, store bool
 	for _, entry := range tr.Entries() {
-		conflict = conflict || entry["level"] == "error" && entry["uri"] == "/main" && strings.Contains(fmt.Sprint(entry["msg"]), "the id of another")
+		conflict = conflict || entry["level"] == "error" && entry["path"] == "/main" && strings.Contains(fmt.Sprint(entry["msg"]), "the id of another")
 		store = store || entry["level"] == "error" && strings.Contains(fmt.Sprint(entry["msg"]), "Redis is down")
 	}
 	if !conflict || !store {
