@@ -213,15 +213,21 @@ func TestAutomaticHTTPS(t *testing.T) {
 	plain, secure := "127.0.0.1:"+httpPort, "127.0.0.1:"+httpsPort
 	a := startAuthority(t, plain)
 	data := t.TempDir()
-	c := caddytest.Start(t, data, fmt.Sprintf(`
+	caddytest.Start(t, data, fmt.Sprintf(`
 	default_bind 127.0.0.1
 	http_port %s
 	https_port %s
 	acme_ca %s
 	acme_ca_root %s`, httpPort, httpsPort, a.directory, a.rootFile),
 		example(t, "existing-backend", "127.0.0.1:9000", b.Address()), "BUZZBIP_SECRET="+caddytest.Secret)
+	// it is logged before it is served
 	caddytest.WaitFor(t, "the certificate", func() bool {
-		return strings.Contains(c.Log.String(), "certificate obtained successfully")
+		conn, err := tls.Dial("tcp", secure, &tls.Config{RootCAs: a.root, ServerName: webhookName})
+		if err != nil {
+			return false
+		}
+		conn.Close()
+		return true
 	})
 	versions := []string{"HTTP/1.1", "HTTP/2.0", "HTTP/3.0"}
 

@@ -426,6 +426,8 @@ func TestNoSecretIsTold(t *testing.T) {
 		"a URL that is broken":   "buzzbip_webhook {env.OLD_SECRET} {\n store redis redis://caddy:" + redisSecret + "@[::1\n}",
 		"max_age":                "buzzbip_webhook {env.OLD_SECRET} {\n max_age 2d\n}",
 	} {
+		// the admin endpoint of before may close them while this is posted
+		http.DefaultClient.CloseIdleConnections()
 		res, err := http.Post("http://"+tr.Admin+"/load", "text/caddyfile",
 			strings.NewReader(fmt.Sprintf("{\n\tadmin %s\n}\nhttp://%s {\n%s\n}", tr.Admin, caddytest.FreeAddress(t), broken)))
 		if err != nil {
