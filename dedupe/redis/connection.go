@@ -266,7 +266,7 @@ func (c *connection) flush(ctx context.Context, notes []note) error {
 
 // tell settles in Redis.
 func (c *connection) tell(ctx context.Context, n note) error {
-	args := []string{n.token, "", milliseconds(time.Until(n.expires)), c.channel(), flag(n.unclaimed), flag(n.redelivered)}
+	args := []string{n.token, "", milliseconds(time.Until(n.expires)), c.channel(), flag(n.unclaimed), flag(n.unclaimed && n.redelivered)}
 	if n.delivered {
 		args[1] = encode(n.digest)
 	}

@@ -384,24 +384,6 @@ func TestWaiterThatGaveUpLeavesNoClaim(t *testing.T) {
 	}
 }
 
-// The claim was granted, and has run out when Redis is back.
-func TestLateRedeliveryCounts(t *testing.T) {
-	server := redistest.Start(t, strings.Fields(durable)...)
-	s := newInstance(t, config(server, "timeout", "200ms"))
-	deliver(t, s, arrival("a", 1))
-	changed := arrival("a", 2)
-	changed.Redeliver, changed.Lease = true, time.Second
-	c := expect(t, s, changed, dedupe.Claimed)
-	server.Kill()
-	if err := s.Settle(context.Background(), c, true); err == nil {
-		t.Fatal("Redis is not down")
-	}
-	time.Sleep(changed.Lease) // by the clock of Redis
-	server.Restart()
-	waitFor(t, "Redis to know", func() bool { return up(s) && s.pendingNotes() == 0 })
-	expect(t, newInstance(t, config(server)), arrival("a", 2), dedupe.Delivered)
-}
-
 func TestRedeliveryInAnOutageCountsAfterwards(t *testing.T) {
 	server := redistest.Start(t, strings.Fields(durable)...)
 	s := newInstance(t, config(server, "timeout", "200ms"))

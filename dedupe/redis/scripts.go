@@ -35,11 +35,11 @@ if #claim == #ARGV[1] then redis.call('APPEND', KEYS[2], 'w') end
 return redis.call('PTTL', KEYS[2])`
 
 // ARGV: token, the digest that was delivered or "", retention in ms, channel,
-// 1 if the claim may not have been granted, 1 if it was one to redeliver. It
-// answers whether it counted: not if another owns the id by now. A claim that
-// has run out counts, as long as nobody else has taken the id since, nor
-// delivered it, which a redelivery overrides; so does one that was never granted
-// because Redis was away.
+// 1 if the claim may not have been granted, 1 if it was, besides, one to
+// redeliver. It answers whether it counted: not if another owns the id by now. A
+// claim that has run out counts, as long as nobody else has taken or delivered
+// the id since; so does one that was never granted because Redis was away, and if
+// it was to redeliver, it replaces what was delivered before.
 const settleScript = `
 local claim = redis.call('GET', KEYS[2])
 local own = claim and string.sub(claim, 1, #ARGV[1]) == ARGV[1]
