@@ -10,9 +10,8 @@ import (
 func TestStore(t *testing.T) {
 	path := newPath(t)
 	t.Cleanup(func() { // the suite leaves claims behind
-		for closed := false; !closed; {
-			var err error
-			if closed, err = files.Delete(path); err != nil {
+		for _, held := files.References(path); held; _, held = files.References(path) {
+			if _, err := files.Delete(path); err != nil {
 				t.Error(err)
 			}
 		}
