@@ -169,12 +169,8 @@ func TestSlotsOfAClusterMove(t *testing.T) {
 		}
 	}, a, b)
 	for range 2 {
-		for slot := range slots {
-			redistest.MoveSlot(slot, nodes[0], nodes[1])
-		}
-		for slot := range slots {
-			redistest.MoveSlot(slot, nodes[1], nodes[0])
-		}
+		redistest.MoveSlots(nodes, slots, nodes[0], nodes[1])
+		redistest.MoveSlots(nodes, slots, nodes[1], nodes[0])
 	}
 	expectOnce(t, stop(), 1, a, b)
 	if calls(nodes[0], "migrate") == 0 {

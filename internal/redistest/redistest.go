@@ -15,6 +15,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -184,20 +185,47 @@ func StartCluster(t testing.TB) []*Server {
 	return nodes
 }
 
-// MoveSlot moves a slot of a Cluster from one master to another.
-func MoveSlot(slot int, from, to *Server) {
-	number, source, target := strconv.Itoa(slot), from.Do("CLUSTER", "MYID"), to.Do("CLUSTER", "MYID")
-	to.Do("CLUSTER", "SETSLOT", number, "IMPORTING", source)
-	from.Do("CLUSTER", "SETSLOT", number, "MIGRATING", target)
-	for {
-		keys := from.Do("CLUSTER", "GETKEYSINSLOT", number, "10")
-		if keys == "" {
-			break
+// MoveSlots moves the slots below end of a Cluster from one master to another.
+func MoveSlots(cluster []*Server, end int, from, to *Server) {
+	source, target := from.Do("CLUSTER", "MYID"), to.Do("CLUSTER", "MYID")
+	for slot := range end {
+		number := strconv.Itoa(slot)
+		to.Do("CLUSTER", "SETSLOT", number, "IMPORTING", source)
+		from.Do("CLUSTER", "SETSLOT", number, "MIGRATING", target)
+		for {
+			keys := from.Do("CLUSTER", "GETKEYSINSLOT", number, "10")
+			if keys == "" {
+				break
+			}
+			from.Do(append([]string{"MIGRATE", "127.0.0.1", strconv.Itoa(to.port), "", "0", "10000", "KEYS"}, strings.Split(keys, "\n")...)...)
 		}
-		from.Do(append([]string{"MIGRATE", "127.0.0.1", strconv.Itoa(to.port), "", "0", "10000", "KEYS"}, strings.Split(keys, "\n")...)...)
+		to.Do("CLUSTER", "SETSLOT", number, "NODE", target)
+		from.Do("CLUSTER", "SETSLOT", number, "NODE", target)
 	}
-	to.Do("CLUSTER", "SETSLOT", number, "NODE", target)
-	from.Do("CLUSTER", "SETSLOT", number, "NODE", target)
+	// A node that takes a slot back before it knows the epoch of the one that
+	// had it may lose it again to a message that is late.
+	waitFor(from.t, "the nodes to agree on who has which slots", func() bool {
+		for _, node := range cluster {
+			if node.slots() != cluster[0].slots() {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// slots tells what a node knows of the masters of its Cluster: their ids,
+// epochs and slots.
+func (s *Server) slots() string {
+	var masters []string
+	for node := range strings.Lines(s.Do("CLUSTER", "NODES")) {
+		// redis.io/docs/latest/commands/cluster-nodes
+		if fields := strings.Fields(node); strings.Contains(fields[2], "master") {
+			masters = append(masters, fmt.Sprint(fields[0], fields[6], fields[8:]))
+		}
+	}
+	slices.Sort(masters)
+	return strings.Join(masters, "\n")
 }
 
 // MasterSet is the name that the Sentinels of StartSentinels know the master
@@ -334,6 +362,7 @@ func (s *Server) try(args ...string) (string, error) {
 	options := s.options
 	options.InitAddress = []string{s.Addr()}
 	options.ForceSingleClient, options.DisableCache, options.DisableRetry = true, true, true
+	options.AlwaysRESP2 = true // RESP3 puts "txt:" before some texts
 	client, err := rueidis.NewClient(options)
 	if err != nil {
 		return "", err
@@ -358,11 +387,6 @@ func write(text *strings.Builder, answer any) {
 	case []any:
 		for _, element := range answer {
 			write(text, element)
-		}
-	case map[string]any:
-		for key, value := range answer {
-			write(text, key)
-			write(text, value)
 		}
 	default:
 		fmt.Fprintln(text, answer)
