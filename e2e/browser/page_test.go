@@ -391,6 +391,16 @@ func TestPageLooksUpAndForgetsAnEvent(t *testing.T) {
 	g.isQuiet()
 }
 
+func TestPageForgetsOnceHoweverFastItsUserIs(t *testing.T) {
+	g := open(t)
+	g.send("/", caddytest.Secret, event("evt_once", "message.sent", `{}`), "")
+	g.do(click(`#deliveries button.id`))
+	g.until("it can be looked up", `document.querySelector("#forget")`)
+	get[chromedp.Void](g, `for (const button of ["#forget", '#confirm button[value=""]', "#forget", "#confirm button[value=forget]"]) document.querySelector(button).click()`)
+	g.until("it is forgotten", `document.querySelector("#answer").innerText.includes("forgotten")`)
+	g.isQuiet()
+}
+
 // An answer that comes late would be taken for one about another event.
 func TestPageShowsTheAnswerToTheLatestQuestion(t *testing.T) {
 	g := open(t)
