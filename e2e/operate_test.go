@@ -194,7 +194,7 @@ http://%[1]s {
 	tr.sends("/main", caddytest.Secret, slow, http.StatusServiceUnavailable) // in_flight
 	hangUp()
 	<-gone
-	time.Sleep(100 * time.Millisecond) // nothing tells that Caddy has noticed
+	time.Sleep(500 * time.Millisecond) // nothing tells that Caddy has noticed
 	close(release)
 	caddytest.WaitFor(t, "the abandoned delivery to end", func() bool { return tr.Metric("in_flight") == 0 })
 
@@ -426,8 +426,7 @@ func TestNoSecretIsTold(t *testing.T) {
 		"a URL that is broken":   "buzzbip_webhook {env.OLD_SECRET} {\n store redis redis://caddy:" + redisSecret + "@[::1\n}",
 		"max_age":                "buzzbip_webhook {env.OLD_SECRET} {\n max_age 2d\n}",
 	} {
-		// the admin endpoint of before may close them while this is posted
-		http.DefaultClient.CloseIdleConnections()
+		tr.AwaitAdmin()
 		res, err := http.Post("http://"+tr.Admin+"/load", "text/caddyfile",
 			strings.NewReader(fmt.Sprintf("{\n\tadmin %s\n}\nhttp://%s {\n%s\n}", tr.Admin, caddytest.FreeAddress(t), broken)))
 		if err != nil {

@@ -90,7 +90,7 @@ func TestInstancesOnOneRedisActAsOneUnderAStormOfDuplicates(t *testing.T) {
 func TestRedisGoesAwayUnderLoad(t *testing.T) {
 	for name, away := range map[string]func(*redistest.Server){
 		"killed": func(s *redistest.Server) { s.Kill(); time.Sleep(300 * time.Millisecond); s.Restart() },
-		"paused": func(s *redistest.Server) { s.Pause(); time.Sleep(700 * time.Millisecond); s.Resume() },
+		"paused": func(s *redistest.Server) { s.Pause(); time.Sleep(1500 * time.Millisecond); s.Resume() },
 	} {
 		for policy, most := range map[string]int{
 			"refuse": 1,
@@ -99,7 +99,7 @@ func TestRedisGoesAwayUnderLoad(t *testing.T) {
 			t.Run(name+" with when_down "+policy, func(t *testing.T) {
 				server := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
 				b := caddytest.NewBackend(t, func(http.ResponseWriter, *http.Request) { time.Sleep(5 * time.Millisecond) })
-				urls, _ := onRedis(t, server, b, 2, "", "timeout 200ms\nwhen_down "+policy)
+				urls, _ := onRedis(t, server, b, 2, "", "timeout 1s\nwhen_down "+policy)
 
 				ctx, stop := context.WithCancel(t.Context())
 				var mu sync.Mutex

@@ -112,7 +112,7 @@ func asIs(id string) string { return id }
 
 func TestCluster(t *testing.T) {
 	nodes := redistest.StartCluster(t)
-	clustered := map[string]any{"urls": []string{nodes[0].URL(), nodes[1].URL()}, "timeout": "300ms"}
+	clustered := map[string]any{"urls": []string{nodes[0].URL(), nodes[1].URL()}, "timeout": "1s"}
 	a, b := newInstance(t, clustered), newInstance(t, clustered)
 	t.Run("acts as one server", func(t *testing.T) {
 		patient := map[string]any{"urls": clustered["urls"], "timeout": "10s"} // however slow the machine is
@@ -199,7 +199,7 @@ func TestSentinel(t *testing.T) {
 	for _, s := range sentinels {
 		urls = append(urls, s.URL()+"?master_set="+redistest.MasterSet)
 	}
-	watched := map[string]any{"urls": urls, "timeout": "300ms"}
+	watched := map[string]any{"urls": urls, "timeout": "1s"}
 	a, b := newInstance(t, watched), newInstance(t, watched)
 	deliver(t, a, arrival("before", 1))
 	expect(t, b, arrival("before", 1), dedupe.Delivered)

@@ -136,12 +136,23 @@ func (c *Caddy) Reload() {
 // TryReload is [Caddy.Reload] of what may not load.
 func (c *Caddy) TryReload() error {
 	out, err := exec.Command(Binary, "reload", "--force", "--config", c.Config, "--address", c.Admin).CombinedOutput()
-	// a server that ends may close them while a test posts: that is an EOF
-	http.DefaultClient.CloseIdleConnections()
+	c.AwaitAdmin()
 	if err != nil {
 		return fmt.Errorf("reloading: %w: %s", err, out)
 	}
 	return nil
+}
+
+// AwaitAdmin waits, after a configuration was posted, until only one admin
+// endpoint is left. Each that Caddy tries has its own, those of before end some
+// time later, and a request that reaches one that ends may get no answer.
+func (c *Caddy) AwaitAdmin() {
+	c.t.Helper()
+	WaitFor(c.t, "the admin endpoints of before to end", func() bool {
+		log := c.Log.String()
+		return strings.Count(log, `"admin endpoint started"`) == strings.Count(log, `"stopped previous server"`)+1
+	})
+	http.DefaultClient.CloseIdleConnections()
 }
 
 // Metrics returns what Prometheus would get.
