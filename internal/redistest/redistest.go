@@ -173,7 +173,7 @@ func StartCluster(t testing.TB) []*Server {
 			return true
 		})
 	}
-	all("the nodes to meet", func(s *Server) bool { return strings.Count(s.Do("CLUSTER", "NODES"), "connected") == len(nodes) })
+	all("the nodes to meet", func(s *Server) bool { return strings.Count(s.Do("CLUSTER", "NODES"), " connected") == len(nodes) })
 	for i, replica := range nodes[masters:] {
 		replica.Do("CLUSTER", "REPLICATE", nodes[i].Do("CLUSTER", "MYID"))
 	}
