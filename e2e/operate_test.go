@@ -284,12 +284,7 @@ func TestMetricsCountWhatHappensAcrossReloads(t *testing.T) {
 		t.Fatal(err)
 	}
 	broken := strings.Replace(string(config), "handle /nowhere {", "handle /nowhere {\n\t\tbuzzbip_webhook {env.NOT_SET}\n", 1)
-	res, err := http.Post("http://"+tr.Admin+"/load", "text/caddyfile", strings.NewReader(broken))
-	if err != nil {
-		t.Fatal(err)
-	}
-	res.Body.Close()
-	if res.StatusCode == http.StatusOK {
+	if status, _ := tr.Load(broken); status == http.StatusOK {
 		t.Fatal("a configuration without a secret was loaded")
 	}
 	check("after a reload that failed")
@@ -426,18 +421,11 @@ func TestNoSecretIsTold(t *testing.T) {
 		"a URL that is broken":   "buzzbip_webhook {env.OLD_SECRET} {\n store redis redis://caddy:" + redisSecret + "@[::1\n}",
 		"max_age":                "buzzbip_webhook {env.OLD_SECRET} {\n max_age 2d\n}",
 	} {
-		tr.AwaitAdmin()
-		res, err := http.Post("http://"+tr.Admin+"/load", "text/caddyfile",
-			strings.NewReader(fmt.Sprintf("{\n\tadmin %s\n}\nhttp://%s {\n%s\n}", tr.Admin, caddytest.FreeAddress(t), broken)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		text, _ := io.ReadAll(res.Body)
-		res.Body.Close()
-		if res.StatusCode == http.StatusOK {
+		status, text := tr.Load(fmt.Sprintf("{\n\tadmin %s\n}\nhttp://%s {\n%s\n}", tr.Admin, caddytest.FreeAddress(t), broken))
+		if status == http.StatusOK {
 			t.Errorf("%s was loaded", name)
 		}
-		said["the error for "+name] = string(text)
+		said["the error for "+name] = text
 	}
 	tr.Stop()
 	said["the log"] = tr.Log.String()

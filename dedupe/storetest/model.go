@@ -136,7 +136,7 @@ func (s *sequence) makeClaim(t *rapid.T, name string, model *id, store int, r de
 
 func (s *sequence) settle(t *rapid.T) {
 	if len(s.claims) == 0 {
-		t.Skip()
+		t.Skip() // this step: rapid takes another
 	}
 	s.end(rapid.IntRange(0, len(s.claims)-1).Draw(t, "claim"), rapid.Bool().Draw(t, "delivered"))
 }

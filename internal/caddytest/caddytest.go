@@ -136,17 +136,25 @@ func (c *Caddy) Reload() {
 // TryReload is [Caddy.Reload] of what may not load.
 func (c *Caddy) TryReload() error {
 	out, err := exec.Command(Binary, "reload", "--force", "--config", c.Config, "--address", c.Admin).CombinedOutput()
-	c.AwaitAdmin()
+	c.awaitAdmin()
 	if err != nil {
 		return fmt.Errorf("reloading: %w: %s", err, out)
 	}
 	return nil
 }
 
-// AwaitAdmin waits, after a configuration was posted, until only one admin
+// Load posts a Caddyfile to the admin endpoint, and returns what that answers.
+func (c *Caddy) Load(caddyfile string) (status int, text string) {
+	c.t.Helper()
+	status, text = c.request(http.MethodPost, "/load", "text/caddyfile", caddyfile)
+	c.awaitAdmin()
+	return status, text
+}
+
+// awaitAdmin waits, after a configuration was posted, until only one admin
 // endpoint is left. Each that Caddy tries has its own, those of before end some
 // time later, and a request that reaches one that ends may get no answer.
-func (c *Caddy) AwaitAdmin() {
+func (c *Caddy) awaitAdmin() {
 	c.t.Helper()
 	WaitFor(c.t, "the admin endpoints of before to end", func() bool {
 		log := c.Log.String()
@@ -218,20 +226,28 @@ func (c *Caddy) Entries() (all []map[string]any) {
 // Ask returns what the admin endpoint answers.
 func (c *Caddy) Ask(method, path string) (status int, text string) {
 	c.t.Helper()
-	r, err := http.NewRequest(method, "http://"+c.Admin+path, nil)
+	return c.request(method, path, "", "")
+}
+
+func (c *Caddy) request(method, path, contentType, body string) (status int, text string) {
+	c.t.Helper()
+	r, err := http.NewRequest(method, "http://"+c.Admin+path, strings.NewReader(body))
 	if err != nil {
 		c.t.Fatal(err)
+	}
+	if contentType != "" {
+		r.Header.Set("Content-Type", contentType)
 	}
 	res, err := http.DefaultClient.Do(r)
 	if err != nil {
 		c.t.Fatal(err)
 	}
 	defer res.Body.Close()
-	body, err := io.ReadAll(res.Body)
+	answer, err := io.ReadAll(res.Body)
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	return res.StatusCode, string(body)
+	return res.StatusCode, string(answer)
 }
 
 // Kill is kill -9.

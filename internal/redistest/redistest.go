@@ -165,12 +165,7 @@ func StartCluster(t testing.TB) []*Server {
 	}
 	all := func(what string, done func(*Server) bool) {
 		waitFor(t, what, func() bool {
-			for _, node := range nodes {
-				if !done(node) {
-					return false
-				}
-			}
-			return true
+			return !slices.ContainsFunc(nodes, func(node *Server) bool { return !done(node) })
 		})
 	}
 	all("the nodes to meet", func(s *Server) bool { return strings.Count(s.Do("CLUSTER", "NODES"), " connected") == len(nodes) })
@@ -205,12 +200,8 @@ func MoveSlots(cluster []*Server, end int, from, to *Server) {
 	// A node that takes a slot back before it knows the epoch of the one that
 	// had it may lose it again to a message that is late.
 	waitFor(from.t, "the nodes to agree on who has which slots", func() bool {
-		for _, node := range cluster {
-			if node.slots() != cluster[0].slots() {
-				return false
-			}
-		}
-		return true
+		known := from.slots()
+		return !slices.ContainsFunc(cluster, func(node *Server) bool { return node != from && node.slots() != known })
 	})
 }
 
