@@ -2,8 +2,6 @@ package buzzbip
 
 import (
 	"bytes"
-	"cmp"
-	"context"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
@@ -11,15 +9,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"strings"
-	"text/tabwriter"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/spf13/cobra"
 )
@@ -327,157 +322,4 @@ func plain(err error) error {
 		return wrapped.Err
 	}
 	return err
-}
-
-// adminFlags say where the admin endpoint is, as those of `caddy reload` do.
-type adminFlags struct{ address, config, adapter string }
-
-func (f *adminFlags) add(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&f.address, "address", "", "address of Caddy's admin endpoint (default that of --config, or localhost:2019)")
-	cmd.Flags().StringVarP(&f.config, "config", "c", "", "configuration file that says where the admin endpoint is")
-	cmd.Flags().StringVarP(&f.adapter, "adapter", "a", "", "config adapter for --config")
-}
-
-// adminEndpoint is that of a running Caddy. It is asked as caddy itself does, but
-// not with its AdminAPIRequest, which makes one text of a status and a body.
-type adminEndpoint struct {
-	address   string
-	url       *url.URL // of what is ours
-	header    http.Header
-	transport *http.Transport
-}
-
-func (f *adminFlags) find() (*adminEndpoint, error) {
-	address, err := caddycmd.DetermineAdminAPIAddress(f.address, nil, f.config, f.adapter)
-	if err != nil {
-		return nil, err
-	}
-	to, err := caddy.ParseNetworkAddress(address)
-	if err != nil || to.PortRangeSize() > 1 {
-		return nil, fmt.Errorf("%q is not an address of an admin endpoint", address)
-	}
-	e := &adminEndpoint{address: address, url: &url.URL{Scheme: "http", Host: to.JoinHostPort(0), Path: adminPath}}
-	e.header = http.Header{"Origin": {"http://" + e.url.Host}}
-	if to.IsUnixNetwork() {
-		to.Host, _, _ = strings.Cut(to.Host, "|") // permission bits
-		e.url.Host, e.header = "127.0.0.1", http.Header{}
-	}
-	e.transport = &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, to.Network, to.JoinHostPort(0))
-		},
-	}
-	return e, nil
-}
-
-// request makes a request for a path below adminPath. What was answered may be
-// there with an error too.
-func (e *adminEndpoint) request(method, path string) (text []byte, err error) {
-	r, err := http.NewRequest(method, e.url.String()+path, nil)
-	if err != nil {
-		return nil, err
-	}
-	r.Header = e.header.Clone()
-	res, err := e.transport.RoundTrip(r)
-	if err != nil {
-		return nil, fmt.Errorf("%w\nIs Caddy running, with its admin endpoint at %s? Say where it is with --address or --config", err, e.address)
-	}
-	defer res.Body.Close()
-	if text, err = io.ReadAll(res.Body); err != nil || res.StatusCode == http.StatusOK {
-		return text, err
-	}
-	var answer struct{ Error string }
-	if json.Unmarshal(text, &answer) != nil || answer.Error == "" {
-		return nil, e.foreign()
-	}
-	return text, errors.New(answer.Error)
-}
-
-func (e *adminEndpoint) foreign() error {
-	return fmt.Errorf("%s is not the admin endpoint of a Caddy with buzzbip_webhook", e.address)
-}
-
-// ask makes a request about an event and prints the answer, also one that is
-// not complete.
-func (f *adminFlags) ask(cmd *cobra.Command, asJSON bool, method, id string, print func(w io.Writer, answer eventStates)) error {
-	endpoint, err := f.find()
-	if err != nil {
-		return err
-	}
-	escaped := url.PathEscape(id)
-	if id == "." || id == ".." {
-		escaped = strings.ReplaceAll(id, ".", "%2E") // else they are steps of the path
-	}
-	text, failed := endpoint.request(method, "events/"+escaped)
-	var answer eventStates
-	if json.Unmarshal(text, &answer) != nil || answer.Scopes == nil {
-		return cmp.Or(failed, endpoint.foreign())
-	}
-	if asJSON {
-		_, err = cmd.OutOrStdout().Write(text)
-	} else {
-		table := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-		print(table, answer)
-		err = table.Flush()
-	}
-	return cmp.Or(failed, err)
-}
-
-func lookupCommand() *cobra.Command {
-	var admin adminFlags
-	var asJSON bool
-	cmd := &cobra.Command{
-		Use:   "lookup <id>",
-		Short: "Shows what a running Caddy knows of an event",
-		Long: `Shows what the running Caddy knows of an event, in each scope: whether it was
-delivered, and until when that is remembered, or is being delivered now. An event
-is unseen if it never arrived, was never answered 2xx by the backend, has been
-forgotten, or was delivered under a secret that is no longer configured.`,
-		Example: `  caddy buzzbip lookup evt_7f3a9b2c
-  caddy buzzbip lookup evt_7f3a9b2c --json --address localhost:2019`,
-		Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return admin.ask(cmd, asJSON, http.MethodGet, args[0], func(w io.Writer, answer eventStates) {
-				fmt.Fprintln(w, "SCOPE\tSTORE\tSTATE\tREMEMBERED UNTIL")
-				for _, s := range answer.Scopes {
-					until := "-"
-					if s.Expires != nil {
-						until = s.Expires.Format(time.RFC3339)
-					}
-					fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", s.Scope, s.Store, s.State, until)
-				}
-			})
-		},
-	}
-	admin.add(cmd)
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	return cmd
-}
-
-func forgetCommand() *cobra.Command {
-	var admin adminFlags
-	var asJSON bool
-	cmd := &cobra.Command{
-		Use:   "forget <id>",
-		Short: "Makes a running Caddy forget an event, so that a redelivery passes",
-		Long: `Makes the running Caddy forget that an event was delivered, in every scope. If it
-is sent again, it goes to the backend again. A delivery that is under way goes on.`,
-		Example: `  caddy buzzbip forget evt_7f3a9b2c`,
-		Args:    cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return admin.ask(cmd, asJSON, http.MethodDelete, args[0], func(w io.Writer, answer eventStates) {
-				fmt.Fprintln(w, "SCOPE\tSTORE\tFORGOTTEN")
-				for _, s := range answer.Scopes {
-					said := "unknown"
-					if s.Forgotten != nil {
-						said = map[bool]string{true: "yes", false: "no: it was not remembered"}[*s.Forgotten]
-					}
-					fmt.Fprintf(w, "%s\t%s\t%s\n", s.Scope, s.Store, said)
-				}
-			})
-		},
-	}
-	admin.add(cmd)
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	return cmd
 }
