@@ -6,7 +6,6 @@ import (
 	"sync"
 
 	"github.com/caddyserver/caddy/v2"
-	"go.uber.org/zap"
 
 	"github.com/buzzbip/caddy-webhook/dedupe"
 )
@@ -18,6 +17,7 @@ func init() {
 // App is what the handlers of one configuration share. It has no settings, and
 // is there whenever a handler is.
 type App struct {
+	ctx      caddy.Context
 	mu       sync.Mutex
 	handlers []*Handler
 }
@@ -46,7 +46,10 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 }
 
 // Provision makes the metrics part of the configuration.
-func (a *App) Provision(ctx caddy.Context) error { return a.registerMetrics(ctx) }
+func (a *App) Provision(ctx caddy.Context) error {
+	a.ctx = ctx
+	return a.registerMetrics(ctx)
+}
 
 // Start starts the stores, and lets the metrics know of the secrets and the
 // admin API of the handlers.
@@ -65,6 +68,7 @@ func (a *App) Start() error {
 			}
 		}
 	}
+	a.warnOfSharedScopes()
 	startedApps.Lock()
 	defer startedApps.Unlock()
 	startedApps.list = append(startedApps.list, a)
@@ -83,32 +87,11 @@ func (a *App) Stop() error {
 // Caddy does not stop them.
 func (a *App) Cleanup() error { return a.Stop() }
 
-// register adds a handler, and warns if another has one of its scopes: the two
-// take each other's events for duplicates.
+// register adds a handler.
 func (a *App) register(h *Handler) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.handlers = append(a.handlers, h)
-	if h.store == nil {
-		return
-	}
-	taken := make(map[string]struct{})
-	for _, other := range a.handlers {
-		if other == h || other.store == nil {
-			continue
-		}
-		for k := range other.keys.all() {
-			taken[k.scope] = struct{}{}
-		}
-	}
-	for k := range h.keys.all() {
-		if _, again := taken[k.scope]; again {
-			h.logger.Warn("another buzzbip_webhook has the same scope, so an event that arrives at both is delivered once: if they are different endpoints, give each a scope of its own",
-				zap.String("secret", k.label),
-				zap.String("scope", h.Scope)) // a default scope is derived from the secret, and not shown
-			delete(taken, k.scope)
-		}
-	}
 }
 
 // backing is where ids are kept, by one store or more.

@@ -2,15 +2,17 @@ package buzzbip
 
 import (
 	"bytes"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"strconv"
-	"sync/atomic"
+	"sync"
 	"time"
 
+	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
 
@@ -27,19 +29,10 @@ func (h *Handler) readBody(w http.ResponseWriter, r *http.Request) ([]byte, Reas
 	if r.Body == nil {
 		return nil, "", nil
 	}
-	// where deadlines are not supported, the server's own must do
-	control := http.NewResponseController(w)
-	tighter := !serverReadsWithin(r, h.readTimeout)
-	if tighter {
-		_ = control.SetReadDeadline(time.Now().Add(h.readTimeout))
-	}
+	clearDeadline := limitReading(w, r, h.readTimeout)
 	body, err := readAll(r.Body, r.ContentLength, h.maxBodySize)
 	if err == nil {
-		// the deadline must not outlive the body: the server goes on reading to
-		// notice when the sender hangs up
-		if tighter {
-			_ = control.SetReadDeadline(time.Time{})
-		}
+		clearDeadline()
 		return body, "", nil
 	}
 	// errors are not wrapped, for a HandlerError would bring its own status
@@ -54,11 +47,26 @@ func (h *Handler) readBody(w http.ResponseWriter, r *http.Request) ([]byte, Reas
 	return nil, ReasonBodyIncomplete, fmt.Errorf("the body did not arrive whole: %v", err)
 }
 
-// serverReadsWithin reports whether the server's own deadline for reading the
-// request comes before one set now.
-func serverReadsWithin(r *http.Request, timeout time.Duration) bool {
+// limitReading sets a deadline for reading the body of r, besides those that
+// others have set. What it returns is called when the body has been read: after
+// that, an HTTP/1.1 server would take a deadline that passes for a disconnect.
+func limitReading(w http.ResponseWriter, r *http.Request, timeout time.Duration) (clear func()) {
+	if reader, _ := caddyhttp.IdleTimeoutsFromContext(r.Context()); reader != nil {
+		// it owns the deadline, and clears it by itself; to set it again would
+		// bring back that of the server
+		_ = reader.SetReadDeadline(time.Now().Add(timeout))
+		return func() {}
+	}
+	control := http.NewResponseController(w)
 	server, _ := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
-	return server != nil && server.ReadTimeout > 0 && time.Duration(server.ReadTimeout) <= timeout
+	tighter := server != nil && server.ReadTimeout > 0 && time.Duration(server.ReadTimeout) <= timeout
+	switch {
+	case !tighter:
+		_ = control.SetReadDeadline(time.Now().Add(timeout))
+	case r.ProtoMajor == 3: // the server sets none
+		_ = control.SetReadDeadline(time.Now().Add(time.Duration(server.ReadTimeout)))
+	}
+	return func() { _ = control.SetReadDeadline(time.Time{}) }
 }
 
 // readAll reads body to its end. What it allocates grows with what arrives,
@@ -90,10 +98,14 @@ func readAll(body io.Reader, declared, limit int64) ([]byte, error) {
 	}
 }
 
-// setBody makes body, which is not written to again, the body of r.
+// setBody makes body, which is not written to again, the body of r. Without one
+// r has none.
 func setBody(r *http.Request, body []byte) {
-	r.Body = newPayload(body)
-	r.GetBody = func() (io.ReadCloser, error) { return newPayload(body), nil }
+	r.Body = http.NoBody
+	if len(body) > 0 {
+		r.Body = newPayload(body)
+	}
+	r.GetBody = nil
 	r.ContentLength = int64(len(body))
 	r.Header["Content-Length"] = []string{strconv.Itoa(len(body))}
 	r.TransferEncoding = nil
@@ -101,21 +113,39 @@ func setBody(r *http.Request, body []byte) {
 	delete(r.Header, "Expect")
 }
 
-// dropBody takes the body away from a request that was refused, so that no
-// error route passes it on.
-func dropBody(r *http.Request) {
-	r.Body = http.NoBody
-	r.ContentLength = 0
-	r.TransferEncoding = nil
-	delete(r.Header, "Content-Length")
+// setBodyPlaceholders fixes the placeholders for the body of a request, which
+// else read and replace that of the request that Caddy has.
+func setBodyPlaceholders(r *http.Request, body []byte) {
+	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	repl.Set("http.request.body", string(body))
+	repl.Set("http.request.body_base64", inBase64(body))
 }
 
-// payload is a request body in memory. To read it once it is closed is an
-// error: a transport that tries a request again must not send the rest of a
-// body for the whole.
+// inBase64 is a placeholder's value that is made when it is used.
+type inBase64 []byte
+
+func (b inBase64) String() string { return base64.StdEncoding.EncodeToString(b) }
+
+// placeholdersRead reports whether placeholders read r, and not the request that
+// a handler before has passed on a copy of.
+func placeholdersRead(r *http.Request) bool {
+	const mark = "buzzbip_webhook"
+	proto := r.Proto
+	r.Proto = mark
+	read, _ := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer).GetString("http.request.proto")
+	r.Proto = proto
+	return read == mark
+}
+
+// payload is a request body in memory. Its readers get all of it or an error: a
+// transport that tries a request again must not send the rest of a body for the
+// whole. Closed at its end or before it was read, it can be read again: a
+// placeholder for the body reads and closes it, and replaces it only in the
+// request that Caddy has.
 type payload struct {
+	mu     sync.Mutex // a transport may close it while it reads
 	reader bytes.Reader
-	closed atomic.Bool
+	closed bool
 }
 
 func newPayload(body []byte) *payload {
@@ -125,13 +155,21 @@ func newPayload(body []byte) *payload {
 }
 
 func (p *payload) Read(b []byte) (int, error) {
-	if p.closed.Load() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
 		return 0, http.ErrBodyReadAfterClose
 	}
 	return p.reader.Read(b)
 }
 
 func (p *payload) Close() error {
-	p.closed.Store(true)
-	return nil
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if rest := p.reader.Len(); 0 < rest && rest < int(p.reader.Size()) {
+		p.closed = true
+		return nil
+	}
+	_, err := p.reader.Seek(0, io.SeekStart)
+	return err
 }

@@ -1,14 +1,11 @@
 package buzzbip
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/http"
-	"sync/atomic"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -28,24 +25,27 @@ const retryAfter = "10"
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	d := newDelivery(r)
 	defer h.report(d, r, time.Now())
-	body, reason, err := h.admit(d, w, r)
-	if reason != "" {
+	if reason, err := h.admit(d, w, r); reason != "" {
 		return h.refuse(d, w, r, reason, err)
 	}
 	if !h.events.match(d.event.typ) {
 		return answer(d, w, ResultIgnored)
 	}
 	if h.store == nil {
-		return h.deliver(d, w, r, next, body, nil)
+		return (&attempt{Handler: h, d: d}).run(w, r, next)
 	}
 
 	request := dedupe.Request{
 		Scope:     d.key.scope,
 		Key:       dedupe.KeyOf(d.event.id),
-		Digest:    dedupe.DigestOf(body),
+		Digest:    dedupe.DigestOf(d.body),
 		Wait:      h.duplicateWait,
 		Lease:     h.deliveryTimeout + leaseMargin,
 		Retention: h.retention,
+	}
+	if d.claimed || chains.lead(r, &request) {
+		// another buzzbip_webhook has handed this very delivery on to us
+		return (&attempt{Handler: h, d: d, event: &request}).run(w, r, next)
 	}
 	claimed := time.Now()
 	verdict, err := h.store.Claim(r.Context(), request)
@@ -75,31 +75,31 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	case dedupe.Conflicting:
 		return answer(d, w, ResultConflict)
 	}
-	return h.deliver(d, w, r, next, body, &verdict.Claim)
+	return (&attempt{Handler: h, d: d, event: &request, claim: &verdict.Claim}).run(w, r, next)
 }
 
-// admit verifies a request and completes d with its event. A reason that is
-// not empty says why it failed.
-func (h *Handler) admit(d *delivery, w http.ResponseWriter, r *http.Request) ([]byte, Reason, error) {
+// admit verifies a request and completes d with its event and body. A reason
+// that is not empty says why it failed.
+func (h *Handler) admit(d *delivery, w http.ResponseWriter, r *http.Request) (Reason, error) {
 	if r.Method != http.MethodPost {
-		return nil, ReasonMethodNotAllowed, fmt.Errorf("webhooks are sent with POST, not %s", r.Method)
+		return ReasonMethodNotAllowed, fmt.Errorf("webhooks are sent with POST, not %s", r.Method)
 	}
 	signature, reason, err := parseSignature(r.Header)
 	if err != nil {
-		return nil, reason, err
+		return reason, err
 	}
 	body, reason, err := h.readBody(w, r)
 	if err != nil {
-		return nil, reason, err
+		return reason, err
 	}
 	key := h.keys.verify(body, signature)
 	if key == nil {
-		return nil, ReasonSignatureMismatch, errors.New("the signature is not that of the body under any of the secrets")
+		return ReasonSignatureMismatch, errors.New("the signature is not that of the body under any of the secrets")
 	}
 	d.key = key
 	key.matched()
 	if d.event, err = parseEvent(body, h.requires); err != nil {
-		return nil, ReasonEnvelopeInvalid, fmt.Errorf("the envelope of the event is invalid: %w", err)
+		return ReasonEnvelopeInvalid, fmt.Errorf("the envelope of the event is invalid: %w", err)
 	}
 	age := time.Since(d.event.created)
 	if !d.event.created.IsZero() {
@@ -108,90 +108,13 @@ func (h *Handler) admit(d *delivery, w http.ResponseWriter, r *http.Request) ([]
 	if h.maxAge > 0 {
 		switch {
 		case age > h.maxAge:
-			return nil, ReasonEventStale, fmt.Errorf("the event is older than max_age: created %s", d.event.createdAt)
+			return ReasonEventStale, fmt.Errorf("the event is older than max_age: created %s", d.event.createdAt)
 		case age < -clockSkew:
-			return nil, ReasonEventFromFuture, fmt.Errorf("the event is from the future: created %s", d.event.createdAt)
+			return ReasonEventFromFuture, fmt.Errorf("the event is from the future: created %s", d.event.createdAt)
 		}
 	}
-	return body, "", nil
-}
-
-// inFlight counts the deliveries that are with the next handlers.
-var inFlight atomic.Int64
-
-// awaitDeliveries keeps the process from ending, within the grace period,
-// before deliveries whose sender has hung up: over HTTP/2 and HTTP/3 no
-// connection is left that a server waits for.
-func awaitDeliveries(gracePeriod context.Context) error {
-	for caddy.Exiting() && inFlight.Load() > 0 {
-		select {
-		case <-gracePeriod.Done():
-			return fmt.Errorf("deliveries under way are cut off: %w", context.Cause(gracePeriod))
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
-	return nil
-}
-
-// deliver hands a verified request to the next handlers and settles the claim
-// on its event, if there is one, by what they answered.
-func (h *Handler) deliver(d *delivery, w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, body []byte, claim *dedupe.Claim) (err error) {
-	// the sender may hang up: the delivery goes on without it
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), h.deliveryTimeout)
-	defer cancel()
-
-	settle := func(delivered bool) {
-		if claim == nil {
-			return
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), settleTimeout)
-		defer cancel()
-		if err := h.store.Settle(ctx, *claim, delivered); err != nil {
-			h.sampled.log(h.logger, zapcore.ErrorLevel, "what became of an event could not be recorded", func() []zap.Field {
-				return []zap.Field{zap.String("event_id", d.event.id), zap.Bool("delivered", delivered), zap.Error(err)}
-			})
-		}
-	}
-	delivered := false // d may be that of another buzzbip_webhook by the end
-	rec := &responseRecorder{
-		ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w},
-		// before the sender sees a success, not after
-		onSuccess: func() {
-			delivered, d.result = true, ResultDelivered
-			settle(true)
-		},
-	}
-	d.result = ResultFailed
-	inFlight.Add(1)
-	start := time.Now()
-	defer func() { // also when the next handlers panic
-		if !delivered {
-			settle(false)
-		}
-		inFlight.Add(-1)
-		metrics.deliveryDuration.WithLabelValues(eventTypeLabel(d)).Observe(time.Since(start).Seconds())
-		if r.Context().Err() != nil {
-			metrics.abandoned.Inc()
-		}
-	}()
-
-	setBody(r, body)
-	err = next.ServeHTTP(rec, r.WithContext(ctx))
-	if rec.status != 0 {
-		return err
-	}
-	setBody(r, body) // for error routes
-	switch {
-	case errors.Is(ctx.Err(), context.DeadlineExceeded):
-		if err == nil {
-			err = ctx.Err()
-		}
-		// not wrapped, for a HandlerError would bring its own status
-		return caddyhttp.Error(http.StatusGatewayTimeout, fmt.Errorf("the event was not delivered within delivery_timeout: %v", err))
-	case err != nil:
-		return err
-	}
-	return h.refuse(d, w, r, ReasonUnhandled, errors.New("no handler after buzzbip_webhook answered: is there a reverse_proxy or the like for this request?"))
+	d.body = body
+	return "", nil
 }
 
 // answer acknowledges a delivery that does not go to the next handlers.
@@ -213,7 +136,6 @@ func (h *Handler) refuse(d *delivery, w http.ResponseWriter, r *http.Request, re
 		w.Header().Set(ResultHeader, string(ResultInFlight))
 	default:
 		d.result = ResultRejected
-		dropBody(r)
 	}
 	status := reason.Status()
 	switch status {

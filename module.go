@@ -172,6 +172,9 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
 		server.RegisterOnStop(awaitDeliveries)
 	}
+	if err := guardErrorRoutes(ctx); err != nil {
+		return err
+	}
 	h.app.register(h)
 	h.keys.watch(ctx)
 	return nil

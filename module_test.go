@@ -31,6 +31,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
+	"github.com/quic-go/quic-go/http3"
 	"go.uber.org/goleak"
 )
 
@@ -114,6 +115,7 @@ type site struct {
 	t      testing.TB
 	url    string
 	server string // members of the server's JSON
+	named  string // named routes
 }
 
 // start runs Caddy with the directives as those of a site that is served over
@@ -154,10 +156,11 @@ func (s *site) tryReload(directives string) error {
 	port := freePort(s.t)
 	config := adapt(s.t, fmt.Sprintf(`
 		%s
+		%s
 		https://localhost:%d {
 			tls %s %s
 			%s
-		}`, testOptions, port, certFile, keyFile, directives))
+		}`, testOptions, s.named, port, certFile, keyFile, directives))
 	config = bytes.Replace(config, []byte(`"listen"`), []byte(s.server+`"listen"`), 1)
 	err := caddy.Load(config, true)
 	if err == nil {
@@ -204,7 +207,7 @@ func freePort(t testing.TB) int {
 }
 
 // protocols are the versions of HTTP that senders use.
-var protocols = []string{"HTTP/1.1", "HTTP/2.0"}
+var protocols = []string{"HTTP/1.1", "HTTP/2.0", "HTTP/3.0"}
 
 // eachProtocol runs a test as a sender of each version.
 func eachProtocol(t *testing.T, test func(t *testing.T, client *http.Client)) {
@@ -214,16 +217,22 @@ func eachProtocol(t *testing.T, test func(t *testing.T, client *http.Client)) {
 }
 
 func newClient(t testing.TB, protocol string) *http.Client {
-	transport := &http.Transport{
-		TLSClientConfig:   &tls.Config{InsecureSkipVerify: true},
-		ForceAttemptHTTP2: protocol == "HTTP/2.0",
+	config := &tls.Config{InsecureSkipVerify: true}
+	client := &http.Client{Timeout: patience}
+	if protocol == "HTTP/3.0" {
+		transport := &http3.Transport{TLSClientConfig: config}
+		t.Cleanup(func() { transport.Close() })
+		client.Transport = requireProtocol{t, transport, protocol}
+		return client
 	}
+	transport := &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: protocol == "HTTP/2.0"}
 	if protocol == "HTTP/1.1" {
-		transport.TLSNextProto = map[string]func(string, *tls.Conn) http.RoundTripper{}
+		transport.TLSNextProto = make(map[string]func(string, *tls.Conn) http.RoundTripper)
 	}
 	transports = append(transports, transport)
 	t.Cleanup(transport.CloseIdleConnections)
-	return &http.Client{Transport: requireProtocol{t, transport, protocol}, Timeout: patience}
+	client.Transport = requireProtocol{t, transport, protocol}
+	return client
 }
 
 // transports are those of all clients so far.
@@ -232,12 +241,12 @@ var transports []*http.Transport
 // requireProtocol fails the test if a response came over another protocol.
 type requireProtocol struct {
 	t testing.TB
-	*http.Transport
+	http.RoundTripper
 	protocol string
 }
 
 func (rp requireProtocol) RoundTrip(r *http.Request) (*http.Response, error) {
-	res, err := rp.Transport.RoundTrip(r)
+	res, err := rp.RoundTripper.RoundTrip(r)
 	if err == nil && res.Proto != rp.protocol {
 		rp.t.Errorf("answered over %s, want %s", res.Proto, rp.protocol)
 	}

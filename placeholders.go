@@ -12,10 +12,13 @@ import (
 // delivery is what is known of a request so far. Placeholders and the matcher
 // read it, in error routes too.
 type delivery struct {
-	key    *key  // nil until the signature is verified
-	event  event // empty until then, and if its envelope is invalid
+	key    *key   // nil until the signature is verified
+	event  event  // empty until then, and if its envelope is invalid
+	body   []byte // of the event
 	result Result
 	reason Reason
+	// claimed means that a handler of this request owns the event.
+	claimed bool
 }
 
 // deliveryVar is the name of the variable that holds the request's *delivery.
@@ -25,7 +28,7 @@ const deliveryVar = "buzzbip_webhook"
 // of that of an earlier handler.
 func newDelivery(r *http.Request) *delivery {
 	if d := deliveryOf(r); d != nil {
-		*d = delivery{}
+		*d = delivery{claimed: d.claimed}
 		return d
 	}
 	d := new(delivery)
@@ -42,6 +45,15 @@ func deliveryOf(r *http.Request) *delivery {
 
 // verified reports whether the event came from somebody who holds a secret.
 func (d *delivery) verified() bool { return d != nil && d.event.id != "" }
+
+// errorBody returns the body that error routes may see: that of an event whose
+// delivery failed, and none of a request that was rejected.
+func (d *delivery) errorBody() []byte {
+	if d.result == ResultFailed {
+		return d.body
+	}
+	return nil
+}
 
 // placeholder is a [caddy.ReplacerFunc].
 func (d *delivery) placeholder(name string) (any, bool) {

@@ -149,25 +149,3 @@ func TestSecondHandlerTakesOverThePlaceholders(t *testing.T) {
 		t.Errorf("got %d %q", got.status, got.body)
 	}
 }
-
-// Two handlers in a row share what is known of the request, but each has a
-// claim of its own.
-func TestClaimEndsWhenAHandlerThatFollowsRefuses(t *testing.T) {
-	const first = "buzzbip_webhook {\nsecret " + testSecret + "\nduplicate_wait 50ms\n}\n"
-	for name, second := range map[string]string{
-		"another secret": "buzzbip_webhook {\nsecret the-secret-of-another-webhook-entirely\ndedupe off\n}\n",
-		"the same again": first,
-	} {
-		t.Run(name, func(t *testing.T) {
-			b := newBackend(t, nil)
-			s := start(t, "route {\n"+first+second+"reverse_proxy "+b.address()+"\n}")
-			client, body := newClient(t, "HTTP/1.1"), eventBody(newID())
-			if got := send(client, signed(s.url, body)); got.status < 400 {
-				t.Fatalf("answered %d", got.status)
-			}
-			s.reload("route {\n" + first + "reverse_proxy " + b.address() + "\n}")
-			expect(t, send(client, signed(s.url, body)), http.StatusOK, "")
-			b.expectCount(t, 1)
-		})
-	}
-}

@@ -8,22 +8,29 @@ import (
 )
 
 // responseRecorder passes a response on and notes its status. It calls
-// onSuccess when the status is a 2xx, before that is passed on.
+// onSuccess when the status is a 2xx, before that is passed on; what onSuccess
+// returns is passed on instead.
 type responseRecorder struct {
 	caddyhttp.ResponseWriterWrapper
-	onSuccess func()
+	onSuccess func(status int) int
 	status    int // of the final response; 0 until there is one
 }
 
 func (rec *responseRecorder) WriteHeader(status int) {
 	informational := status < 200 && status != http.StatusSwitchingProtocols
 	if rec.status == 0 && !informational {
-		rec.status = status
 		if status >= 200 && status < 300 {
-			rec.onSuccess()
+			status = rec.onSuccess(status)
 		}
+		rec.status = status
 	}
 	rec.ResponseWriter.WriteHeader(status)
+}
+
+// inFlight reports whether a buzzbip_webhook that is the backend answered that
+// the event is in flight.
+func (rec *responseRecorder) inFlight() bool {
+	return rec.status == http.StatusServiceUnavailable && rec.Header().Get(ResultHeader) == string(ResultInFlight)
 }
 
 // implicitStatus is what net/http does for a handler that writes no status.

@@ -491,22 +491,6 @@ func TestBodyCanBeReadAgainOnlyAsAWhole(t *testing.T) {
 	}
 }
 
-func TestErrorRoutesDoNotGetARefusedBody(t *testing.T) {
-	b := newBackend(t, nil)
-	errors := newBackend(t, nil)
-	s := start(t, proxied(b, "")+fmt.Sprintf(`
-		handle_errors {
-			reverse_proxy %s
-		}`, errors.address()))
-	r := signed(s.url, eventBody(newID()))
-	r.Header.Set(SignatureHeader, strings.Repeat("0", 64))
-	send(newClient(t, "HTTP/1.1"), r)
-	if got := await(t, errors.arrived, "the error route"); got.body != "" {
-		t.Errorf("the error route got %q", got.body)
-	}
-	b.expectCount(t, 0)
-}
-
 func TestReasonsAndResultsHaveAStatusEach(t *testing.T) {
 	var all []Reason
 	for _, line := range strings.Split(reasonsInContract, "\n") {

@@ -43,6 +43,8 @@ func (b *broken) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	return nil
 }
 
+func (*broken) Stats() dedupe.Stats { return dedupe.Stats{} }
+
 func (b *broken) Claim(_ context.Context, r dedupe.Request) (dedupe.Verdict, error) {
 	switch {
 	case b.What == "claim":

@@ -1,0 +1,58 @@
+package buzzbip
+
+import (
+	"net/http"
+	"slices"
+	"sync"
+
+	"github.com/buzzbip/caddy-webhook/dedupe"
+)
+
+// chains are the deliveries of this process that are with the next handlers.
+// When one of them comes back to a buzzbip_webhook with the same scope, because
+// a site proxies to another one of the same Caddy, a claim would wait for the
+// delivery that it is a part of.
+var chains chainSet
+
+type chainSet struct {
+	mu    sync.Mutex
+	sends map[chainID][]*sending
+}
+
+type chainID struct {
+	scope string
+	key   dedupe.Key
+}
+
+func (c *chainSet) add(event *dedupe.Request, s *sending) {
+	id := chainID{event.Scope, event.Key}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.sends == nil {
+		c.sends = make(map[chainID][]*sending)
+	}
+	c.sends[id] = append(c.sends[id], s)
+}
+
+func (c *chainSet) remove(event *dedupe.Request, s *sending) {
+	id := chainID{event.Scope, event.Key}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	rest := slices.DeleteFunc(c.sends[id], func(other *sending) bool { return other == s })
+	if len(rest) == 0 {
+		delete(c.sends, id)
+		return
+	}
+	c.sends[id] = rest
+}
+
+// lead reports whether r arrived over the connection that a delivery of its
+// event uses, so that it is that delivery and no duplicate.
+func (c *chainSet) lead(r *http.Request, event *dedupe.Request) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.ContainsFunc(c.sends[chainID{event.Scope, event.Key}], func(s *sending) bool {
+		conn := s.conn.Load()
+		return conn != nil && (*conn).LocalAddr().String() == r.RemoteAddr
+	})
+}

@@ -1,0 +1,130 @@
+package buzzbip
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/buzzbip/caddy-webhook/dedupe"
+)
+
+// inFlight counts the deliveries that are with the next handlers.
+var inFlight atomic.Int64
+
+// awaitDeliveries keeps the process from ending, within the grace period,
+// before deliveries whose sender has disconnected: over HTTP/2 and HTTP/3 no
+// connection is left that a server waits for.
+func awaitDeliveries(gracePeriod context.Context) error {
+	for caddy.Exiting() && inFlight.Load() > 0 {
+		select {
+		case <-gracePeriod.Done():
+			return fmt.Errorf("deliveries under way are cut off: %w", context.Cause(gracePeriod))
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	return nil
+}
+
+// attempt is one delivery: a verified event with the next handlers.
+type attempt struct {
+	*Handler
+	d         *delivery
+	event     *dedupe.Request // nil without deduplication
+	claim     *dedupe.Claim   // nil if there is none to settle
+	delivered bool
+}
+
+// run hands the event to the next handlers and settles the claim by what they
+// answer.
+func (a *attempt) run(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	sender := r.Context()
+	// the sender may disconnect: the delivery goes on without it
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(sender), a.deliveryTimeout)
+	defer cancel()
+	sent := &sending{body: a.d.body}
+	if a.event != nil {
+		chains.add(a.event, sent)
+		defer chains.remove(a.event, sent)
+	}
+
+	a.d.result = ResultFailed
+	if a.claim != nil {
+		a.d.claimed = true
+	}
+	inFlight.Add(1)
+	start := time.Now()
+	defer func() { // also when the next handlers panic
+		if !a.delivered {
+			a.settle()
+		}
+		inFlight.Add(-1)
+		metrics.deliveryDuration.WithLabelValues(eventTypeLabel(a.d)).Observe(time.Since(start).Seconds())
+		if sender.Err() != nil {
+			metrics.abandoned.Inc()
+		}
+	}()
+
+	// what reads or replaces the body after us works on this request, so it is
+	// the one that goes to the backend, and not a copy
+	*r = *r.WithContext(sent.trace(ctx))
+	defer func() { *r = *r.WithContext(sender) }()
+	sent.setBody(r)
+	rec := &responseRecorder{
+		ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w},
+		onSuccess:             a.succeed,
+	}
+	err := next.ServeHTTP(rec, r)
+	if rec.status != 0 {
+		if a.claim != nil && rec.inFlight() {
+			a.reportChain()
+		}
+		return err
+	}
+	switch {
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		if err == nil {
+			err = ctx.Err()
+		}
+		// not wrapped, for a HandlerError would bring its own status
+		return caddyhttp.Error(http.StatusGatewayTimeout, fmt.Errorf("the event was not delivered within delivery_timeout: %v", err))
+	case err != nil:
+		return err
+	}
+	return a.refuse(a.d, w, r, ReasonUnhandled, errors.New("no handler after buzzbip_webhook answered: is there a reverse_proxy or the like for this request?"))
+}
+
+// succeed is called when the next handlers write a 2xx, before the sender sees
+// it.
+func (a *attempt) succeed(status int) int {
+	a.delivered, a.d.result = true, ResultDelivered
+	a.settle()
+	return status
+}
+
+func (a *attempt) settle() {
+	if a.claim == nil {
+		return
+	}
+	a.d.claimed = false
+	ctx, cancel := context.WithTimeout(context.Background(), settleTimeout)
+	defer cancel()
+	if err := a.store.Settle(ctx, *a.claim, a.delivered); err != nil {
+		a.sampled.log(a.logger, zapcore.ErrorLevel, "failed to record the outcome of a delivery", func() []zap.Field {
+			return []zap.Field{zap.String("event_id", a.d.event.id), zap.Bool("delivered", a.delivered), zap.Error(err)}
+		})
+	}
+}
+
+func (a *attempt) reportChain() {
+	a.sampled.log(a.logger, zapcore.ErrorLevel, "the backend answered that it waits for this delivery: behind it is another buzzbip_webhook with the same scope and store; set dedupe off, or another scope, at one of the two", func() []zap.Field {
+		return []zap.Field{zap.String("event_id", a.d.event.id), zap.String("event_type", a.d.event.typ)}
+	})
+}

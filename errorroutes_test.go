@@ -1,0 +1,194 @@
+package buzzbip
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+)
+
+// copies is a handler that passes on a copy of the request.
+type copies struct{}
+
+func init() {
+	caddy.RegisterModule(copies{})
+	httpcaddyfile.RegisterHandlerDirective("copies", func(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+		h.Next()
+		return copies{}, nil
+	})
+	httpcaddyfile.RegisterDirectiveOrder("copies", httpcaddyfile.Before, "basic_auth")
+}
+
+func (copies) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "http.handlers.copies", New: func() caddy.Module { return new(copies) }}
+}
+
+func (copies) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	return next.ServeHTTP(w, r.WithContext(r.Context()))
+}
+
+// handlersBefore are handlers that others put before ours, by name.
+func handlersBefore(t *testing.T) map[string]string {
+	t.Setenv("OTEL_TRACES_EXPORTER", "none")
+	auth := newBackend(t, nil)
+	return map[string]string{
+		"nothing":      "",
+		"a copier":     "copies",
+		"tracing":      "tracing",
+		"forward_auth": "forward_auth " + auth.address() + " {\nuri /\n}",
+		"timeouts":     "timeouts {\nread_timeout 30s\n}",
+	}
+}
+
+// errorPages is a backend for error pages, and the error routes that proxy to
+// it. It answers 200, which is not what the sender is to get.
+func errorPages(t *testing.T) (*backend, string) {
+	pages := newBackend(t, func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "error page") })
+	return pages, "handle_errors {\nreverse_proxy " + pages.address() + " {\nheader_up X-Body {http.request.body}\n}\n}"
+}
+
+func TestErrorRoutesGetNoBodyOfARejectedRequest(t *testing.T) {
+	b := newBackend(t, nil)
+	pages, routes := errorPages(t)
+	rejections := map[Reason]func(r *http.Request){
+		ReasonMethodNotAllowed:   func(r *http.Request) { r.Method = http.MethodPut },
+		ReasonSignatureMissing:   func(r *http.Request) { r.Header.Del(SignatureHeader) },
+		ReasonSignatureMalformed: func(r *http.Request) { r.Header.Set(SignatureHeader, "none") },
+		ReasonSignatureMismatch:  func(r *http.Request) { r.Header.Set(SignatureHeader, strings.Repeat("0", 64)) },
+		ReasonBodyTooLarge: func(r *http.Request) {
+			r.ContentLength = -1
+			r.Body = io.NopCloser(strings.NewReader(strings.Repeat("x", 2000)))
+		},
+		ReasonEnvelopeInvalid: func(r *http.Request) {
+			r.Header.Set(SignatureHeader, signature(testSecret, "{}"))
+			r.Body, r.ContentLength = io.NopCloser(strings.NewReader("{}")), 2
+		},
+		ReasonEventStale: func(r *http.Request) {
+			body := envelope("evt", "message.received", -3600e9)
+			r.Header.Set(SignatureHeader, signature(testSecret, body))
+			r.Body, r.ContentLength = io.NopCloser(strings.NewReader(body)), int64(len(body))
+		},
+	}
+	verified := proxied(b, "max_body_size 1KiB\nmax_age 10m")
+	for name, before := range handlersBefore(t) {
+		for place, site := range map[string]func(s *site){
+			"site": func(s *site) { s.reload("route {\n" + before + "\n" + verified + "\n}\n" + routes) },
+			"named": func(s *site) {
+				s.named = "&(hook) {\nroute {\n" + before + "\n" + verified + "\n}\n}"
+				s.reload("invoke hook\n" + routes)
+			},
+		} {
+			s := start(t, "respond gone 404")
+			site(s)
+			for _, protocol := range protocols {
+				client := newClient(t, protocol)
+				for reason, reject := range rejections {
+					t.Run(fmt.Sprintf("%s/%s/%s/%s", name, place, protocol, reason), func(t *testing.T) {
+						r := signed(s.url, eventBody(newID()))
+						reject(r)
+						got := send(client, r)
+						if got.err != nil || got.status != reason.Status() || got.body != "error page" {
+							t.Errorf("answered %d %q (%v), want %d and the page", got.status, got.body, got.err, reason.Status())
+						}
+						if page := await(t, pages.arrived, "the error route"); page.body != "" || page.Header.Get("X-Body") != "" {
+							t.Errorf("the error route got %q, and %q as a placeholder", page.body, page.Header.Get("X-Body"))
+						}
+					})
+				}
+			}
+			if strings.Contains(s.logs(), "error handling handler error") {
+				t.Errorf("the error routes failed: %s", s.logs())
+			}
+		}
+	}
+	b.expectCount(t, 0)
+}
+
+func TestErrorRoutesGetNoBodyOfADuplicateThatWaited(t *testing.T) {
+	release := make(chan struct{})
+	b := newBackend(t, func(w http.ResponseWriter, r *http.Request) { <-release })
+	pages, routes := errorPages(t)
+	client := newClient(t, "HTTP/1.1")
+	s := start(t, proxied(b, "duplicate_wait 10ms")+"\n"+routes)
+	body := eventBody(newID())
+	first := sendAsync(client, signed(s.url, body))
+	await(t, b.arrived, "the delivery")
+	got := send(client, signed(s.url, body))
+	expect(t, got, http.StatusServiceUnavailable, ResultInFlight)
+	if page := await(t, pages.arrived, "the error route"); page.body != "" || got.body != "error page" {
+		t.Errorf("the error route got %q, the sender %q", page.body, got.body)
+	}
+	close(release)
+	expect(t, await(t, first, "the delivery"), http.StatusOK, "")
+}
+
+// What a backend did not take, an error route may keep.
+func TestErrorRoutesGetTheBodyOfAFailedDelivery(t *testing.T) {
+	b := newBackend(t, nil)
+	b.Close()
+	pages, routes := errorPages(t)
+	for name, before := range handlersBefore(t) {
+		for failure, handler := range map[string]string{
+			"unreachable": "reverse_proxy " + b.address(),
+			"unhandled":   "",
+			"timeout":     "odd wait_and_fail",
+		} {
+			t.Run(name+"/"+failure, func(t *testing.T) {
+				s := start(t, "route {\n"+before+"\nbuzzbip_webhook "+testSecret+" {\ndelivery_timeout 50ms\n}\n"+handler+"\n}\n"+routes)
+				body := eventBody(newID())
+				got := send(newClient(t, "HTTP/1.1"), signed(s.url, body))
+				if got.status < 500 || got.body != "error page" {
+					t.Errorf("answered %d %q (%v), want the page and a status that is retried", got.status, got.body, got.err)
+				}
+				if page := await(t, pages.arrived, "the error route"); page.body != body || page.Header.Get("X-Body") != body {
+					t.Errorf("the error route got %q, and %q as a placeholder", page.body, page.Header.Get("X-Body"))
+				}
+			})
+		}
+	}
+}
+
+func TestErrorRoutesDoNotAcknowledge(t *testing.T) {
+	s := start(t, "buzzbip_webhook "+testSecret+"\nerror teapot 418\nhandle_errors {\nrespond \"all is well\" 200\n}")
+	body := eventBody(newID())
+	for range 2 {
+		if got := send(newClient(t, "HTTP/1.1"), signed(s.url, body)); got.status != http.StatusTeapot || got.body != "all is well" {
+			t.Errorf("answered %d %q", got.status, got.body)
+		}
+	}
+}
+
+// JSON configurations may have error routes in a subroute.
+func TestErrorRoutesOfASubrouteAreGuarded(t *testing.T) {
+	pages := newBackend(t, nil)
+	stopAtEnd(t)
+	port := freePort(t)
+	config := string(adapt(t, fmt.Sprintf(`%s
+		https://localhost:%d {
+			tls %s %s
+			route {
+				copies
+				buzzbip_webhook %s
+			}
+		}`, testOptions, port, certFile, keyFile, testSecret)))
+	const subroute = `{"handler":"subroute",`
+	before, after, found := strings.Cut(config, subroute)
+	if !found {
+		t.Fatalf("no subroute in %s", config)
+	}
+	config = before + subroute + `"errors":{"routes":[{"handle":[{"handler":"reverse_proxy","upstreams":[{"dial":"` + pages.address() + `"}]}]}]},` + after
+	if err := caddy.Load([]byte(config), true); err != nil {
+		t.Fatal(err)
+	}
+	r := signed(fmt.Sprintf("https://localhost:%d/", port), eventBody(newID()))
+	r.Header.Del(SignatureHeader)
+	expect(t, send(newClient(t, "HTTP/1.1"), r), http.StatusUnauthorized, "")
+	if page := await(t, pages.arrived, "the error route"); page.body != "" {
+		t.Errorf("the error route got %q", page.body)
+	}
+}
