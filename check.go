@@ -3,7 +3,6 @@ package buzzbip
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -30,15 +29,26 @@ func checkCommand() *cobra.Command {
 		Use:   "check <url>",
 		Short: "Plays BuzzBip against an endpoint, and reports what it does wrong",
 		Long: `Sends what BuzzBip sends, and what others may send in its name, to an endpoint:
-this plugin, or a receiver that you wrote yourself. One line for each check says
-what was expected and what was seen. Fails if a check fails.
+this plugin, or a receiver that you wrote yourself. For each check it prints what
+was expected and what was seen:
 
-The endpoint's backend gets a few events whose ids begin with evt_check_. What it
-does with copies of one event shows only in part: this plugin says so in its
-answers, of other receivers look at what they stored.`,
+  ok    the check passed
+  warn  it passed only because of --insecure: BuzzBip itself would not deliver
+  FAIL  it failed; a hint says what is likely wrong, where that is known
+
+Exit code: 0 if no check failed, also with a warning; else 1.
+
+With --json it prints one object with url, failed and warnings (numbers), and
+checks, a list of objects with name, ok, warning, expected, seen, hint and
+seconds. ok is false for what failed, and only for that; warning and hint are left
+out where there is none.
+
+The endpoint's backend gets a few events whose IDs begin with evt_check_. What it
+does with duplicates shows only in part: this plugin says so in its answers; for
+other receivers, look at what they stored.`,
 		Example: `  caddy buzzbip check https://hooks.example.com/webhooks/buzzbip --secret-file /run/secrets/buzzbip
   caddy buzzbip check https://localhost:8443/webhooks/buzzbip --insecure
-  caddy buzzbip check https://hooks.example.com/webhooks/buzzbip --json | jq '.checks[] | select(.ok == false)'`,
+  caddy buzzbip check https://hooks.example.com/webhooks/buzzbip --json | jq '.checks[] | select(.ok == false or .warning)'`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := checkURL(args[0]); err != nil {
@@ -63,6 +73,11 @@ answers, of other receivers look at what they stored.`,
 			if report.Failed > 0 {
 				return fmt.Errorf("%d of %d checks failed", report.Failed, len(report.Checks))
 			}
+			if report.Warnings > 0 {
+				screen.say("\nno check failed, but BuzzBip itself would not deliver to this URL: see the warning")
+			} else {
+				screen.say("\nno check failed")
+			}
 			return nil
 		},
 	}
@@ -79,23 +94,34 @@ answers, of other receivers look at what they stored.`,
 type check struct {
 	name     string
 	expected string
-	run      func(p *player) (seen string, ok bool)
+	run      func(p *player) finding
+}
+
+// finding is how a check went.
+type finding struct {
+	seen    string
+	ok      bool
+	warning bool   // ok for a test, but BuzzBip would not deliver
+	hint    string // what is likely wrong, if that is known
 }
 
 // outcome is the line of a report for one check.
 type outcome struct {
 	Name     string  `json:"name"`
 	OK       bool    `json:"ok"`
+	Warning  bool    `json:"warning,omitempty"`
 	Expected string  `json:"expected"`
 	Seen     string  `json:"seen"`
+	Hint     string  `json:"hint,omitempty"`
 	Seconds  float64 `json:"seconds"`
 }
 
 // checkReport is what `caddy buzzbip check --json` prints.
 type checkReport struct {
-	URL    string    `json:"url"`
-	Failed int       `json:"failed"`
-	Checks []outcome `json:"checks"`
+	URL      string    `json:"url"`
+	Failed   int       `json:"failed"`
+	Warnings int       `json:"warnings"`
+	Checks   []outcome `json:"checks"`
 }
 
 // player plays BuzzBip against an endpoint.
@@ -119,36 +145,57 @@ var checks = []check{
 	{"https", "HTTPS with a valid certificate", (*player).https},
 	{"accepted", "a signed event: " + accepted, (*player).accepted},
 	{"replayed", "the same event again: " + accepted + ", and no second delivery", (*player).replayed},
-	{"unknown type", "an event of a type that is not documented yet: " + accepted, func(p *player) (string, bool) {
+	{"unknown type", "an event of a type that is not documented yet: " + accepted, func(p *player) finding {
 		body := p.eventOf("check.unknown", "{}")
-		return sees(p.send(body, Sign(p.secret, body)), reply.success)
+		return accepts(p.send(body, Sign(p.secret, body)))
 	}},
-	{"unsigned", "an event without a signature: 4xx", func(p *player) (string, bool) {
-		return sees(p.send(p.event(), ""), reply.refused)
+	{"unsigned", "an event without a signature: 4xx", func(p *player) finding {
+		return rejects(p.send(p.event(), ""))
 	}},
-	{"malformed", "a signature that is none: 4xx", func(p *player) (string, bool) {
-		return sees(p.send(p.event(), "not-a-signature"), reply.refused)
+	{"malformed", "a signature that is none: 4xx", func(p *player) finding {
+		return rejects(p.send(p.event(), "not-a-signature"))
 	}},
-	{"forged", "an event that is signed with another secret: 4xx", func(p *player) (string, bool) {
+	{"forged", "an event that is signed with another secret: 4xx", func(p *player) finding {
 		body := p.event()
-		return sees(p.send(body, Sign(append([]byte("not "), p.secret...), body)), reply.refused)
+		return rejects(p.send(body, Sign(append([]byte("not "), p.secret...), body)))
 	}},
-	{"tampered", "an event that was changed after it was signed: 4xx", func(p *player) (string, bool) {
+	{"tampered", "an event that was changed after it was signed: 4xx", func(p *player) finding {
 		body := p.event()
 		signature := Sign(p.secret, body)
-		return sees(p.send(bytes.Replace(body, []byte(`"data":{}`), []byte(`"data":{"amount":1}`), 1), signature), reply.refused)
+		return rejects(p.send(bytes.Replace(body, []byte(`"data":{}`), []byte(`"data":{"amount":1}`), 1), signature))
 	}},
-	{"concurrent", "8 copies of an event at once: 2xx for one at least, else 2xx or 5xx, and one delivery", (*player).concurrent},
-	{"retried", "a retry after the sender hung up: " + accepted, (*player).retried},
+	{"concurrent", "one event 8 times at once: 2xx for one at least, else 2xx or 5xx, and one delivery", (*player).concurrent},
+	{"retried", "a retry after the sender disconnected: " + accepted, (*player).retried},
 	{"wrong method", "a signed GET: 4xx", (*player).wrongMethod},
 	{"oversize", "a body that is too large: 4xx, or the connection closed", (*player).oversized},
 	{"slow body", "a body that does not arrive: 4xx, or the connection closed", (*player).slowBody},
 }
 
-// sees compares a reply with what is right.
-func sees(r reply, right func(reply) bool) (string, bool) { return r.String(), right(r) }
+// accepts is the finding where only a 2xx is right.
+func accepts(r reply) finding {
+	if r.success() {
+		return finding{seen: r.String(), ok: true}
+	}
+	return finding{seen: r.String(), hint: r.hint()}
+}
 
-func (r reply) refused() bool { return r.err == nil && r.status/100 == 4 }
+// rejects is the finding where only a 4xx is right.
+func rejects(r reply) finding {
+	f := finding{seen: r.String(), ok: r.rejected()}
+	if r.unrouted() {
+		f.hint = unroutedHint + ": is there a buzzbip_webhook for this URL?"
+	}
+	return f
+}
+
+// rejectsOrCloses is the finding where the end of the connection is right too.
+func rejectsOrCloses(r reply) finding {
+	f := rejects(r)
+	f.ok = f.ok || r.closed()
+	return f
+}
+
+func (r reply) rejected() bool { return r.err == nil && r.status/100 == 4 }
 
 func (p *player) eventOf(typ, data string) []byte {
 	body, err := newEvent(newEventID("evt_check_"), typ, time.Now(), json.RawMessage(data))
@@ -164,7 +211,7 @@ func (p *player) send(body []byte, signature string) reply {
 	return post(p.client, p.url, signature, bytes.NewReader(body), senderTimeout)
 }
 
-// do makes a request and hangs up after a time.
+// do makes a request and disconnects after a time.
 func do(client *http.Client, r *http.Request, timeout time.Duration) reply {
 	var sent atomic.Bool
 	ctx, cancel := context.WithTimeout(httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{
@@ -180,54 +227,67 @@ func do(client *http.Client, r *http.Request, timeout time.Duration) reply {
 	}
 	defer res.Body.Close()
 	body, _ := io.ReadAll(io.LimitReader(res.Body, maxReply)) // the status is what counts
-	return reply{sent: true, status: res.StatusCode, result: res.Header.Get(ResultHeader), header: res.Header, body: body}
+	got := reply{sent: true, status: res.StatusCode, result: res.Header.Get(ResultHeader), header: res.Header, body: body}
+	if to, err := res.Location(); err == nil {
+		got.location = to.String()
+	}
+	return got
 }
 
-func (p *player) https() (string, bool) {
-	if !strings.HasPrefix(p.url, "https:") {
-		return "plain HTTP, which BuzzBip refuses", p.insecure
+func (p *player) https() finding {
+	if isPlainHTTP(p.url) {
+		return p.insecurely("plain HTTP, to which BuzzBip does not deliver", "BuzzBip needs HTTPS; for tests, --insecure does without")
 	}
 	strict := newSender(false)
 	defer strict.CloseIdleConnections()
 	r, err := http.NewRequest(http.MethodHead, p.url, nil)
 	if err != nil {
-		return err.Error(), false
+		return finding{seen: err.Error()}
 	}
 	got := do(strict, r, senderTimeout)
-	if invalid := (*tls.CertificateVerificationError)(nil); errors.As(got.err, &invalid) && p.insecure {
-		return "a certificate that BuzzBip would not accept, as --insecure allows", true
+	switch {
+	case got.err == nil:
+		return finding{seen: "a valid certificate", ok: true}
+	case rejectedCertificate(got.err):
+		return p.insecurely("a certificate that BuzzBip would not accept: "+got.String(), got.hint())
 	}
-	if got.err != nil {
-		return got.String(), false
-	}
-	return "a valid certificate", true
+	return finding{seen: got.String(), hint: got.hint()}
 }
 
-func (p *player) accepted() (string, bool) {
+// insecurely is the finding where BuzzBip would not deliver, but --insecure does.
+func (p *player) insecurely(seen, hint string) finding {
+	if p.insecure {
+		return finding{seen: seen, ok: true, warning: true}
+	}
+	return finding{seen: seen, hint: hint}
+}
+
+func (p *player) accepted() finding {
 	p.delivered = p.event()
-	return sees(p.send(p.delivered, Sign(p.secret, p.delivered)), reply.success)
+	return accepts(p.send(p.delivered, Sign(p.secret, p.delivered)))
 }
 
-func (p *player) replayed() (string, bool) {
+func (p *player) replayed() finding {
 	got := p.send(p.delivered, Sign(p.secret, p.delivered))
-	if got.success() && got.result == "" {
-		return got.String() + ": see for yourself that it was not processed twice", true
+	f := accepts(got)
+	if f.ok && got.result == "" {
+		f.seen += ": see for yourself that it was not processed twice"
 	}
-	return sees(got, reply.success)
+	return f
 }
 
-func (p *player) concurrent() (string, bool) {
+func (p *player) concurrent() finding {
 	body := p.event()
 	signature := Sign(p.secret, body)
 	replies := make([]reply, 8)
-	var copies sync.WaitGroup
+	var sending sync.WaitGroup
 	for i := range replies {
-		copies.Go(func() { replies[i] = p.send(body, signature) })
+		sending.Go(func() { replies[i] = p.send(body, signature) })
 	}
-	copies.Wait()
+	sending.Wait()
 	var seen []string
 	counts := make(map[string]int)
-	successes, others, told := 0, 0, 0
+	successes, others, duplicates := 0, 0, 0
 	for _, r := range replies {
 		text := r.String()
 		if counts[text]++; counts[text] == 1 {
@@ -237,43 +297,45 @@ func (p *player) concurrent() (string, bool) {
 		case r.success():
 			successes++
 			if r.result != "" {
-				told++
+				duplicates++
 			}
 		case r.err != nil || r.status/100 != 5:
 			others++
 		}
 	}
 	for i, text := range seen {
-		seen[i] = fmt.Sprintf("%d times %s", counts[text], text)
+		if counts[text] > 1 {
+			seen[i] = fmt.Sprintf("%d times %s", counts[text], text)
+		}
 	}
 	text := strings.Join(seen, ", ")
-	if told == 0 {
+	if duplicates == 0 {
 		text += ": see for yourself that it was not processed twice"
 	}
-	// who says which are duplicates must have delivered one and no more
-	return text, successes > 0 && others == 0 && (told == 0 || successes-told <= 1)
+	// a receiver that says which are duplicates must have delivered one and no more
+	return finding{seen: text, ok: successes > 0 && others == 0 && (duplicates == 0 || successes-duplicates <= 1)}
 }
 
-// retried hangs up as soon as the request is on its way.
-func (p *player) retried() (string, bool) {
+// retried disconnects as soon as the request is on its way.
+func (p *player) retried() finding {
 	body := p.event()
 	signature := Sign(p.secret, body)
 	post(p.client, p.url, signature, bytes.NewReader(body), 20*time.Millisecond)
 	got := p.send(body, signature)
 	for end := time.Now().Add(2 * senderTimeout); got.err == nil && got.status/100 == 5 && time.Now().Before(end); {
-		time.Sleep(time.Second) // it may be busy with the first copy: BuzzBip comes again too
+		time.Sleep(time.Second) // it may be busy with the first request: BuzzBip retries too
 		got = p.send(body, signature)
 	}
-	return sees(got, reply.success)
+	return accepts(got)
 }
 
-func (p *player) wrongMethod() (string, bool) {
+func (p *player) wrongMethod() finding {
 	r, err := http.NewRequest(http.MethodGet, p.url, nil)
 	if err != nil {
-		return err.Error(), false
+		return finding{seen: err.Error()}
 	}
 	r.Header.Set(SignatureHeader, Sign(p.secret, nil))
-	return sees(do(p.client, r, senderTimeout), reply.refused)
+	return rejects(do(p.client, r, senderTimeout))
 }
 
 // closed reports whether an endpoint ended a request without an answer.
@@ -283,14 +345,13 @@ type unansweredError struct{ within time.Duration }
 
 func (e unansweredError) Error() string { return fmt.Sprintf("no answer within %s", e.within) }
 
-func (p *player) oversized() (string, bool) {
+func (p *player) oversized() finding {
 	body := p.eventOf(p.typ, `{"text":"`+strings.Repeat("x", p.oversize)+`"}`)
-	got := post(p.client, p.url, Sign(p.secret, body), bytes.NewReader(body), 2*senderTimeout)
-	return sees(got, func(r reply) bool { return r.refused() || r.closed() })
+	return rejectsOrCloses(post(p.client, p.url, Sign(p.secret, body), bytes.NewReader(body), 2*senderTimeout))
 }
 
 // slowBody promises more than it sends.
-func (p *player) slowBody() (string, bool) {
+func (p *player) slowBody() finding {
 	body := p.event()
 	signature := Sign(p.secret, body)
 	reading, writing := io.Pipe()
@@ -300,18 +361,21 @@ func (p *player) slowBody() (string, bool) {
 	defer writing.Close()
 	r, err := http.NewRequest(http.MethodPost, p.url, reading)
 	if err != nil {
-		return err.Error(), false
+		return finding{seen: err.Error()}
 	}
 	r.ContentLength = int64(len(body))
 	r.Header.Set(SignatureHeader, signature)
 	go func() { _, _ = writing.Write(body[:len(body)/2]) }()
 	start := time.Now()
 	got := do(p.client, r, p.slow)
-	seen, ok := sees(got, func(r reply) bool { return r.refused() || r.closed() })
-	return fmt.Sprintf("%s after %s", seen, time.Since(start).Round(100*time.Millisecond)), ok
+	f := rejectsOrCloses(got)
+	if !errors.As(got.err, new(unansweredError)) {
+		f.seen += fmt.Sprintf(" after %s", time.Since(start).Round(100*time.Millisecond))
+	}
+	return f
 }
 
-// play makes the checks, and tells of each as soon as it is done.
+// play makes the checks, and shows each as soon as it is done.
 func (p *player) play(ctx context.Context, screen *screen) checkReport {
 	report := checkReport{URL: p.url, Checks: []outcome{}}
 	for i, c := range checks {
@@ -320,15 +384,18 @@ func (p *player) play(ctx context.Context, screen *screen) checkReport {
 		}
 		stop := screen.wait(c.name)
 		start := time.Now()
-		seen, ok := c.run(p)
+		f := c.run(p)
 		stop()
-		o := outcome{c.name, ok, c.expected, seen, time.Since(start).Seconds()}
+		o := outcome{c.name, f.ok, f.warning, c.expected, f.seen, f.hint, time.Since(start).Seconds()}
 		report.Checks = append(report.Checks, o)
 		screen.show(o)
-		if !ok {
+		if o.Warning {
+			report.Warnings++
+		}
+		if !o.OK {
 			report.Failed++
-			if i < 2 { // the rest would tell nothing
-				screen.say("nothing else was checked: first make it accept a signed event")
+			if i < 2 { // the others would show nothing
+				screen.say("nothing else was checked")
 				break
 			}
 		}
@@ -336,25 +403,25 @@ func (p *player) play(ctx context.Context, screen *screen) checkReport {
 	return report
 }
 
-// screen is where people see how a check goes. Colours and the line that tells
-// what is being waited for are for terminals only.
+// screen shows people how a check goes. Colors and the line that says what the
+// command waits for are for terminals only.
 type screen struct {
 	out, progress io.Writer
 	silent        bool
-	colours       bool
+	colors        bool
 	terminal      bool
 }
 
 func newScreen(out, progress io.Writer, silent bool) *screen {
 	return &screen{
 		out: out, progress: progress, silent: silent,
-		colours:  isTerminal(out) && os.Getenv("NO_COLOR") == "",
+		colors:   isTerminal(out) && os.Getenv("NO_COLOR") == "",
 		terminal: isTerminal(progress),
 	}
 }
 
-func isTerminal(w io.Writer) bool {
-	file, ok := w.(*os.File)
+func isTerminal(stream any) bool {
+	file, ok := stream.(*os.File)
 	return ok && term.IsTerminal(int(file.Fd()))
 }
 
@@ -362,14 +429,20 @@ func (s *screen) show(o outcome) {
 	if s.silent {
 		return
 	}
-	mark, colour := "ok  ", "\x1b[32m"
-	if !o.OK {
-		mark, colour = "FAIL", "\x1b[31m"
+	mark, color := "ok  ", "\x1b[32m"
+	switch {
+	case !o.OK:
+		mark, color = "FAIL", "\x1b[31m"
+	case o.Warning:
+		mark, color = "warn", "\x1b[33m"
 	}
-	if s.colours {
-		mark = colour + mark + "\x1b[0m"
+	if s.colors {
+		mark = color + mark + "\x1b[0m"
 	}
 	fmt.Fprintf(s.out, "%s  %-12s  %s\n                    seen: %s\n", mark, o.Name, o.Expected, o.Seen)
+	if o.Hint != "" {
+		fmt.Fprintf(s.out, "                    hint: %s\n", o.Hint)
+	}
 }
 
 func (s *screen) say(text string) {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -29,34 +28,56 @@ Tools for people who receive BuzzBip webhooks.
 
 Secrets are read from a file, an environment variable or standard input, so that
 they do not show in the list of processes or in the history of your shell. By
-default a secret is taken from the environment variable BUZZBIP_SECRET.`,
+default a secret is taken from the environment variable BUZZBIP_SECRET.
+
+Each command ends with exit code 0 if it succeeds, else with 1.`,
 		CobraFunc: func(cmd *cobra.Command) {
 			cmd.Args = cobra.NoArgs
 			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 			cmd.AddCommand(signCommand(), sendCommand(), explainCommand(), checkCommand(), pageCommand(), lookupCommand(), forgetCommand())
+			// Caddy's own ends with a page that has none of this
+			cmd.SetHelpTemplate(cmd.HelpTemplate() + "\nFull documentation is available at:\n" + documentation + "\n")
+			cmd.SetFlagErrorFunc(withUsage)
+			for _, cmd := range append(cmd.Commands(), cmd) {
+				args := cmd.Args
+				cmd.Args = func(cmd *cobra.Command, given []string) error { return withUsage(cmd, args(cmd, given)) }
+			}
 		},
 	})
 }
 
-// senderTimeout is when BuzzBip hangs up (developer documentation, "Webhooks",
+const documentation = "https://github.com/buzzbip/caddy-webhook#tools"
+
+// withUsage adds to an error of the command line how to write it.
+func withUsage(cmd *cobra.Command, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%w\nUsage: %s\nMore:  %s --help", err, cmd.UseLine(), cmd.CommandPath())
+}
+
+// senderTimeout is when BuzzBip disconnects (developer documentation, "Webhooks",
 // updated 2026-06-01: "within 10 seconds").
 const senderTimeout = 10 * time.Second
 
 // stdin is the name of a file that is standard input.
 const stdin = "-"
 
-// defaultSecretVariable is where a secret is looked for if nothing is said.
+// defaultSecretVariable holds the secret unless a flag names another place.
 const defaultSecretVariable = "BUZZBIP_SECRET"
 
 // secretFlags are the flags that say where secrets are.
-type secretFlags struct{ files, variables []string }
-
-func (f *secretFlags) add(cmd *cobra.Command) {
-	cmd.Flags().StringArrayVar(&f.files, "secret-file", nil, "file that holds the signing secret; - is standard input")
-	cmd.Flags().StringArrayVar(&f.variables, "secret-env", nil, "environment variable that holds the signing secret (default "+defaultSecretVariable+")")
+type secretFlags struct {
+	files, variables []string
+	raw              bool // also what cannot be a secret, so that it can be explained
 }
 
-// namedSecret is a secret and where it is from.
+func (f *secretFlags) add(cmd *cobra.Command) {
+	cmd.Flags().StringArrayVar(&f.files, "secret-file", nil, "`file` that holds the signing secret; - is standard input")
+	cmd.Flags().StringArrayVar(&f.variables, "secret-env", nil, "environment `variable` that holds the signing secret (default "+defaultSecretVariable+")")
+}
+
+// namedSecret is a secret and the name of its file or variable.
 type namedSecret struct {
 	from  string
 	value []byte
@@ -70,18 +91,11 @@ func (f *secretFlags) read(cmd *cobra.Command) ([]namedSecret, error) {
 	}
 	var secrets []namedSecret
 	for _, name := range f.files {
-		var value []byte
-		var err error
-		if name == stdin {
-			name = "standard input"
-			value, err = readSecret(cmd.InOrStdin(), name)
-		} else {
-			value, err = (&source{path: name}).read()
-		}
+		secret, err := f.readFile(cmd, name)
 		if err != nil {
 			return nil, fmt.Errorf("the secret: %w", err)
 		}
-		secrets = append(secrets, namedSecret{name, value})
+		secrets = append(secrets, secret)
 	}
 	for _, name := range variables {
 		value := os.Getenv(name)
@@ -93,7 +107,34 @@ func (f *secretFlags) read(cmd *cobra.Command) ([]namedSecret, error) {
 	return secrets, nil
 }
 
-// one is read for commands that sign.
+// readFile reads a secret from a file or standard input.
+func (f *secretFlags) readFile(cmd *cobra.Command, name string) (secret namedSecret, err error) {
+	secret.from = name
+	switch {
+	case name == stdin:
+		secret.from = "standard input"
+		announce(cmd, "secret")
+		if f.raw {
+			secret.value, err = readRawSecret(cmd.InOrStdin(), secret.from)
+		} else {
+			secret.value, err = readSecret(cmd.InOrStdin(), secret.from)
+		}
+	case f.raw:
+		secret.value, err = readRawSecretFile(name)
+	default:
+		secret.value, err = (&source{path: name}).read()
+	}
+	return secret, err
+}
+
+// announce tells people at a terminal that a command waits for their input.
+func announce(cmd *cobra.Command, what string) {
+	if isTerminal(cmd.InOrStdin()) {
+		fmt.Fprintf(cmd.ErrOrStderr(), "reading the %s from standard input; Ctrl-D ends it\n", what)
+	}
+}
+
+// one returns the secret of a command that signs.
 func (f *secretFlags) one(cmd *cobra.Command) ([]byte, error) {
 	if len(f.files)+len(f.variables) > 1 {
 		return nil, errors.New("give one secret")
@@ -115,6 +156,7 @@ func readBody(cmd *cobra.Command, name string, secrets secretFlags) ([]byte, err
 			return nil, errors.New("both the secret and the body are to come from standard input: give one of them in a file")
 		}
 	}
+	announce(cmd, "body")
 	return io.ReadAll(cmd.InOrStdin())
 }
 
@@ -158,7 +200,7 @@ Without a file, the body is standard input.`,
 	return cmd
 }
 
-// newEventID returns an id that BuzzBip does not use.
+// newEventID returns an ID that BuzzBip does not use.
 func newEventID(prefix string) string { return prefix + strings.ToLower(rand.Text()[:12]) }
 
 // newEvent returns the body of an event, as BuzzBip documents it.
@@ -200,11 +242,14 @@ func sendCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "send <url>",
 		Short: "Builds and posts a signed event",
-		Long: `Sends an event as BuzzBip does, and shows the answer. Fails unless that is a 2xx.
+		Long: `Sends an event as BuzzBip does, and shows the answer.
 
 The event is a new one, made from the flags, or what is in --body-file, byte for
 byte. Nothing is sent again: to see a duplicate, give the same --id and
---created-at twice.`,
+--created-at twice. Plain HTTP works too, for tests: BuzzBip needs HTTPS.
+
+Exit code: 0 if the answer is a 2xx; 1 if it is another or there is none, with a
+hint where the status has a usual cause.`,
 		Example: `  caddy buzzbip send https://hooks.example.com/webhooks/buzzbip
   caddy buzzbip send https://localhost:8443/webhooks/buzzbip --insecure --type contact.created --data '{"contact":{"id":"con_1"}}'
   caddy buzzbip send https://hooks.example.com/webhooks/buzzbip --body-file captured.json --secret-file secret.txt`,
@@ -243,6 +288,9 @@ byte. Nothing is sent again: to see a duplicate, give the same --id and
 			if err != nil {
 				return err
 			}
+			if isPlainHTTP(args[0]) {
+				fmt.Fprintln(cmd.ErrOrStderr(), "note: BuzzBip does not deliver to plain HTTP; this is a test only")
+			}
 			start := time.Now()
 			got := post(newSender(insecure), args[0], Sign(secret, body), bytes.NewReader(body), timeout)
 			out := cmd.OutOrStdout()
@@ -250,41 +298,48 @@ byte. Nothing is sent again: to see a duplicate, give the same --id and
 				fmt.Fprintf(out, "sent     %s %s\n", typ, id)
 			}
 			if got.err != nil {
-				hint := ""
-				if errors.As(got.err, new(x509.UnknownAuthorityError)) {
-					hint = "\nBuzzBip would not accept this certificate; for tests, --insecure does"
-				}
-				return fmt.Errorf("no answer after %s: %w%s", time.Since(start).Round(time.Millisecond), plain(got.err), hint)
+				return withHint(fmt.Errorf("no answer after %s: %w", time.Since(start).Round(time.Millisecond), plain(got.err)), got.hint())
 			}
 			fmt.Fprintf(out, "answered %s in %s\n", got, time.Since(start).Round(time.Millisecond))
 			if len(bytes.TrimSpace(got.body)) > 0 {
 				fmt.Fprintf(out, "\n%s\n", bytes.TrimRight(got.body, "\n"))
 			}
 			if !got.success() {
-				return errors.New("BuzzBip would send the event again: only 2xx is a success")
+				return withHint(errors.New("BuzzBip would send the event again: only 2xx is a success"), got.hint())
+			}
+			if got.unrouted() {
+				fmt.Fprintln(cmd.ErrOrStderr(), "note: "+unroutedHint+": check that the backend got the event")
 			}
 			return nil
 		},
 	}
 	secrets.add(cmd)
-	cmd.Flags().StringVar(&id, "id", "", "id of the event (default a new one)")
+	cmd.Flags().StringVar(&id, "id", "", "ID of the event (default a new one)")
 	cmd.Flags().StringVar(&typ, "type", "message.received", "type of the event")
 	cmd.Flags().StringVar(&data, "data", "{}", "data of the event, JSON")
 	cmd.Flags().StringVar(&created, "created-at", "", "when the event was created, such as 2026-06-01T14:32:00Z (default now)")
-	cmd.Flags().StringVar(&bodyFile, "body-file", "", "file with the body to send, instead of a new event; - is standard input")
-	cmd.Flags().DurationVar(&timeout, "timeout", senderTimeout, "when to hang up; BuzzBip does after 10s")
+	cmd.Flags().StringVar(&bodyFile, "body-file", "", "`file` with the body to send, instead of a new event; - is standard input")
+	cmd.Flags().DurationVar(&timeout, "timeout", senderTimeout, "when to disconnect; BuzzBip does after 10s")
 	cmd.Flags().BoolVar(&insecure, "insecure", false, "accept any certificate, for tests; BuzzBip does not")
 	return cmd
 }
 
+func withHint(err error, hint string) error {
+	if hint == "" {
+		return err
+	}
+	return fmt.Errorf("%w\n%s", err, hint)
+}
+
 // reply is the answer of an endpoint.
 type reply struct {
-	sent   bool // the whole request, or enough of it for an answer
-	status int
-	result string // what ResultHeader says
-	header http.Header
-	body   []byte
-	err    error
+	sent     bool // the whole request, or enough of it for an answer
+	status   int
+	result   string // of ResultHeader
+	location string // where it redirects to, or empty
+	header   http.Header
+	body     []byte
+	err      error
 }
 
 func (r reply) success() bool { return r.err == nil && r.status/100 == 2 }
@@ -316,7 +371,7 @@ func post(client *http.Client, to, signature string, body io.Reader, timeout tim
 	return do(client, r, timeout)
 }
 
-// plain leaves out what the user has just typed.
+// plain drops the URL, which the user has just typed, from an error.
 func plain(err error) error {
 	if wrapped := (*url.Error)(nil); errors.As(err, &wrapped) {
 		return wrapped.Err

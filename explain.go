@@ -9,16 +9,24 @@ import (
 	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"hash"
+	"html"
 	"io"
+	"iter"
 	"net/http"
 	"net/url"
+	"os"
+	"regexp"
+	"strconv"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf16"
 	"unicode/utf8"
 
 	"github.com/caddyserver/caddy/v2"
@@ -29,21 +37,26 @@ import (
 
 func explainCommand() *cobra.Command {
 	var secrets secretFlags
-	var signature, envelope, maxBodySize, at string
-	var maxAge time.Duration
+	secrets.raw = true
+	var signature, envelope, maxBodySize, maxAge, at string
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "explain [<body-file>]",
-		Short: "Says why a request would be refused, and what is likely wrong",
+		Short: "Says why a request would be rejected, and what is likely wrong",
 		Long: `Takes a captured request through the steps of buzzbip_webhook. If the signature
-is not that of the body, it looks for the mistake that explains it: another
-secret, a newline or blanks at its end, a secret that was decoded, a signature in
-another encoding or with a prefix, another algorithm, a body that was saved with
-a newline, parsed and written again, or converted.
+is not that of the body, it looks for the mistake that explains it: a newline,
+blanks, quotes, a byte order mark or NAME= around the secret, a secret that was
+decoded, a signature in another encoding or with a prefix, another algorithm, a
+body that was saved with a newline, parsed and written again, or converted.
 
-Capture the body byte for byte. Without a file it is standard input. Fails if the
-request would be refused. The right signature is never shown.`,
+Capture the body byte for byte. Without a file it is standard input. A body that
+is escaped or within something else, as in a log entry, is found there. The
+signature may be the value of the header or a line with its name, from curl -v, a
+JSON log or "caddy buzzbip sign --header". The right signature is never shown.
+
+Exit code: 0 if the request would be accepted; 1 if it would be rejected.`,
 		Example: `  caddy buzzbip explain captured.json --signature 700d048d09cd1f75… --secret-file secret.txt
+  caddy buzzbip explain captured.json --signature "X-BuzzBip-Signature: 700d048d…"
   caddy buzzbip explain captured.json --signature 700d048d… --secret-env CURRENT --secret-env PREVIOUS
   caddy buzzbip explain captured.json --signature 700d048d… --max-age 24h --at 2026-06-01T14:32:05Z`,
 		Args: cobra.MaximumNArgs(1),
@@ -68,20 +81,23 @@ request would be refused. The right signature is never shown.`,
 			if err != nil {
 				return err
 			}
+			request := capture{body: body, secrets: given, maxBodySize: limit, at: time.Now()}
 			if cmd.Flags().Changed("max-age") {
-				if err := positive("--max-age", caddy.Duration(maxAge)); err != nil {
+				if request.maxAge, err = caddy.ParseDuration(maxAge); err != nil {
+					return fmt.Errorf("--max-age %q is not a duration such as 24h or 7d", maxAge)
+				}
+				if err := positive("--max-age", caddy.Duration(request.maxAge)); err != nil {
 					return err
 				}
 			}
-			request := capture{body: body, secrets: given, maxBodySize: limit, maxAge: maxAge, at: time.Now()}
-			request.requires = requirements{createdAt: !lenient || maxAge > 0, data: !lenient}
+			request.requires = requirements{createdAt: !lenient || request.maxAge > 0, data: !lenient}
 			if at != "" {
 				if request.at, err = parseTime([]byte(at)); err != nil {
 					return fmt.Errorf("--at %q is not a time such as 2026-06-01T14:32:05Z", at)
 				}
 			}
 			if cmd.Flags().Changed("signature") {
-				request.signature = &signature
+				request.signatures = headerValues(signature)
 			}
 			e := request.explain()
 			if asJSON {
@@ -93,25 +109,25 @@ request would be refused. The right signature is never shown.`,
 			}
 			if e.Reason != "" {
 				cmd.SilenceErrors = true
-				return errors.New("the request would be refused")
+				return errors.New("the request would be rejected")
 			}
 			return nil
 		},
 	}
 	secrets.add(cmd)
-	cmd.Flags().StringVar(&signature, "signature", "", "what the header "+SignatureHeader+" said; leave it out if there was none")
+	cmd.Flags().StringVar(&signature, "signature", "", "the "+SignatureHeader+" `header`, or its value; leave it out if there was none")
 	cmd.Flags().StringVar(&envelope, "envelope", envelopeStrict, "as in the Caddyfile: strict or lenient")
 	cmd.Flags().StringVar(&maxBodySize, "max-body-size", humanize.IBytes(defaultMaxBodySize), "as in the Caddyfile")
-	cmd.Flags().DurationVar(&maxAge, "max-age", 0, "as in the Caddyfile (default no limit)")
+	cmd.Flags().StringVar(&maxAge, "max-age", "", "as in the Caddyfile, a `duration` such as 24h (default no limit)")
 	cmd.Flags().StringVar(&at, "at", "", "when the request arrived, such as 2026-06-01T14:32:05Z (default now)")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
 
-// capture is a request that somebody wonders about.
+// capture is a captured request.
 type capture struct {
 	body        []byte
-	signature   *string // nil: there was no header
+	signatures  []string // the lines of the header
 	secrets     []namedSecret
 	requires    requirements
 	maxBodySize int64
@@ -119,7 +135,7 @@ type capture struct {
 	at          time.Time
 }
 
-// explanation is what becomes of a request, and why.
+// explanation is the outcome of a request, and why.
 type explanation struct {
 	Reason Reason   `json:"reason,omitempty"` // empty: it is accepted
 	Status int      `json:"status,omitempty"`
@@ -135,7 +151,7 @@ func (e explanation) print(out io.Writer) {
 		fmt.Fprintf(out, "accepted: the signature is right, under the secret from %s\nevent     %s %s\n", e.Secret, e.Type, e.ID)
 		return
 	}
-	fmt.Fprintf(out, "refused: %s (%d %s)\n%s\n", e.Reason, e.Status, http.StatusText(e.Status), e.Detail)
+	fmt.Fprintf(out, "rejected: %s (%d %s)\n%s\n", e.Reason, e.Status, http.StatusText(e.Status), e.Detail)
 	if len(e.Causes) > 0 {
 		fmt.Fprintln(out, "\nlikely cause:")
 		for _, cause := range e.Causes {
@@ -146,45 +162,48 @@ func (e explanation) print(out io.Writer) {
 
 // explain goes through the steps of [Handler.admit].
 func (c capture) explain() explanation {
-	refused := func(reason Reason, err error, causes ...string) explanation {
+	rejected := func(reason Reason, err error, causes ...string) explanation {
 		return explanation{Reason: reason, Status: reason.Status(), Detail: err.Error(), Causes: causes}
 	}
 	header := make(http.Header)
-	if c.signature != nil {
-		header.Set(SignatureHeader, *c.signature)
+	for _, signature := range c.signatures {
+		header.Add(SignatureHeader, signature)
 	}
 	signature, reason, err := parseSignature(header)
 	if reason == ReasonSignatureMissing {
-		return refused(reason, err, "the request is not from BuzzBip, or a proxy before Caddy drops headers that it does not know")
+		return rejected(reason, err, "the request is not from BuzzBip, or a proxy before Caddy drops headers that it does not know; if it had the header, say so with --signature")
+	}
+	if len(c.signatures) > 1 {
+		return rejected(reason, err, "the sender, or a proxy before Caddy, adds the header a second time")
 	}
 	if err != nil {
-		return refused(reason, err, c.causes()...)
+		return rejected(reason, err, c.causes()...)
 	}
 	if int64(len(c.body)) > c.maxBodySize {
-		return refused(ReasonBodyTooLarge, errBodyTooLarge, "if it is from BuzzBip, raise max_body_size; if the Caddyfile has another than was assumed here, say so with --max-body-size")
+		return rejected(ReasonBodyTooLarge, errBodyTooLarge, "if it is from BuzzBip, raise max_body_size; if the Caddyfile has another than was assumed here, say so with --max-body-size")
 	}
 	var e explanation
 	for _, secret := range c.secrets {
-		if newKey("", secret.value).sign(c.body) == signature {
+		if hmac.Equal(algorithms[0].sum(secret.value, c.body), signature[:]) {
 			e.Secret = secret.from
 			break
 		}
 	}
 	if e.Secret == "" {
-		return refused(ReasonSignatureMismatch, errors.New("the signature is not that of the body under any of the secrets"), c.causes()...)
+		return rejected(ReasonSignatureMismatch, errors.New("the signature is not that of the body under any of the secrets"), c.causes()...)
 	}
 	event, err := parseEvent(c.body, c.requires)
 	if err != nil {
-		return refused(ReasonEnvelopeInvalid, fmt.Errorf("the signature is right, but the envelope is invalid: %w", err),
+		return rejected(ReasonEnvelopeInvalid, fmt.Errorf("the signature is right, but the envelope is invalid: %w", err),
 			"BuzzBip sends no such events: does something else sign with its secret? If it is BuzzBip, envelope lenient asks for less")
 	}
 	if c.maxAge > 0 {
 		switch age := c.at.Sub(event.created); {
 		case age > c.maxAge:
-			return refused(ReasonEventStale, fmt.Errorf("the event was %s old, which is more than max_age", age.Round(time.Second)),
+			return rejected(ReasonEventStale, fmt.Errorf("the event was %s old, which is more than max_age", age.Round(time.Second)),
 				"it is a replay, or a retry that came later than max_age allows for")
 		case age < -clockSkew:
-			return refused(ReasonEventFromFuture, fmt.Errorf("the event was created %s after it arrived", -age.Round(time.Second)),
+			return rejected(ReasonEventFromFuture, fmt.Errorf("the event was created %s after it arrived", -age.Round(time.Second)),
 				"the clock of this machine is wrong")
 		}
 	}
@@ -206,7 +225,8 @@ func (c capture) causes() []string {
 	for _, s := range c.secrets {
 		secrets = append(secrets, secretVariants(s)...)
 	}
-	signatures := signatureVariants(*c.signature)
+	given := c.signatures[0]
+	signatures := signatureVariants(given)
 	var fewest []string
 	for _, body := range bodyVariants(c.body) {
 		for _, secret := range secrets {
@@ -232,7 +252,7 @@ func (c capture) causes() []string {
 	if fewest != nil {
 		return fewest
 	}
-	if digits := len(*c.signature); digits > 0 && digits < hex.EncodedLen(sha256.Size) && strings.Trim(*c.signature, "0123456789abcdefABCDEF") == "" {
+	if digits := len(given); digits > 0 && digits < hex.EncodedLen(sha256.Size) && strings.Trim(given, "0123456789abcdefABCDEF") == "" {
 		return []string{fmt.Sprintf("the signature was cut off: copy all %d digits", hex.EncodedLen(sha256.Size))}
 	}
 	causes := []string{"the secret is that of another webhook: copy it again from Settings > Developer > Webhooks, for this URL",
@@ -270,18 +290,103 @@ func keyed(newHash func() hash.Hash) func(secret, body []byte) []byte {
 	}
 }
 
+// secretRepairs undo, in this order, what happens to a secret on its way into a
+// file or a variable. Each returns nothing, or nothing new, where it does not apply.
+var secretRepairs = []struct {
+	description string
+	undo        func(secret []byte) [][]byte
+}{
+	{"it is in UTF-16: save it as UTF-8, without a byte order mark", fromUTF16},
+	{"it begins with a byte order mark: save it as UTF-8 without one", func(s []byte) [][]byte {
+		return [][]byte{bytes.TrimPrefix(s, []byte(byteOrderMark))}
+	}},
+	{"it has invisible characters, such as a zero-width space: copy it again from BuzzBip, or type it", func(s []byte) [][]byte {
+		s = bytes.ReplaceAll(bytes.ReplaceAll(s, []byte("\x1b[200~"), nil), []byte("\x1b[201~"), nil) // as terminals paste
+		return [][]byte{bytes.Map(func(r rune) rune {
+			if unicode.Is(unicode.Cf, r) || unicode.IsControl(r) && !unicode.IsSpace(r) {
+				return -1
+			}
+			return r
+		}, s)}
+	}},
+	{"it has other lines than that of the secret, which do not belong there", func(s []byte) [][]byte {
+		return bytes.SplitN(s, []byte("\n"), 16)
+	}},
+	{"it has a blank or a newline at its start or end that does not belong there", func(s []byte) [][]byte {
+		return [][]byte{bytes.TrimSpace(s)}
+	}},
+	{"it begins with a name, as in NAME=value: keep only the value", func(s []byte) [][]byte {
+		return [][]byte{assignment.ReplaceAll(s, nil)}
+	}},
+	{"it is in quotes, which do not belong to it", func(s []byte) [][]byte {
+		return [][]byte{bytes.Trim(s, "\"'`")}
+	}},
+	{"it is in typographic quotes, which do not belong to it", func(s []byte) [][]byte {
+		return [][]byte{bytes.Trim(s, "\"'`“”„‟‘’‚‛«»‹›´")}
+	}},
+	{"it has blanks or line breaks within it, which do not belong there", func(s []byte) [][]byte {
+		return [][]byte{bytes.Join(bytes.Fields(s), nil)}
+	}},
+}
+
+const byteOrderMark = "\ufeff"
+
+// assignment matches the start of a line of an environment file, a shell script
+// or a YAML file.
+var assignment = regexp.MustCompile(`^(?:export\s+|set\s+|\$env:)?[A-Za-z_][A-Za-z0-9_.-]*\s*[=:]\s*`)
+
+// fromUTF16 decodes text with or without a byte order mark. A newline may have
+// been cut off in the middle.
+func fromUTF16(text []byte) (decoded [][]byte) {
+	for _, order := range []binary.ByteOrder{binary.LittleEndian, binary.BigEndian} {
+		units := make([]uint16, len(text)/2)
+		wide := 0
+		for i := range units {
+			units[i] = order.Uint16(text[2*i:])
+			if units[i] > 0xff {
+				wide++
+			}
+		}
+		if wide > len(units)/2 { // the other byte order, or no UTF-16
+			continue
+		}
+		decoded = append(decoded, []byte(strings.TrimPrefix(string(utf16.Decode(units)), byteOrderMark)))
+	}
+	return decoded
+}
+
+// maxSecretVariants bounds what is tried for a file that is anything but a secret.
+const maxSecretVariants = 64
+
+// secretVariants returns a secret as it was given, without what was done to it
+// here, and as a sender may have read it.
 func secretVariants(s namedSecret) []variant {
 	found := []variant{{s.value, ""}}
+	seen := map[string]bool{"": true, string(s.value): true}
 	add := func(value []byte, description string) {
-		if len(value) > 0 && !bytes.Equal(value, s.value) {
+		if !seen[string(value)] {
+			seen[string(value)] = true
 			found = append(found, variant{value, fmt.Sprintf("the secret from %s: %s", s.from, description)})
 		}
 	}
-	add(bytes.TrimSpace(s.value), "it has a blank or a newline at its start or end that does not belong there")
+	for _, repair := range secretRepairs {
+		for _, from := range found { // also what other repairs have led to
+			for _, value := range repair.undo(from.value) {
+				if seen[string(value)] || len(found) == maxSecretVariants {
+					continue
+				}
+				seen[string(value)] = true
+				description := fmt.Sprintf("the secret from %s: %s", s.from, repair.description)
+				if from.description != "" {
+					description = from.description + "; " + repair.description
+				}
+				found = append(found, variant{value, description})
+			}
+		}
+	}
 	for _, end := range []string{"\n", "\r\n", "\r", " "} {
 		add(append(bytes.Clone(s.value), end...), "the sender's has a newline or a blank at its end, as from echo without -n")
 	}
-	add(bytes.Trim(bytes.TrimSpace(s.value), `"'`), "it is in quotes, which do not belong to it")
 	_, afterPrefix, _ := bytes.Cut(s.value, []byte("_"))
 	add(afterPrefix, "the sender's lacks the prefix up to the _")
 	for _, text := range [][]byte{s.value, afterPrefix} {
@@ -295,6 +400,41 @@ func secretVariants(s namedSecret) []variant {
 	return found
 }
 
+// maxRawSecret is the size of the largest secret that is looked at, in bytes.
+const maxRawSecret = 64 << 10
+
+func readRawSecretFile(name string) ([]byte, error) {
+	info, err := os.Stat(name) // opening a pipe would wait for its writer
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a regular file: give the secret in one, or on standard input with --secret-file -", name)
+	}
+	file, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	return readRawSecret(file, name)
+}
+
+// readRawSecret reads what may be no valid secret, without the newline at its end.
+func readRawSecret(from io.Reader, name string) ([]byte, error) {
+	value, err := io.ReadAll(io.LimitReader(from, maxRawSecret+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(value) > maxRawSecret {
+		return nil, fmt.Errorf("%s is too large for a secret", name)
+	}
+	value = bytes.TrimSuffix(bytes.TrimSuffix(value, []byte("\n")), []byte("\r"))
+	if len(bytes.TrimSpace(value)) == 0 {
+		return nil, fmt.Errorf("%s is empty", name)
+	}
+	return value, nil
+}
+
 func decodeBase64(text string) ([]byte, bool) {
 	text = strings.TrimRight(text, "=")
 	for _, encoding := range []*base64.Encoding{base64.RawStdEncoding, base64.RawURLEncoding} {
@@ -303,6 +443,44 @@ func decodeBase64(text string) ([]byte, bool) {
 		}
 	}
 	return nil, false
+}
+
+// The name of the header in logs and programs, and a quoted value or a list of
+// such after it, as in JSON, HAR and Python.
+var (
+	headerName   = regexp.MustCompile(`(?i)x[-_]buzzbip[-_]signature`)
+	quotedHeader = regexp.MustCompile(`^["']\s*\]?\s*(?:=>|[:=,])\s*(?:["']value["']\s*:\s*)?(\[\s*(?:["'][^\]]*)?\]|"[^"]*"|'[^']*')`)
+	quotedValue  = regexp.MustCompile(`["']([^"']*)["']`)
+	beforeValue  = regexp.MustCompile(`^["']?\]?\s*(?:=>|[:=])?\s*\[?`)
+)
+
+// headerValues returns the values of the signature header in a text, which is the
+// value or has the name too, as in curl -v, a log or a program.
+func headerValues(text string) []string {
+	name := headerName.FindStringIndex(text)
+	if name == nil {
+		if list := strings.TrimSpace(text); !strings.HasPrefix(list, "[") {
+			return []string{text}
+		}
+		name = []int{0, 0}
+		text = `":` + text
+	}
+	before, after := text[:name[0]], text[name[1]:]
+	if quoted := quotedHeader.FindStringSubmatch(strings.ReplaceAll(after, `\`, "")); quoted != nil {
+		var values []string
+		for _, value := range quotedValue.FindAllStringSubmatch(quoted[1], -1) {
+			values = append(values, value[1])
+		}
+		return values
+	}
+	value := beforeValue.ReplaceAllString(after, "")
+	if i := strings.IndexAny(value, "]\\\r\n"); i >= 0 {
+		value = value[:i]
+	}
+	if i := strings.LastIndexAny(before, `"'`); i >= 0 { // as after curl -H
+		value, _, _ = strings.Cut(value, before[i:i+1])
+	}
+	return []string{strings.TrimSpace(value)}
 }
 
 func signatureVariants(text string) []variant {
@@ -341,12 +519,19 @@ const (
 	converted = "the body was converted to another character encoding"
 	lineEnds  = "the line ends of the body were converted between LF and CRLF"
 	marked    = "a byte order mark was added to the body or removed"
+
+	// of the capture only
+	surrounded = "the captured file has more than the body, such as quotes, a command or headers; the body in it is what was signed"
+	unescaped  = "the captured body is escaped, as logs and programs write strings; without the escapes, it is what was signed"
+	inString   = "the captured file is a log entry, an HTTP archive or the like, with the body as a string in it; that string is what was signed"
 )
 
 func bodyVariants(body []byte) []variant {
 	found := []variant{{body, ""}}
+	seen := map[string]bool{string(body): true}
 	add := func(value []byte, description string) {
-		if !bytes.Equal(value, body) {
+		if !seen[string(value)] {
+			seen[string(value)] = true
 			found = append(found, variant{value, description})
 		}
 	}
@@ -354,7 +539,7 @@ func bodyVariants(body []byte) []variant {
 	add(append(bytes.Clone(body), "\n"...), saved)
 	add(append(bytes.Clone(body), "\r\n"...), saved)
 	add(bytes.TrimSpace(body), saved)
-	mark := []byte("\ufeff")
+	mark := []byte(byteOrderMark)
 	add(bytes.TrimPrefix(body, mark), marked)
 	add(append(bytes.Clone(mark), body...), marked)
 	unix := bytes.ReplaceAll(body, []byte("\r\n"), []byte("\n"))
@@ -406,13 +591,101 @@ func bodyVariants(body []byte) []variant {
 			add(plain, "the body is compressed with gzip, and was not when it was signed")
 		}
 	}
-	if decoded, ok := decodeBase64(strings.TrimSpace(string(body))); ok {
-		add(decoded, "the captured body is in base64")
-	}
-	if decoded, err := url.QueryUnescape(strings.TrimSpace(string(body))); err == nil {
-		add([]byte(decoded), "the captured body is percent-encoded")
+	for _, v := range unwrap(body) {
+		add(v.value, v.description)
 	}
 	return found
+}
+
+// maxUnwrapped is how many texts unwrap looks at.
+const maxUnwrapped = 32
+
+// unwrap returns what may be the body in a capture that is encoded, escaped or
+// has something around it, also several times.
+func unwrap(body []byte) []variant {
+	found := []variant{{bytes.TrimSpace(body), saved}}
+	seen := map[string]bool{string(found[0].value): true}
+	for i := 0; i < len(found); i++ {
+		from := found[i]
+		add := func(value []byte, description string) {
+			if len(value) == 0 || seen[string(value)] || len(found) == maxUnwrapped {
+				return
+			}
+			seen[string(value)] = true
+			if from.description != saved && from.description != surrounded {
+				description = from.description // the outermost says what was captured
+			}
+			found = append(found, variant{value, description})
+		}
+		text := string(from.value)
+		if start, end := strings.Index(text, "{"), strings.LastIndex(text, "}"); start >= 0 && start < end {
+			add([]byte(text[start:end+1]), surrounded)
+		}
+		add(unescape(text), unescaped)
+		add([]byte(strings.ReplaceAll(text, `'\''`, `'`)), surrounded) // a quote in quotes of a shell
+		add([]byte(html.UnescapeString(text)), "the captured body is escaped for HTML")
+		if decoded, ok := decodeBase64(text); ok {
+			add(decoded, "the captured body is in base64")
+		}
+		if decoded, err := hex.DecodeString(strings.TrimPrefix(text, `\x`)); err == nil {
+			add(decoded, "the captured body is in hex")
+		}
+		if decoded, err := url.QueryUnescape(text); err == nil {
+			add([]byte(decoded), "the captured body is percent-encoded")
+		}
+		for value := range jsonStrings(from.value) {
+			if strings.HasPrefix(text, `"`) {
+				add([]byte(value), unescaped)
+				continue
+			}
+			if decoded, ok := decodeBase64(value); ok && bytes.HasPrefix(decoded, []byte("{")) {
+				add(decoded, inString)
+			} else if strings.Contains(value, "{") {
+				add([]byte(value), inString)
+			}
+		}
+	}
+	return found
+}
+
+// jsonStrings yields the strings in a JSON text, as far as it is valid.
+func jsonStrings(text []byte) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		dec := jsontext.NewDecoder(bytes.NewReader(text), lax...)
+		for {
+			token, err := dec.ReadToken()
+			if err != nil || token.Kind() == jsontext.KindString && !yield(token.String()) {
+				return
+			}
+		}
+	}
+}
+
+// escapes are those of JSON, and of nginx, Python, Go and shells.
+var escapes = regexp.MustCompile(`(?:\\u[0-9A-Fa-f]{4})+|\\U[0-9A-Fa-f]{8}|\\x[0-9A-Fa-f]{2}|\\[^uUx]`)
+
+func unescape(text string) []byte {
+	return []byte(escapes.ReplaceAllStringFunc(text, func(escape string) string {
+		switch escape[1] {
+		case 'u':
+			var units []uint16
+			for digits := range strings.SplitSeq(escape[len(`\u`):], `\u`) {
+				unit, _ := strconv.ParseUint(digits, 16, 16)
+				units = append(units, uint16(unit))
+			}
+			return string(utf16.Decode(units))
+		case 'U':
+			r, _ := strconv.ParseUint(escape[len(`\U`):], 16, 32)
+			return string(rune(r))
+		case 'x':
+			b, _ := strconv.ParseUint(escape[len(`\x`):], 16, 8)
+			return string([]byte{byte(b)})
+		}
+		if i := strings.IndexByte("nrtbf", escape[1]); i >= 0 {
+			return "\n\r\t\b\f"[i : i+1]
+		}
+		return escape[1:]
+	}))
 }
 
 // escaped writes what is not ASCII as escapes, as Python and PHP do.

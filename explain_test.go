@@ -9,17 +9,37 @@ import (
 	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/hex"
+	"encoding/json"
+	"html"
 	"net/url"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf16"
 )
 
 func TestExplainNamesTheMistake(t *testing.T) {
 	const secret = "whsec_MDEyMzQ1Njc4OWFiY2RlZg"
 	const hexSecret = "30313233343536373839616263646566"
 	const sent = `{"id":"evt_1","type":"message.received","createdAt":"2026-06-01T14:32:00Z","data":{"b":1,"a":"Größe </b> 😀","url":"https://x/y"}}`
+	const escapes = `{"id":"evt_1","data":{"a":"\ud83d \u00f6 \n \"x\""}}`
+	jsonString := func(text string) string {
+		quoted, err := json.Marshal(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(quoted)
+	}
+	utf16Of := func(order binary.AppendByteOrder, text string) (encoded string) {
+		for _, unit := range utf16.Encode([]rune(text)) {
+			encoded += string(order.AppendUint16(nil, unit))
+		}
+		return encoded
+	}
 	hexOf := func(b []byte) string { return hex.EncodeToString(b) }
 	sum := func(algorithm string, key, body string) []byte {
 		for _, a := range algorithms {
@@ -48,6 +68,23 @@ func TestExplainNamesTheMistake(t *testing.T) {
 		"newline at the end of the sender's secret": {secret, sent, signature(secret+"\n", sent), []string{"from here: the sender's has a newline"}},
 		"blank at the end of ours":                  {secret + " ", sent, right, []string{"it has a blank or a newline"}},
 		"quotes around ours":                        {`"` + secret + `"`, sent, right, []string{"in quotes"}},
+		"byte order mark before ours":               {"\ufeff" + secret, sent, right, []string{"it begins with a byte order mark: save it as UTF-8"}},
+		"ours in UTF-16":                            {utf16Of(binary.LittleEndian, "\ufeff"+secret+"\r\n"), sent, right, []string{"it is in UTF-16: save it as UTF-8"}},
+		"ours in big-endian UTF-16":                 {strings.TrimSuffix(utf16Of(binary.BigEndian, "\ufeff"+secret+"\n"), "\n"), sent, right, []string{"it is in UTF-16"}},
+		"ours in UTF-16 without a mark":             {utf16Of(binary.LittleEndian, secret), sent, right, []string{"it is in UTF-16"}},
+		"ours with its name":                        {"BUZZBIP_SECRET=" + secret, sent, right, []string{"it begins with a name, as in NAME=value: keep only the value"}},
+		"ours with its name in a script":            {`export BUZZBIP_SECRET="` + secret + `"`, sent, right, []string{"NAME=value: keep only the value; it is in quotes"}},
+		"ours with its name in YAML":                {"secret: " + secret, sent, right, []string{"it begins with a name"}},
+		"ours with its name in UTF-16":              {utf16Of(binary.LittleEndian, "\ufeffBUZZBIP_SECRET="+secret), sent, right, []string{"it is in UTF-16: save it as UTF-8, without a byte order mark; it begins with a name"}},
+		"ours in an environment file":               {"# BuzzBip\nSITE=hooks.example.com\nBUZZBIP_SECRET=" + secret, sent, right, []string{"it has other lines"}},
+		"zero-width space in ours":                  {secret[:9] + "\u200b" + secret[9:], sent, right, []string{"invisible characters, such as a zero-width space"}},
+		"zero-width space at ours's end":            {secret + "\u200b", sent, right, []string{"invisible characters"}},
+		"ours as a terminal pastes it":              {"\x1b[200~" + secret + "\x1b[201~", sent, right, []string{"invisible characters"}},
+		"no-break space after ours":                 {secret + "\u00a0", sent, right, []string{"it has a blank or a newline"}},
+		"typographic quotes around ours":            {"“" + secret + "”", sent, right, []string{"it is in typographic quotes"}},
+		"other typographic quotes":                  {"„" + secret + "’", sent, right, []string{"it is in typographic quotes"}},
+		"ours was wrapped":                          {secret[:9] + "\n" + secret[9:], sent, right, []string{"blanks or line breaks within it"}},
+		"ours is none of it":                        {strings.Repeat("A=\u200b“x\n", 1000), sent, right, []string{"another webhook", "byte for byte"}},
 		"prefix of the secret":                      {secret, sent, signature(strings.TrimPrefix(secret, "whsec_"), sent), []string{"lacks the prefix"}},
 		"secret decoded from base64":                {secret, sent, signature("0123456789abcdef", sent), []string{"decoded it from base64"}},
 		"secret decoded from hex":                   {hexSecret, sent, signature("0123456789abcdef", sent), []string{"decoded it from hex"}},
@@ -82,22 +119,43 @@ func TestExplainNamesTheMistake(t *testing.T) {
 		"gzip":                        {secret, zipped.String(), right, []string{"compressed with gzip"}},
 		"captured in base64":          {secret, base64.StdEncoding.EncodeToString([]byte(sent)), right, []string{"is in base64"}},
 		"percent-encoded":             {secret, url.QueryEscape(sent), right, []string{"percent-encoded"}},
-		"two mistakes":                {secret, sent + "\n", "sha256=" + signature(secret+"\n", sent), []string{`"sha256=" before`, "newline or a blank at its end", saved}},
-		"another secret":              {secret, sent, signature("another secret", sent), []string{"another webhook", "byte for byte"}},
-		"another secret, half a body": {secret, sent[:60], right, []string{"another webhook", "byte for byte", "not an event as BuzzBip sends it"}},
-		"cut off":                     {secret, sent, right[:62], []string{"the signature was cut off"}},
-		"cut off within a byte":       {secret, sent, strings.ToUpper(right[:63]), []string{"the signature was cut off"}},
-		"cut off, half a body":        {secret, sent[:60], right[:40], []string{"the signature was cut off"}},
-		"empty header":                {secret, sent, "", []string{"no HMAC in any usual encoding"}},
-		"no HMAC at all":              {secret, sent, "hello", []string{"cut off"}},
+		"captured as a name and a percent-encoded value": {secret, "payload=" + url.QueryEscape(sent), right, []string{"percent-encoded"}},
+		"captured in hex":               {secret, hexOf([]byte(sent)) + "\n", right, []string{"is in hex"}},
+		"captured from HTML":            {secret, html.EscapeString(sent), right, []string{"escaped for HTML"}},
+		"captured as a JSON string":     {secret, jsonString(sent) + "\n", right, []string{unescaped}},
+		"without the quotes":            {secret, strings.Trim(jsonString(sent), `"`), right, []string{unescaped}},
+		"with the name":                 {secret, `"body":` + jsonString(sent) + ",", right, []string{unescaped}},
+		"escapes of the body itself":    {secret, strings.Trim(jsonString(escapes), `"`), signature(secret, escapes), []string{unescaped}},
+		"as nginx logs it":              {secret, strings.NewReplacer(`"`, `\x22`, `\`, `\x5C`, "ö", `\xC3\xB6`).Replace(escapes + "ö"), signature(secret, escapes+"ö"), []string{unescaped}},
+		"as Python prints it":           {secret, `b'` + strings.NewReplacer(`\`, `\\`, "'", `\'`, "ö", `\xc3\xb6`, "ß", `\xc3\x9f`, "😀", `\xf0\x9f\x98\x80`).Replace(sent) + `'`, right, []string{unescaped}},
+		"as Go prints it":               {secret, strconv.QuoteToASCII(sent), right, []string{unescaped}},
+		"as a browser copies it":        {secret, `$'` + strings.ReplaceAll(sent, "'", `\u0027`) + `'`, right, []string{surrounded}},
+		"with quotes of a shell":        {secret, `'` + sent + `'`, right, []string{surrounded}},
+		"with a quote in quotes":        {secret, `'` + strings.ReplaceAll(sent, "x/y", `it'\''s`) + `'`, signature(secret, strings.ReplaceAll(sent, "x/y", "it's")), []string{surrounded}},
+		"with curl":                     {secret, `curl -d '` + sent + `' https://hooks.example.com` + "\n", right, []string{surrounded}},
+		"with its headers":              {secret, "POST / HTTP/1.1\r\nHost: hooks.example.com\r\n\r\n" + sent, right, []string{surrounded}},
+		"in a log entry":                {secret, `{"level":"info","ts":1,"request":{"method":"POST"},"body":` + jsonString(sent) + "}\n", right, []string{inString}},
+		"in a log entry after a prefix": {secret, `2026/06/01 14:32:00 INFO http {"body":` + jsonString(sent) + "}\n", right, []string{inString}},
+		"in a log entry in a log entry": {secret, `{"log":` + jsonString(`{"body":`+jsonString(sent)+"}\n") + `,"stream":"stderr"}`, right, []string{inString}},
+		"in an HTTP archive":            {secret, `{"log":{"entries":[{"request":{"postData":{"mimeType":"application/json","text":` + jsonString(sent) + `}}}]}}`, right, []string{inString}},
+		"in base64 in a log entry":      {secret, `{"isBase64Encoded":true,"body":"` + base64.StdEncoding.EncodeToString([]byte(sent)) + `"}`, right, []string{inString}},
+		"in another log entry":          {secret, `{"body":` + jsonString(sent) + "}", signature(secret, sent+" "), []string{"another webhook", "byte for byte", "not an event"}},
+		"two mistakes":                  {secret, sent + "\n", "sha256=" + signature(secret+"\n", sent), []string{`"sha256=" before`, "newline or a blank at its end", saved}},
+		"another secret":                {secret, sent, signature("another secret", sent), []string{"another webhook", "byte for byte"}},
+		"another secret, half a body":   {secret, sent[:60], right, []string{"another webhook", "byte for byte", "not an event as BuzzBip sends it"}},
+		"cut off":                       {secret, sent, right[:62], []string{"the signature was cut off"}},
+		"cut off within a byte":         {secret, sent, strings.ToUpper(right[:63]), []string{"the signature was cut off"}},
+		"cut off, half a body":          {secret, sent[:60], right[:40], []string{"the signature was cut off"}},
+		"empty header":                  {secret, sent, "", []string{"no HMAC in any usual encoding"}},
+		"no HMAC at all":                {secret, sent, "hello", []string{"cut off"}},
 	} {
-		e := capture{body: []byte(c.body), signature: &c.signature, secrets: []namedSecret{{"here", []byte(c.secret)}}, maxBodySize: defaultMaxBodySize, at: time.Now()}.explain()
+		e := capture{body: []byte(c.body), signatures: []string{c.signature}, secrets: []namedSecret{{"here", []byte(c.secret)}}, maxBodySize: defaultMaxBodySize, at: time.Now()}.explain()
 		wantReason := ReasonSignatureMismatch
 		if len(c.signature) != 64 {
 			wantReason = ReasonSignatureMalformed
 		}
 		if e.Reason != wantReason || e.Status != 401 || e.Detail == "" {
-			t.Errorf("%s: refused as %+v", name, e)
+			t.Errorf("%s: rejected as %+v", name, e)
 		}
 		if len(e.Causes) != len(c.causes) {
 			t.Errorf("%s: the causes are %q, want %q", name, e.Causes, c.causes)
@@ -113,6 +171,52 @@ func TestExplainNamesTheMistake(t *testing.T) {
 				t.Errorf("%s: it tells %q", name, text)
 			}
 		}
+	}
+}
+
+func TestExplainTakesTheHeaderAsItIsCopied(t *testing.T) {
+	const hash = "700d048d09cd1f75"
+	for text, want := range map[string][]string{
+		hash:                                    {hash},
+		"":                                      {""},
+		" " + hash:                              {" " + hash}, // the sender's own mistakes stay
+		`"` + hash + `"`:                        {`"` + hash + `"`},
+		"sha256=" + hash:                        {"sha256=" + hash},
+		"X-BuzzBip-Signature: " + hash:          {hash},
+		"x-buzzbip-signature:" + hash:           {hash},
+		"X-BUZZBIP-SIGNATURE: " + hash + "\r\n": {hash},
+		"> X-BuzzBip-Signature: " + hash + "\n> Accept: */*":                                {hash},
+		"* [HTTP/2] [1] [x-buzzbip-signature: " + hash + "]":                                {hash},
+		"X-BuzzBip-Signature: sha256=" + hash:                                               {"sha256=" + hash},
+		`X-BuzzBip-Signature: "` + hash + `"`:                                               {`"` + hash + `"`},
+		"X-BuzzBip-Signature: cAAEjQnNH3U=":                                                 {"cAAEjQnNH3U="},
+		"X-BuzzBip-Signature:":                                                              {""},
+		`-H 'X-BuzzBip-Signature: ` + hash + `' -d @x`:                                      {hash},
+		`-H "X-BuzzBip-Signature: ` + hash + `"`:                                            {hash},
+		`'X-BuzzBip-Signature: ` + hash + `\r\n'`:                                           {hash},
+		`"X-Buzzbip-Signature":["` + hash + `"]`:                                            {hash},
+		`{"headers":{"Accept":["*/*"],"X-Buzzbip-Signature":["` + hash + `"],"Via":["a"]}}`: {hash},
+		`\"X-Buzzbip-Signature\": [\"` + hash + `\"],`:                                      {hash},
+		`"X-Buzzbip-Signature":["sha256=` + hash + `","b"]`:                                 {"sha256=" + hash, "b"},
+		`"X-Buzzbip-Signature":[]`:                                                          nil,
+		`["` + hash + `"]`:                                                                  {hash},
+		`[` + hash + `]`:                                                                    {hash},
+		`"x-buzzbip-signature": "` + hash + `",`:                                            {hash},
+		`{"name": "X-BuzzBip-Signature", "value": "` + hash + `"}`:                          {hash},
+		`'HTTP_X_BUZZBIP_SIGNATURE': '` + hash + `', 'PATH_INFO': '/'`:                      {hash},
+		`'HTTP_X_BUZZBIP_SIGNATURE' => '` + hash + `',`:                                     {hash},
+		`("X-BuzzBip-Signature", "` + hash + `")`:                                           {hash},
+		`[HTTP_X_BUZZBIP_SIGNATURE] => ` + hash:                                             {hash},
+		`map[X-Buzzbip-Signature:[` + hash + `]]`:                                           {hash},
+		"HTTP_X_BUZZBIP_SIGNATURE=" + hash:                                                  {hash},
+	} {
+		if got := headerValues(text); !slices.Equal(got, want) {
+			t.Errorf("%s is read as %q, want %q", text, got, want)
+		}
+	}
+	request := capture{body: []byte("{}"), signatures: []string{hash, hash}, maxBodySize: defaultMaxBodySize}
+	if e := request.explain(); e.Reason != ReasonSignatureMalformed || len(e.Causes) != 1 || !strings.Contains(e.Causes[0], "a second time") {
+		t.Errorf("two lines: %+v", e)
 	}
 }
 
@@ -167,7 +271,7 @@ func TestExplainGoesThroughTheSteps(t *testing.T) {
 		request := capture{body: []byte(c.body), requires: c.requires, maxBodySize: limit, maxAge: c.maxAge, at: c.at,
 			secrets: []namedSecret{{"first", []byte("another secret")}, {"second", []byte(testSecret)}}}
 		if right := signature(testSecret, c.body); !c.unsigned {
-			request.signature = &right
+			request.signatures = []string{right}
 		}
 		e := request.explain()
 		if e.Reason != c.reason || (e.Reason != "" && (e.Status != c.reason.Status() || len(e.Causes) != 1)) {

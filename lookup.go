@@ -23,9 +23,9 @@ import (
 type adminFlags struct{ address, config, adapter string }
 
 func (f *adminFlags) add(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&f.address, "address", "", "address of Caddy's admin endpoint (default that of --config, or localhost:2019)")
-	cmd.Flags().StringVarP(&f.config, "config", "c", "", "configuration file that says where the admin endpoint is")
-	cmd.Flags().StringVarP(&f.adapter, "adapter", "a", "", "config adapter for --config")
+	cmd.Flags().StringVar(&f.address, "address", "", "`address` of Caddy's admin endpoint (default that of --config, or localhost:2019)")
+	cmd.Flags().StringVarP(&f.config, "config", "c", "", "configuration `file` that says where the admin endpoint is")
+	cmd.Flags().StringVarP(&f.adapter, "adapter", "a", "", "config `adapter` for --config")
 }
 
 // adminEndpoint is that of a running Caddy. It is asked as caddy itself does, but
@@ -122,7 +122,9 @@ func lookupCommand() *cobra.Command {
 		Long: `Shows what the running Caddy knows of an event, in each scope: whether it was
 delivered, and until when that is remembered, or is being delivered now. An event
 is unseen if it never arrived, was never answered 2xx by the backend, has been
-forgotten, or was delivered under a secret that is no longer configured.`,
+forgotten, or was delivered under a secret that is no longer configured.
+
+Exit code: 0 if all stores answered, also if none knows the event; else 1.`,
 		Example: `  caddy buzzbip lookup evt_7f3a9b2c
   caddy buzzbip lookup evt_7f3a9b2c --json --address localhost:2019`,
 		Args: cobra.ExactArgs(1),
@@ -151,7 +153,9 @@ func forgetCommand() *cobra.Command {
 		Use:   "forget <id>",
 		Short: "Makes a running Caddy forget an event, so that a redelivery passes",
 		Long: `Makes the running Caddy forget that an event was delivered, in every scope. If it
-is sent again, it goes to the backend again. A delivery that is under way goes on.`,
+is sent again, it goes to the backend again. A delivery that is under way goes on.
+
+Exit code: 0 if all stores answered, also if none remembered the event; else 1.`,
 		Example: `  caddy buzzbip forget evt_7f3a9b2c`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {

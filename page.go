@@ -18,10 +18,13 @@ func pageCommand() *cobra.Command {
 		Use:   "page",
 		Short: "Serves the page that shows deliveries live",
 		Long: `Serves the page of a running Caddy's admin endpoint, which shows deliveries live,
-at an address that a browser can open: the admin endpoint itself refuses browsers
-that come from nowhere, and may be a socket. Nothing else of it is passed on.
+at an address that a browser can open: the admin endpoint itself rejects most
+requests of browsers, and may be a socket. Nothing else of it is served.
 
-The address ends in a word that nobody can guess: do not give it away.`,
+The address ends in a random word: whoever knows it can use the page.
+
+Runs until Ctrl-C. Exit code: 1 if there is no such admin endpoint, or the address
+cannot be used.`,
 		Example: `  caddy buzzbip page
   ssh -t -L 8080:127.0.0.1:8080 hooks.example.com caddy buzzbip page --listen 127.0.0.1:8080`,
 		Args: cobra.NoArgs,
@@ -45,7 +48,7 @@ The address ends in a word that nobody can guess: do not give it away.`,
 		},
 	}
 	admin.add(cmd)
-	cmd.Flags().StringVar(&listen, "listen", "127.0.0.1:0", "address to serve the page at; port 0 is any that is free")
+	cmd.Flags().StringVar(&listen, "listen", "127.0.0.1:0", "`address` to serve the page at; port 0 is any free one")
 	return cmd
 }
 

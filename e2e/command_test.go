@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -81,7 +82,45 @@ func TestEachCommandHasHelpWithExamples(t *testing.T) {
 		got.says(t, 0, "Examples:", "caddy buzzbip "+command, "Flags:")
 		run(t, "").says(t, 0, "\n  "+command+" ")
 	}
-	run(t, "", "nothing").says(t, 1, `unknown command "nothing"`)
+}
+
+func TestEachHelpEndsWithALinkToThisProject(t *testing.T) {
+	for _, args := range [][]string{{}, {"--help"}, {"sign", "--help"}, {"send", "-h"}, {"explain", "--help"}, {"check", "--help"}, {"page", "--help"}, {"lookup", "--help"}, {"forget", "--help"}} {
+		got := run(t, "", args...)
+		if !strings.HasSuffix(got.out, "\nhttps://github.com/buzzbip/caddy-webhook#tools\n") || strings.Contains(got.out, "caddyserver.com") || got.code != 0 {
+			t.Errorf("%q: %+v", args, got)
+		}
+	}
+	out, err := exec.Command(caddytest.Binary, "help", "buzzbip", "send").CombinedOutput()
+	if err != nil || !strings.HasSuffix(string(out), "\nhttps://github.com/buzzbip/caddy-webhook#tools\n") {
+		t.Errorf("caddy help buzzbip send: %v\n%s", err, out)
+	}
+}
+
+func TestWrongCommandLinesGetTheUsage(t *testing.T) {
+	run(t, "", "nothing").says(t, 1, `unknown command "nothing"`, "caddy buzzbip --help")
+	run(t, "", "send").says(t, 1, "accepts 1 arg(s), received 0\nUsage: caddy buzzbip send <url> [flags]\nMore:  caddy buzzbip send --help\n")
+	run(t, "", "lookup").says(t, 1, "Usage: caddy buzzbip lookup <id>")
+	run(t, "", "sign", "a", "b").says(t, 1, "Usage: caddy buzzbip sign [<body-file>]")
+	run(t, "", "check", "https://localhost", "--quick").says(t, 1, "unknown flag: --quick\nUsage: caddy buzzbip check <url>")
+}
+
+func TestCommandsAtATerminalSayThatTheyReadIt(t *testing.T) {
+	for args, want := range map[string]string{
+		"sign":                           "reading the body from standard input; Ctrl-D ends it",
+		"explain --signature x":          "reading the body from standard input; Ctrl-D ends it",
+		"sign /dev/null --secret-file -": "reading the secret from standard input; Ctrl-D ends it",
+	} {
+		cmd := exec.Command("script", "-qec", caddytest.Binary+" buzzbip "+args, "/dev/null")
+		cmd.Env = append(os.Environ(), "BUZZBIP_SECRET="+caddytest.Secret)
+		cmd.Stdin = strings.NewReader("text\n\x04") // Ctrl-D
+		if out, _ := cmd.CombinedOutput(); !strings.Contains(string(out), want) {
+			t.Errorf("%s: %q", args, out)
+		}
+	}
+	if got := run(t, "{}", "sign"); got.err != "" {
+		t.Errorf("from a pipe: %q", got.err)
+	}
 }
 
 func TestSign(t *testing.T) {
@@ -128,11 +167,18 @@ func TestExplain(t *testing.T) {
 	file := write(t, body)
 	run(t, "", "explain", file, "--signature", caddytest.Sign(body)).says(t, 0, "accepted", "message.received evt_", "BUZZBIP_SECRET")
 	run(t, body, "explain", "--signature", caddytest.SignWith(caddytest.Secret+"\n", body)).
-		says(t, 1, "refused: signature_mismatch (401 Unauthorized)", "likely cause:", "newline or a blank at its end")
+		says(t, 1, "rejected: signature_mismatch (401 Unauthorized)", "likely cause:", "newline or a blank at its end")
 	runWith(t, []string{"OLD=" + caddytest.Secret}, "", "explain", file, "--signature", caddytest.Sign(body), "--secret-env", "OLD", "--secret-file", write(t, "another")).
 		says(t, 0, "under the secret from OLD")
-	run(t, "", "explain", file).says(t, 1, "signature_missing")
+	run(t, "", "explain", file).says(t, 1, "signature_missing", "say so with --signature")
+	header := strings.TrimSpace(run(t, "", "sign", file, "--header").out)
+	for _, copied := range []string{header, "> " + strings.ToLower(header), `"X-Buzzbip-Signature":["` + caddytest.Sign(body) + `"]`} {
+		run(t, "", "explain", file, "--signature", copied).says(t, 0, "accepted")
+	}
+	run(t, strings.ReplaceAll(body, `"`, `\"`)+"\n", "explain", "--signature", header).says(t, 1, "the captured body is escaped", "it is what was signed")
 	run(t, "", "explain", file, "--signature", caddytest.Sign(body), "--max-age", "1h", "--at", "2026-06-01T16:00:00Z").says(t, 1, "event_stale (403 Forbidden)")
+	run(t, "", "explain", file, "--signature", caddytest.Sign(body), "--max-age", "7d", "--at", "2026-06-09T14:32:00Z").says(t, 1, "event_stale")
+	run(t, "", "explain", file, "--signature", caddytest.Sign(body), "--max-age", "old").says(t, 1, "--max-age", "is not a duration such as")
 	for _, none := range []string{"-1h", "0"} {
 		run(t, "", "explain", file, "--signature", caddytest.Sign(body), "--max-age", none).says(t, 1, "--max-age must be greater than zero")
 	}
@@ -153,6 +199,44 @@ func TestExplain(t *testing.T) {
 	}
 	if err := json.Unmarshal([]byte(got.out), &answer); err != nil || got.code != 1 || answer.Reason != "envelope_invalid" || answer.Status != 400 || len(answer.Causes) == 0 {
 		t.Errorf("as JSON: %+v %v", got, err)
+	}
+}
+
+// Other commands may reject such secrets.
+func TestExplainReadsSecretsThatCannotBeOne(t *testing.T) {
+	body := caddytest.NewEvent()
+	file := write(t, body)
+	wide := "\xff\xfe"
+	for _, b := range []byte(caddytest.Secret + "\r\n") {
+		wide += string([]byte{b, 0})
+	}
+	for secret, want := range map[string]string{
+		"\ufeff" + caddytest.Secret + "\n":         "byte order mark",
+		wide:                                       "it is in UTF-16",
+		"BUZZBIP_SECRET=" + caddytest.Secret:       "NAME=value",
+		caddytest.Secret + "\u200b":                "zero-width space",
+		"\u201c" + caddytest.Secret + "\u201d\r\n": "typographic quotes",
+	} {
+		path := write(t, secret)
+		for _, got := range []ran{
+			runWith(t, nil, "", "explain", file, "--signature", caddytest.Sign(body), "--secret-file", path),
+			runWith(t, nil, secret, "explain", file, "--signature", caddytest.Sign(body), "--secret-file", "-"),
+		} {
+			got.says(t, 1, "signature_mismatch", "the secret from ", want)
+		}
+	}
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{
+		pipe:                                    "is not a regular file: give the secret in one, or on standard input",
+		t.TempDir():                             "is not a regular file",
+		"/does/not/exist":                       "no such file",
+		write(t, " \n"):                         "is empty",
+		write(t, strings.Repeat("x", 64<<10+1)): "is too large for a secret",
+	} {
+		run(t, "", "explain", file, "--signature", caddytest.Sign(body), "--secret-file", name).says(t, 1, "the secret: ", want)
 	}
 }
 
@@ -192,6 +276,98 @@ func TestSend(t *testing.T) {
 	defer slow.Close()
 	defer close(hangs)
 	run(t, "", "send", slow.URL, "--timeout", "50ms").says(t, 1, "no answer within 50ms")
+}
+
+// An endpoint that goes wrong in every usual way.
+func TestSendSaysWhatIsLikelyWrong(t *testing.T) {
+	ends := make(chan struct{})
+	b := caddytest.NewBackend(t, func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/hangs":
+			<-ends
+		case "/fails":
+			w.WriteHeader(http.StatusInternalServerError)
+		}
+	})
+	t.Cleanup(func() { close(ends) })
+	plain, unrouted, secure := caddytest.FreeAddress(t), caddytest.FreeAddress(t), caddytest.FreeAddress(t)
+	_, port, _ := net.SplitHostPort(secure)
+	site := func(path, options, handler string) string {
+		return fmt.Sprintf("\thandle %[1]s {\n\t\tbuzzbip_webhook %[2]s {\n\t\t\tscope %[1]s\n%[3]s\n\t\t}\n\t\t%[4]s\n\t}\n", path, caddytest.Secret, options, handler)
+	}
+	proxy := "reverse_proxy " + b.Address()
+	caddytest.Start(t, "", "auto_https disable_redirects\nlocal_certs", "http://"+plain+" {\n"+
+		"\tredir /moved /ok 308\n\tredir /elsewhere https://hooks.example.com/ok 302\n"+
+		site("/ok", "", proxy)+
+		site("/fails", "", proxy)+
+		site("/hangs", "duplicate_wait 50ms", proxy)+
+		site("/late", "delivery_timeout 50ms", "rewrite * /hangs\n"+proxy)+
+		site("/down", "", "reverse_proxy "+caddytest.FreeAddress(t))+
+		site("/full", "store memory {\ncapacity 1\nwhen_full refuse\n}", proxy)+
+		site("/small", "max_body_size 10B", proxy)+
+		site("/fresh", "max_age 1h", proxy)+
+		"\trespond /readonly 405\n\trespond 404\n}\n"+
+		"http://"+unrouted+" {\n"+site("/ok", "", proxy)+site("/nobody", "", "")+"}\n"+
+		"https://localhost:"+port+" {\n"+site("/ok", "read_timeout 300ms", proxy)+"\trespond 404\n}\n")
+	run(t, "", "send", "http://"+plain+"/full").says(t, 0)
+	slow := caddytest.NewEvent()
+	go caddytest.Post(t.Context(), "http://"+plain+"/hangs", slow)
+	caddytest.WaitFor(t, "the backend to get the event", func() bool { return b.Count(slow) == 1 })
+
+	for to, want := range map[string]struct {
+		args []string
+		hint []string
+	}{
+		"/moved":     {nil, []string{"308 Permanent Redirect", "BuzzBip does not follow redirects", "leads to, http://" + plain + "/ok"}},
+		"/elsewhere": {nil, []string{"302 Found", "leads to, https://hooks.example.com/ok"}},
+		"/fails":     {nil, []string{"500 Internal Server Error", "the backend failed: see its log"}},
+		"/hangs":     {[]string{"--body-file", write(t, slow)}, []string{"503 Service Unavailable (in_flight)", "this event is still being delivered; try again after "}},
+		"/late":      {nil, []string{"504 Gateway Timeout", "longer than delivery_timeout"}},
+		"/down":      {nil, []string{"502 Bad Gateway", "the backend is down"}},
+		"/full":      {nil, []string{"503 Service Unavailable in ", "BuzzBip would send the event again", "the store does not answer or is full", "; try again after "}},
+		"/small":     {nil, []string{"413 Request Entity Too Large", "larger than max_body_size"}},
+		"/fresh":     {[]string{"--created-at", "2026-06-01T14:32:00Z"}, []string{"403 Forbidden", "older than max_age"}},
+		"/readonly":  {nil, []string{"405 Method Not Allowed", "takes no POST"}},
+		"/other":     {nil, []string{"404 Not Found", "compare its host and path"}},
+		"/ok":        {[]string{"--secret-file", write(t, "another secret")}, []string{"401 Unauthorized", `"caddy buzzbip explain"`}},
+	} {
+		got := run(t, "", append([]string{"send", "http://" + plain + to}, want.args...)...)
+		got.says(t, 1, append(want.hint, "note: BuzzBip does not deliver to plain HTTP")...)
+	}
+	run(t, "", "send", "http://"+unrouted+"/nobody").says(t, 1, "502 Bad Gateway", "no handler after buzzbip_webhook answers")
+	run(t, `{"id":"evt_1"}`, "send", "http://"+plain+"/ok", "--body-file", "-").says(t, 1, "400 Bad Request", "the envelope of the event is invalid")
+	run(t, "", "send", "http://localhost:"+port+"/ok").says(t, 1, "400 Bad Request", "this port serves HTTPS: use https://")
+	run(t, "", "send", "https://"+plain+"/ok").says(t, 1, "this port serves plain HTTP")
+	run(t, "", "send", "http://"+caddytest.FreeAddress(t)).says(t, 1, "connection refused", "is Caddy running")
+	run(t, "", "send", "https://127.0.0.1:"+port+"/ok", "--insecure").says(t, 1, "no certificate for this host")
+
+	const note = "Caddy answers 200 with no content where no route matches"
+	run(t, "", "send", "http://"+unrouted+"/other").says(t, 0, "200 OK", note)
+	if got := run(t, "", "send", "http://"+unrouted+"/ok"); got.code != 0 || strings.Contains(got.err, note) {
+		t.Errorf("a backend's 200 without content: %+v", got)
+	}
+	caddytest.WaitFor(t, "the certificate", func() bool { // or that there is none could be the mistake
+		return run(t, "", "send", "https://localhost:"+port+"/ok", "--insecure").code == 0
+	})
+	got := run(t, "", "send", "https://localhost:"+port+"/ok", "--insecure")
+	if got.says(t, 0, "200 OK"); got.err != "" {
+		t.Errorf("over HTTPS it notes %q", got.err)
+	}
+
+	// check has the same hints
+	got = run(t, "", "check", "http://"+plain+"/down", "--insecure")
+	got.says(t, 1, "warn  https", "FAIL  accepted", "seen: 502 Bad Gateway\n                    hint: the backend is down", "nothing else was checked")
+	run(t, "", "check", "http://"+caddytest.FreeAddress(t), "--insecure").says(t, 1, "hint: nothing listens there")
+	run(t, "", "check", "http://"+unrouted+"/other", "--insecure", "--slow", "1s").
+		says(t, 1, "FAIL  unsigned", "hint: "+note+": is there a buzzbip_webhook for this URL?", "seen: no answer within 1s\n")
+
+	run(t, "", "check", "https://localhost:"+port+"/ok").
+		says(t, 1, "FAIL  https", "unknown authority", "hint: BuzzBip would not accept this certificate; for tests, --insecure does", "nothing else was checked\n", "1 of 1 checks failed")
+	got = run(t, "", "check", "https://localhost:"+port+"/ok", "--insecure")
+	got.says(t, 0, "warn  https", "a certificate that BuzzBip would not accept: ", "unknown authority", "no check failed, but BuzzBip itself would not deliver")
+	if n := strings.Count(got.out, "warn"); n != 2 {
+		t.Errorf("there are %d warnings:\n%s", n-1, got.out)
+	}
 }
 
 func TestSendSaysSentOnlyIfItWas(t *testing.T) {
@@ -379,7 +555,7 @@ func TestPageIsServedToWhoKnowsItsAddressAndNothingElseIs(t *testing.T) {
 }
 
 // checkLine is a line of a report.
-var checkLine = regexp.MustCompile(`(?m)^(ok|FAIL) +(.{12}) +`)
+var checkLine = regexp.MustCompile(`(?m)^(ok|warn|FAIL) +(.{12}) +`)
 
 func failures(out string) (names []string, all int) {
 	for _, line := range checkLine.FindAllStringSubmatch(out, -1) {
@@ -400,9 +576,10 @@ func TestCheckFindsNothingWrongWithThePlugin(t *testing.T) {
 	if got.code != 0 || failed != nil || all != numberOfChecks || got.err != "" {
 		t.Errorf("%d checks, %q failed:\n%s%s", all, failed, got.out, got.err)
 	}
-	got.says(t, 0, "200 OK (duplicate)", "7 times 200 OK (duplicate)", "408 Request Timeout after", "413 ")
+	got.says(t, 0, "warn  https         HTTPS with a valid certificate\n                    seen: plain HTTP, to which BuzzBip does not deliver\nok    accepted",
+		"200 OK (duplicate)", "7 times 200 OK (duplicate)", "408 Request Timeout after", "413 ")
 	if strings.Contains(got.out, "\x1b") {
-		t.Error("there are colours although it is no terminal")
+		t.Error("there are colors although it is no terminal")
 	}
 	if n := c.Metric(`deliveries_total{event_type="message.received",result="delivered"}`); n != 3 {
 		t.Errorf("%v events were delivered, want 3", n)
@@ -412,6 +589,7 @@ func TestCheckFindsNothingWrongWithThePlugin(t *testing.T) {
 	if failed, all := failures(got.out); got.code != 1 || all != 1 || len(failed) != 1 || failed[0] != "https" {
 		t.Errorf("plain HTTP: %+v", got)
 	}
+	got.says(t, 1, "hint: BuzzBip needs HTTPS; for tests, --insecure does without")
 }
 
 func TestCheckFindsWhatReceiversDoWrong(t *testing.T) {
@@ -442,7 +620,7 @@ func TestCheckFindsWhatReceiversDoWrong(t *testing.T) {
 			func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", http.StatusFound) },
 			[]string{"accepted"},
 		},
-		"refuses what it has seen": {
+		"rejects what it has seen": {
 			func(w http.ResponseWriter, r *http.Request) {
 				body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 1<<20))
 				if err != nil {
@@ -464,7 +642,7 @@ func TestCheckFindsWhatReceiversDoWrong(t *testing.T) {
 			},
 			[]string{"forged", "tampered", "wrong method", "oversize", "slow body"},
 		},
-		"fails instead of refusing": {
+		"fails instead of rejecting": {
 			func(w http.ResponseWriter, r *http.Request) {
 				body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 1<<20))
 				if err != nil || !verified(r, body) {
@@ -509,25 +687,25 @@ func TestCheckFindsWhatReceiversDoWrong(t *testing.T) {
 func TestCheckAsJSON(t *testing.T) {
 	url, _ := endpoint(t, "read_timeout 300ms")
 	var report struct {
-		URL    string
-		Failed int
-		Checks []struct {
-			Name, Expected, Seen string
-			OK                   bool
-			Seconds              float64
+		URL              string
+		Failed, Warnings int
+		Checks           []struct {
+			Name, Expected, Seen, Hint string
+			OK, Warning                bool
+			Seconds                    float64
 		}
 	}
 	got := run(t, "", "check", url, "--insecure", "--json")
-	if err := json.Unmarshal([]byte(got.out), &report); err != nil || got.code != 0 || report.URL != url || report.Failed != 0 || len(report.Checks) != numberOfChecks {
+	if err := json.Unmarshal([]byte(got.out), &report); err != nil || got.code != 0 || report.URL != url || report.Failed != 0 || report.Warnings != 1 || len(report.Checks) != numberOfChecks {
 		t.Fatalf("%v: %+v", err, got)
 	}
 	for _, c := range report.Checks {
-		if c.Name == "" || c.Expected == "" || c.Seen == "" || !c.OK || c.Seconds <= 0 {
+		if c.Name == "" || c.Expected == "" || c.Seen == "" || !c.OK || c.Seconds <= 0 || c.Warning != (c.Name == "https") || c.Hint != "" {
 			t.Errorf("a check is %+v", c)
 		}
 	}
 	got = runWith(t, []string{"BUZZBIP_SECRET=another"}, "", "check", url, "--insecure", "--json")
-	if err := json.Unmarshal([]byte(got.out), &report); err != nil || got.code != 1 || report.Failed != 1 || report.Checks[1].OK {
+	if err := json.Unmarshal([]byte(got.out), &report); err != nil || got.code != 1 || report.Failed != 1 || report.Checks[1].OK || !strings.Contains(report.Checks[1].Hint, "caddy buzzbip explain") {
 		t.Errorf("%v: %+v", err, got)
 	}
 }
@@ -541,15 +719,17 @@ func onTerminal(url string, env ...string) *exec.Cmd {
 	return cmd
 }
 
-func TestCheckOnATerminalHasColours(t *testing.T) {
+func TestCheckOnATerminalHasColors(t *testing.T) {
 	url, _ := endpoint(t, "read_timeout 300ms")
 	for _, noColor := range []string{"", "1"} {
 		out, err := onTerminal(url, "NO_COLOR="+noColor).CombinedOutput()
 		if err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}
-		if coloured := bytes.Contains(out, []byte("\x1b[32mok")); coloured != (noColor == "") {
-			t.Errorf("with NO_COLOR=%q the colours are %t", noColor, coloured)
+		for _, mark := range []string{"\x1b[32mok", "\x1b[33mwarn"} {
+			if colored := bytes.Contains(out, []byte(mark)); colored != (noColor == "") {
+				t.Errorf("with NO_COLOR=%q, %q is there: %t", noColor, mark, colored)
+			}
 		}
 	}
 }

@@ -1,0 +1,87 @@
+package buzzbip
+
+import (
+	"bytes"
+	"crypto/tls"
+	"errors"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"syscall"
+)
+
+// statusHints say what is likely wrong where a genuine event is not accepted.
+var statusHints = map[int]string{
+	http.StatusBadRequest: `the envelope of the event is invalid, or the body was cut off: "caddy buzzbip explain" says which`,
+	http.StatusUnauthorized: `the endpoint does not accept this signature: is the secret that was given here the endpoint's? ` +
+		`"caddy buzzbip explain" finds mistakes in a secret`,
+	http.StatusForbidden:             "the event is older than max_age or ahead of the clock, or a firewall before the endpoint rejects it",
+	http.StatusNotFound:              "no route of the endpoint, or of its backend, has this URL: compare its host and path with the Caddyfile",
+	http.StatusMethodNotAllowed:      "the endpoint takes no POST at this URL: compare its path with the Caddyfile",
+	http.StatusRequestEntityTooLarge: "the body is larger than max_body_size, or than a proxy before Caddy allows",
+	http.StatusInternalServerError:   "the backend failed: see its log",
+	http.StatusBadGateway:            "the backend is down or cannot be reached, or no handler after buzzbip_webhook answers: see Caddy's log",
+	http.StatusGatewayTimeout:        "the backend took longer than delivery_timeout, or than a proxy before Caddy waits",
+}
+
+// hint returns what is likely wrong with an endpoint that did not accept a
+// genuine event, and what to do; or nothing.
+func (r reply) hint() string {
+	switch {
+	case r.err != nil:
+		return connectionHint(r.err)
+	case r.status == http.StatusBadRequest && bytes.Contains(r.body, []byte("HTTP request to an HTTPS server")):
+		return "this port serves HTTPS: use https://"
+	case r.status/100 == 3:
+		if r.location != "" {
+			return "BuzzBip does not follow redirects: use the URL that this one leads to, " + r.location
+		}
+		return "BuzzBip does not follow redirects: use the final URL"
+	case r.status == http.StatusServiceUnavailable:
+		hint := "the store does not answer or is full, or the backend is overloaded: see Caddy's log"
+		if r.result == string(ResultInFlight) {
+			hint = "this event is still being delivered"
+		}
+		if seconds, err := strconv.Atoi(r.header.Get("Retry-After")); err == nil {
+			hint += "; try again after " + strconv.Itoa(seconds) + "s"
+		}
+		return hint
+	}
+	return statusHints[r.status]
+}
+
+// rejectedCertificate reports whether there was no connection because of a
+// certificate, which --insecure would accept.
+func rejectedCertificate(err error) bool {
+	return errors.As(err, new(*tls.CertificateVerificationError))
+}
+
+func connectionHint(err error) string {
+	if rejectedCertificate(err) {
+		return "BuzzBip would not accept this certificate; for tests, --insecure does"
+	}
+	if failed := (*net.OpError)(nil); errors.As(err, &failed) && failed.Op == "remote error" { // a TLS alert
+		return "the server has no certificate for this host: use the name of its site"
+	}
+	switch {
+	case errors.Is(err, http.ErrSchemeMismatch):
+		return "this port serves plain HTTP: BuzzBip needs HTTPS"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "nothing listens there: is Caddy running, and is the port right?"
+	}
+	return ""
+}
+
+// unrouted reports whether a success looks like what Caddy answers where no
+// route matches.
+func (r reply) unrouted() bool {
+	return r.status == http.StatusOK && len(r.body) == 0 && r.result == "" && r.header.Get("Server") == "Caddy" && r.header.Get("Via") == ""
+}
+
+const unroutedHint = "Caddy answers 200 with no content where no route matches"
+
+func isPlainHTTP(to string) bool {
+	u, err := url.Parse(to)
+	return err == nil && u.Scheme == "http"
+}
