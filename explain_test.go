@@ -135,6 +135,7 @@ func TestExplainNamesTheMistake(t *testing.T) {
 		"with curl":                     {secret, `curl -d '` + sent + `' https://hooks.example.com` + "\n", right, []string{surrounded}},
 		"with its headers":              {secret, "POST / HTTP/1.1\r\nHost: hooks.example.com\r\n\r\n" + sent, right, []string{surrounded}},
 		"in a log entry":                {secret, `{"level":"info","ts":1,"request":{"method":"POST"},"body":` + jsonString(sent) + "}\n", right, []string{inString}},
+		"in a part of a log entry":      {secret, `"status":401,"body":` + jsonString(sent) + `,"result":{"a":"b"}}` + "\n", right, []string{unescaped}},
 		"in a log entry after a prefix": {secret, `2026/06/01 14:32:00 INFO http {"body":` + jsonString(sent) + "}\n", right, []string{inString}},
 		"in a log entry in a log entry": {secret, `{"log":` + jsonString(`{"body":`+jsonString(sent)+"}\n") + `,"stream":"stderr"}`, right, []string{inString}},
 		"in an HTTP archive":            {secret, `{"log":{"entries":[{"request":{"postData":{"mimeType":"application/json","text":` + jsonString(sent) + `}}}]}}`, right, []string{inString}},
