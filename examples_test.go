@@ -2,6 +2,7 @@ package buzzbip
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -32,7 +34,12 @@ func startExample(t *testing.T, name string, replacements ...string) *site {
 	config := string(text)
 	// global options of its own join those of the tests
 	if leading, rest, ok := strings.Cut(config, "\n{\n"); ok && !strings.Contains(leading, "{") {
-		config = strings.TrimSuffix(testOptions, "}\n") + rest
+		options := strings.TrimSuffix(testOptions, "}\n")
+		if strings.Contains(rest, "\n\tlog {\n") { // its log, where the tests can read it
+			options, _, _ = strings.Cut(options, "\tlog {\n")
+			rest = strings.Replace(rest, "\n\tlog {\n", "\n\tlog {\n\t\toutput test\n", 1)
+		}
+		config = options + rest
 	} else {
 		config = testOptions + config
 	}
@@ -43,6 +50,9 @@ func startExample(t *testing.T, name string, replacements ...string) *site {
 		config = strings.ReplaceAll(config, replacements[i], replacements[i+1])
 	}
 	s := &site{t: t, url: fmt.Sprintf("https://localhost:%d/webhooks/buzzbip", port)}
+	logged.Lock()
+	logged.text.Reset()
+	logged.Unlock()
 	stopAtEnd(t)
 	if err := caddy.Load(adapt(t, config), true); err != nil {
 		t.Fatalf("loading: %v", err)
@@ -64,6 +74,33 @@ func TestExampleExistingBackend(t *testing.T) {
 	b.expectCount(t, 1)
 	if got := await(t, b.arrived, "the delivery"); got.body != body {
 		t.Errorf("the backend got %q", got.body)
+	}
+}
+
+func TestFirstExampleHasAnAccessLogWithoutSignatures(t *testing.T) {
+	t.Setenv("BUZZBIP_SECRET", testSecret)
+	b := newBackend(t, nil)
+	s := startExample(t, "existing-backend", "127.0.0.1:9000", b.address())
+	client := newClient(t, "HTTP/2.0")
+	id, failing := newID(), newID()
+	delivered, failed, forged := signed(s.url, eventBody(id)), signed(s.url, eventBody(failing)), signed(s.url, eventBody(newID()))
+	forged.Header.Set(SignatureHeader, signature("some-other-secret", "of-another-body"))
+	expect(t, send(client, delivered), http.StatusOK, "")
+	expect(t, send(client, forged), http.StatusUnauthorized, "")
+	b.Close()
+	expect(t, send(client, failed), http.StatusBadGateway, "")
+	for _, text := range []string{
+		fmt.Sprintf(`"buzzbip_event_id":%q,"buzzbip_event_type":"message.received","buzzbip_result":"delivered"`, id),
+		fmt.Sprintf(`"buzzbip_event_id":%q,"buzzbip_event_type":"message.received","buzzbip_result":"failed"`, failing),
+		`"buzzbip_result":"rejected","buzzbip_reason":"signature_mismatch"`,
+		`"http.log.error"`,
+	} {
+		waitFor(t, text+" in the log", func() bool { return strings.Contains(s.logs(), text) })
+	}
+	for _, r := range []*http.Request{delivered, failed, forged} {
+		if strings.Contains(s.logs(), r.Header.Get(SignatureHeader)) {
+			t.Errorf("a signature is in the log:\n%s", s.logs())
+		}
 	}
 }
 
@@ -272,43 +309,44 @@ func TestExampleCluster(t *testing.T) {
 	}
 }
 
-// The commands of the README, run word for word, print what it says.
-func TestQuickstartOfTheREADME(t *testing.T) {
-	readme, err := os.ReadFile("README.md")
-	if err != nil {
-		t.Fatal(err)
+// quickstart returns the blocks of the README's quickstart: how to start it, what
+// to type into another terminal, and what that prints.
+func quickstart(t *testing.T) (run, commands, output string) {
+	t.Helper()
+	section := section(t, "## Quickstart")
+	shell, text := blocks(section, "sh"), blocks(section, "text")
+	if len(shell) != 2 || len(text) != 1 {
+		t.Fatalf("the section has %d blocks of commands and %d of output, want 2 and 1", len(shell), len(text))
 	}
-	_, section, _ := strings.Cut(string(readme), "## Quickstart")
-	section, _, _ = strings.Cut(section, "\n## ")
-	blocks := strings.Split(section, "```")
-	if len(blocks) != 7 {
-		t.Fatalf("the section has %d parts, want 3 blocks", len(blocks))
-	}
-	run := strings.TrimPrefix(blocks[1], "sh\n")
-	commands := strings.TrimPrefix(blocks[3], "sh\n")
-	output := strings.TrimPrefix(blocks[5], "text\n")
-	if strings.TrimSpace(run) != "go run ./cmd/caddy run --config examples/quickstart/Caddyfile" {
-		t.Fatalf("the command is %q", run)
-	}
+	return shell[0], shell[1], text[0]
+}
 
-	dir := t.TempDir()
-	binary := filepath.Join(dir, "caddy-under-test")
+// buildCaddy builds what `go run ./cmd/caddy` runs.
+func buildCaddy(t *testing.T) (binary string) {
+	t.Helper()
+	binary = filepath.Join(t.TempDir(), "caddy-under-test")
 	if out, err := exec.Command("go", "build", "-o", binary, "./cmd/caddy").CombinedOutput(); err != nil {
 		t.Fatalf("building: %v\n%s", err, out)
 	}
-	// other ports than the documented ones: somebody may be trying it just now
-	config, err := os.ReadFile("examples/quickstart/Caddyfile")
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := fmt.Sprintf("localhost:%d", freePort(t))
-	text := strings.ReplaceAll(string(config), "localhost:8443", port)
-	text = strings.ReplaceAll(text, ":9000", fmt.Sprintf(":%d", freePort(t)))
-	text = strings.Replace(text, "local_certs\n", "local_certs\n\tadmin off\n", 1)
-	caddyfile := filepath.Join(dir, "Caddyfile")
-	if err := os.WriteFile(caddyfile, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	return binary
+}
+
+// shell runs commands of the docs word for word, except that `caddy` and
+// `go run ./cmd/caddy` are the binary, which was built once.
+func shell(binary, dir, commands string) *exec.Cmd {
+	cmd := exec.Command("sh", "-c", `
+caddy() { "$CADDY_UNDER_TEST" "$@"; }
+go() { shift 2; caddy "$@" || { echo "exit status $?" >&2; return 1; }; }
+`+commands)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "CADDY_UNDER_TEST="+binary, "XDG_DATA_HOME="+dir, "XDG_CONFIG_HOME="+dir)
+	return cmd
+}
+
+// runCaddy runs a Caddyfile as a process and returns when it answers url.
+func runCaddy(t *testing.T, binary, caddyfile, url string) {
+	t.Helper()
+	dir := t.TempDir()
 	server := exec.Command(binary, "run", "--config", caddyfile)
 	server.Env = append(os.Environ(), "XDG_DATA_HOME="+dir, "XDG_CONFIG_HOME="+dir)
 	var log bytes.Buffer
@@ -324,8 +362,8 @@ func TestQuickstartOfTheREADME(t *testing.T) {
 		}
 	})
 	client := newClient(t, "HTTP/1.1")
-	waitFor(t, "Caddy to have its certificate", func() bool {
-		res, err := client.Get("https://" + port)
+	waitFor(t, "Caddy to serve "+url, func() bool {
+		res, err := client.Get(url)
 		if err != nil {
 			return false
 		}
@@ -333,12 +371,38 @@ func TestQuickstartOfTheREADME(t *testing.T) {
 		_, err = io.Copy(io.Discard, res.Body)
 		return err == nil && res.StatusCode == http.StatusNotFound
 	})
-	shell := exec.Command("sh", "-c", strings.ReplaceAll(commands, "localhost:8443", port))
-	got, err := shell.CombinedOutput()
+}
+
+// took is how long an answer took.
+var took = regexp.MustCompile(`(?m) in [0-9.]+(µs|ms|s)$`)
+
+// The commands of the README, run word for word, print what it says.
+func TestQuickstartOfTheREADME(t *testing.T) {
+	run, commands, output := quickstart(t)
+	if strings.TrimSpace(run) != "go run ./cmd/caddy run --config examples/quickstart/Caddyfile" {
+		t.Fatalf("the command is %q", run)
+	}
+	// other ports than the documented ones: somebody may be trying it just now
+	config, err := os.ReadFile("examples/quickstart/Caddyfile")
 	if err != nil {
+		t.Fatal(err)
+	}
+	port := fmt.Sprintf("localhost:%d", freePort(t))
+	text := strings.ReplaceAll(string(config), "localhost:8443", port)
+	text = strings.ReplaceAll(text, ":9753", fmt.Sprintf(":%d", freePort(t)))
+	text = strings.Replace(text, "local_certs\n", "local_certs\n\tadmin off\n", 1)
+	dir := t.TempDir()
+	caddyfile := filepath.Join(dir, "Caddyfile")
+	if err := os.WriteFile(caddyfile, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	binary := buildCaddy(t)
+	runCaddy(t, binary, caddyfile, "https://"+port)
+	got, err := shell(binary, dir, strings.ReplaceAll(commands, "localhost:8443", port)).CombinedOutput()
+	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) { // the last command fails
 		t.Fatalf("%v\n%s", err, got)
 	}
-	if string(got) != output {
-		t.Errorf("the commands print\n%s\nbut the README says\n%s", got, output)
+	if got, want := took.ReplaceAllString(string(got), ""), took.ReplaceAllString(output, ""); got != want {
+		t.Errorf("the commands print\n%s\nbut the README says\n%s", got, want)
 	}
 }

@@ -10,14 +10,30 @@ import (
 	"github.com/caddyserver/caddy/v2"
 )
 
-// blocks returns the fenced blocks of the README in a language.
-func blocks(t *testing.T, language string) (found []string) {
+func readme(t *testing.T) string {
 	t.Helper()
-	readme, err := os.ReadFile("README.md")
+	text, err := os.ReadFile("README.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, rest, more := strings.Cut(string(readme), "```"+language+"\n")
+	return string(text)
+}
+
+// section returns a section of the README, up to the next heading of its level.
+func section(t *testing.T, heading string) string {
+	t.Helper()
+	_, text, found := strings.Cut(readme(t), "\n"+heading+"\n")
+	if !found {
+		t.Fatalf("the README has no %q", heading)
+	}
+	level, _, _ := strings.Cut(heading, " ")
+	text, _, _ = strings.Cut(text, "\n"+level+" ")
+	return text
+}
+
+// blocks returns the fenced blocks in a language.
+func blocks(markdown, language string) (found []string) {
+	_, rest, more := strings.Cut(markdown, "```"+language+"\n")
 	for more {
 		var block string
 		block, rest, _ = strings.Cut(rest, "```")
@@ -29,7 +45,7 @@ func blocks(t *testing.T, language string) (found []string) {
 
 func TestJSONOfTheREADMELoads(t *testing.T) {
 	t.Setenv("BUZZBIP_SECRET", testSecret)
-	examples := blocks(t, "json")
+	examples := blocks(readme(t), "json")
 	if len(examples) != 1 {
 		t.Fatalf("%d examples", len(examples))
 	}
@@ -46,7 +62,7 @@ func TestJSONOfTheREADMELoads(t *testing.T) {
 func TestCaddyfileOfTheREADMELoads(t *testing.T) {
 	t.Setenv("BUZZBIP_SECRET", testSecret)
 	var config caddy.Config
-	if err := json.Unmarshal(adapt(t, blocks(t, "caddyfile")[0]), &config); err != nil {
+	if err := json.Unmarshal(adapt(t, blocks(readme(t), "caddyfile")[0]), &config); err != nil {
 		t.Fatal(err)
 	}
 	config.Admin = &caddy.AdminConfig{Disabled: true}
@@ -56,16 +72,13 @@ func TestCaddyfileOfTheREADMELoads(t *testing.T) {
 }
 
 func TestREADMENamesEveryOptionAndReason(t *testing.T) {
-	readme, err := os.ReadFile("README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	readme := readme(t)
 	names := []string{"max_body_size", "read_timeout", "delivery_timeout", "duplicate_wait", "max_age", "retention", "scope",
 		"store", "on_conflict", "dedupe off", "secret", "events", "envelope"}
 	for _, line := range strings.Split(reasonsInContract, "\n") {
 		names = append(names, strings.Fields(line)[1])
 	}
-	missing := slices.DeleteFunc(names, func(name string) bool { return strings.Contains(string(readme), "| `"+name+"`") })
+	missing := slices.DeleteFunc(names, func(name string) bool { return strings.Contains(readme, "| `"+name+"`") })
 	if len(missing) > 0 {
 		t.Errorf("the README has no row for %q", missing)
 	}

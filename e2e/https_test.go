@@ -213,13 +213,18 @@ func TestAutomaticHTTPS(t *testing.T) {
 	plain, secure := "127.0.0.1:"+httpPort, "127.0.0.1:"+httpsPort
 	a := startAuthority(t, plain)
 	data := t.TempDir()
+	_, config, _ := strings.Cut(example(t, "existing-backend", "127.0.0.1:9000", b.Address()), "\n{\n")
+	globals, sites, found := strings.Cut(config, "\n}\n")
+	if !found {
+		t.Fatal("the example has no global options")
+	}
 	caddytest.Start(t, data, fmt.Sprintf(`
 	default_bind 127.0.0.1
 	http_port %s
 	https_port %s
 	acme_ca %s
-	acme_ca_root %s`, httpPort, httpsPort, a.directory, a.rootFile),
-		example(t, "existing-backend", "127.0.0.1:9000", b.Address()), "BUZZBIP_SECRET="+caddytest.Secret)
+	acme_ca_root %s
+%s`, httpPort, httpsPort, a.directory, a.rootFile, globals), sites, "BUZZBIP_SECRET="+caddytest.Secret)
 	// it is logged before it is served
 	caddytest.WaitFor(t, "the certificate", func() bool {
 		conn, err := tls.Dial("tcp", secure, &tls.Config{RootCAs: a.root, ServerName: webhookName})
