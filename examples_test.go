@@ -321,10 +321,10 @@ func quickstart(t *testing.T) (run, commands, output string) {
 	return shell[0], shell[1], text[0]
 }
 
-// buildCaddy builds what `go run ./cmd/caddy` runs.
+// buildCaddy builds what `go run ./cmd/caddy` runs, once for all tests.
 func buildCaddy(t *testing.T) (binary string) {
 	t.Helper()
-	binary = filepath.Join(t.TempDir(), "caddy-under-test")
+	binary = filepath.Join(filepath.Dir(certFile), "caddy-under-test")
 	if out, err := exec.Command("go", "build", "-o", binary, "./cmd/caddy").CombinedOutput(); err != nil {
 		t.Fatalf("building: %v\n%s", err, out)
 	}
@@ -335,7 +335,7 @@ func buildCaddy(t *testing.T) (binary string) {
 // `go run ./cmd/caddy` are the binary, which was built once.
 func shell(binary, dir, commands string) *exec.Cmd {
 	cmd := exec.Command("sh", "-c", `
-caddy() { "$CADDY_UNDER_TEST" "$@"; }
+caddy() { $HOW "$CADDY_UNDER_TEST" "$@"; }
 go() { shift 2; caddy "$@" || { echo "exit status $?" >&2; return 1; }; }
 `+commands)
 	cmd.Dir = dir
@@ -343,12 +343,13 @@ go() { shift 2; caddy "$@" || { echo "exit status $?" >&2; return 1; }; }
 	return cmd
 }
 
-// runCaddy runs a Caddyfile as a process and returns when it answers url.
-func runCaddy(t *testing.T, binary, caddyfile, url string) {
+// startServer runs commands, the last of which is a Caddy that serves url, and returns
+// when it does. Its admin endpoint is not that of another Caddy.
+func startServer(t *testing.T, binary, dir, commands, url string) {
 	t.Helper()
-	dir := t.TempDir()
-	server := exec.Command(binary, "run", "--config", caddyfile)
-	server.Env = append(os.Environ(), "XDG_DATA_HOME="+dir, "XDG_CONFIG_HOME="+dir)
+	server := shell(binary, dir, commands)
+	// in the place of the shell, so that it gets the signal
+	server.Env = append(server.Env, "HOW=exec", fmt.Sprintf("CADDY_ADMIN=localhost:%d", freePort(t)))
 	var log bytes.Buffer
 	server.Stderr = &log
 	if err := server.Start(); err != nil {
@@ -369,7 +370,7 @@ func runCaddy(t *testing.T, binary, caddyfile, url string) {
 		}
 		defer res.Body.Close()
 		_, err = io.Copy(io.Discard, res.Body)
-		return err == nil && res.StatusCode == http.StatusNotFound
+		return err == nil
 	})
 }
 
@@ -379,30 +380,157 @@ var took = regexp.MustCompile(`(?m) in [0-9.]+(µs|ms|s)$`)
 // The commands of the README, run word for word, print what it says.
 func TestQuickstartOfTheREADME(t *testing.T) {
 	run, commands, output := quickstart(t)
-	if strings.TrimSpace(run) != "go run ./cmd/caddy run --config examples/quickstart/Caddyfile" {
+	const caddyfile = "examples/quickstart/Caddyfile"
+	if strings.TrimSpace(run) != "go run ./cmd/caddy run --config "+caddyfile {
 		t.Fatalf("the command is %q", run)
 	}
 	// other ports than the documented ones: somebody may be trying it just now
-	config, err := os.ReadFile("examples/quickstart/Caddyfile")
+	config, err := os.ReadFile(caddyfile)
 	if err != nil {
 		t.Fatal(err)
 	}
 	port := fmt.Sprintf("localhost:%d", freePort(t))
 	text := strings.ReplaceAll(string(config), "localhost:8443", port)
 	text = strings.ReplaceAll(text, ":9753", fmt.Sprintf(":%d", freePort(t)))
-	text = strings.Replace(text, "local_certs\n", "local_certs\n\tadmin off\n", 1)
-	dir := t.TempDir()
-	caddyfile := filepath.Join(dir, "Caddyfile")
-	if err := os.WriteFile(caddyfile, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	binary := buildCaddy(t)
-	runCaddy(t, binary, caddyfile, "https://"+port)
+	binary, dir := buildCaddy(t), t.TempDir()
+	mine := writeFile(t, dir, "Caddyfile", text)
+	startServer(t, binary, dir, strings.ReplaceAll(run, caddyfile, mine), "https://"+port)
 	got, err := shell(binary, dir, strings.ReplaceAll(commands, "localhost:8443", port)).CombinedOutput()
 	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) { // the last command fails
 		t.Fatalf("%v\n%s", err, got)
 	}
 	if got, want := took.ReplaceAllString(string(got), ""), took.ReplaceAllString(output, ""); got != want {
 		t.Errorf("the commands print\n%s\nbut the README says\n%s", got, want)
+	}
+}
+
+// A reader's own backend is at port 9000, says the README.
+func TestQuickstartLeavesThePortsOfTheOtherExamplesAlone(t *testing.T) {
+	ports := regexp.MustCompile(`(?m)(?:127\.0\.0\.1|localhost|//):(\d+)`)
+	config, err := os.ReadFile("examples/quickstart/Caddyfile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range exampleCaddyfiles(t) {
+		for _, port := range ports.FindAllStringSubmatch(string(config), -1) {
+			if name != "quickstart" && strings.Contains(text, ":"+port[1]) {
+				t.Errorf("port %s of the quickstart is one of %s", port[1], name)
+			}
+		}
+	}
+}
+
+// exampleCaddyfiles returns the text of each example, by its name.
+func exampleCaddyfiles(t *testing.T) map[string]string {
+	t.Helper()
+	paths, err := filepath.Glob("examples/*/Caddyfile")
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("no examples: %v", err)
+	}
+	texts := make(map[string]string)
+	for _, path := range paths {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		texts[filepath.Base(filepath.Dir(path))] = string(text)
+	}
+	return texts
+}
+
+func writeFile(t *testing.T, dir, name, text string) (path string) {
+	t.Helper()
+	path = filepath.Join(dir, name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// The commands with which the README serves an example on localhost.
+func TestTryingAnExampleAsTheREADMESays(t *testing.T) {
+	commands := blocks(section(t, "### Trying an example on your own machine"), "sh")
+	if len(commands) != 3 {
+		t.Fatalf("the section has %d blocks of commands, want 3", len(commands))
+	}
+	binary, dir := buildCaddy(t), t.TempDir()
+	address, backend := fmt.Sprintf("localhost:%d", freePort(t)), fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	root, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, command := range commands {
+		for _, pair := range [][2]string{
+			{"localhost:8080", address}, {"127.0.0.1:9000", backend}, {"/tmp/Caddyfile", filepath.Join(dir, "Caddyfile")},
+			{"examples/", filepath.Join(root, "examples") + "/"},
+		} {
+			command = strings.ReplaceAll(command, pair[0], pair[1])
+		}
+		commands[i] = command
+	}
+	// the example has its backend at the port of the README
+	commands[0] = strings.Replace(commands[0], "sed '", "sed 's|127.0.0.1:9000|"+backend+"|; ", 1)
+	startServer(t, binary, dir, commands[0], "http://"+address)
+	startServer(t, binary, dir, commands[1], "http://"+backend)
+	got, err := shell(binary, dir, commands[2]).CombinedOutput()
+	if err != nil || !strings.Contains(string(got), "answered 200 OK") || !strings.HasSuffix(string(got), "\nprocessed\n") {
+		t.Errorf("%v: %s", err, got)
+	}
+}
+
+func TestEachExampleCanBeServedOnLocalhost(t *testing.T) {
+	t.Setenv("SHARED_STORAGE", t.TempDir())
+	for name, text := range exampleCaddyfiles(t) {
+		if name == "quickstart" || name == "kubernetes" { // these have other addresses
+			continue
+		}
+		text = regexp.MustCompile(`(?m)^hooks\.example\.com`).ReplaceAllString(text, "http://localhost:8080")
+		if config := string(adapt(t, text)); !strings.Contains(config, `":8080"`) || strings.Contains(config, "hooks.example.com") {
+			t.Errorf("%s: %s", name, config)
+		}
+	}
+}
+
+// The way in which the README captures what explain needs.
+func TestCapturingARejectedRequestAsTheREADMESays(t *testing.T) {
+	if _, err := exec.LookPath("jq"); err != nil {
+		t.Skip("there is no jq")
+	}
+	t.Setenv("BUZZBIP_SECRET", testSecret)
+	const path = "/var/lib/caddy/captured.log"
+	text := section(t, "### Capturing a rejected request")
+	config, commands := blocks(text, "caddyfile"), blocks(text, "sh")
+	if len(config) != 1 || len(commands) != 1 {
+		t.Fatalf("the section has %d configurations and %d blocks of commands", len(config), len(commands))
+	}
+	binary, dir := buildCaddy(t), t.TempDir()
+	captured := filepath.Join(dir, "captured.log")
+	address := fmt.Sprintf("localhost:%d", freePort(t))
+	caddyfile := strings.Replace(config[0], path, captured, 1)
+	caddyfile = strings.Replace(caddyfile, "hooks.example.com", "http://"+address, 1)
+	caddyfile = strings.Replace(caddyfile, "# as before: buzzbip_webhook, reverse_proxy", "buzzbip_webhook {env.BUZZBIP_SECRET}\nrespond processed", 1)
+	if strings.Contains(caddyfile, "#") {
+		t.Fatalf("a comment is left: %s", caddyfile)
+	}
+	startServer(t, binary, dir, "caddy run --config "+writeFile(t, dir, "Caddyfile", caddyfile), "http://"+address)
+	url := "http://" + address + "/webhooks/buzzbip"
+	client := newClient(t, "HTTP/1.1")
+	const otherSecret = "the-secret-of-another-webhook"
+	body := strings.Replace(eventBody(newID()), "hello", `höllo \"you\" <\/p>\u00e9\n`, 1)
+	forged := signed(url, body)
+	forged.Header.Set(SignatureHeader, signature(otherSecret, body))
+	expect(t, send(client, forged), http.StatusUnauthorized, "")
+	expect(t, send(client, signed(url, body)), http.StatusOK, "")
+	waitFor(t, "both requests in the log", func() bool {
+		logged, _ := os.ReadFile(captured)
+		return strings.Count(string(logged), "signature_mismatch") == 1 && strings.Count(string(logged), `"delivered"`) == 1
+	})
+	explain := shell(binary, dir, strings.ReplaceAll(commands[0], path, captured))
+	explain.Env = append(explain.Env, "BUZZBIP_SECRET="+otherSecret)
+	if out, err := explain.CombinedOutput(); err != nil || !strings.Contains(string(out), "accepted: the signature is right") {
+		t.Errorf("%v: %s", err, out)
+	}
+	if got, err := os.ReadFile(filepath.Join(dir, "body.json")); err != nil || string(got) != body {
+		t.Errorf("captured is %q, %v, want %q", got, err, body)
 	}
 }
