@@ -2,12 +2,16 @@ package buzzbip
 
 import (
 	"encoding/json"
+	"fmt"
+	"net/http"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
 )
 
 func readme(t *testing.T) string {
@@ -81,5 +85,50 @@ func TestREADMENamesEveryOptionAndReason(t *testing.T) {
 	missing := slices.DeleteFunc(names, func(name string) bool { return strings.Contains(readme, "| `"+name+"`") })
 	if len(missing) > 0 {
 		t.Errorf("the README has no row for %q", missing)
+	}
+}
+
+// What the README says of a named route: it is Caddy that keeps one handler only.
+func TestNamedRouteOfTheREADMEKeepsAllHandlers(t *testing.T) {
+	t.Setenv("BUZZBIP_SECRET", testSecret)
+	var config string
+	for _, block := range blocks(section(t, "## Troubleshooting"), "caddyfile") {
+		if strings.Contains(block, "&(") {
+			config = block
+		}
+	}
+	b := newBackend(t, nil)
+	config = strings.Replace(config, "127.0.0.1:9000", b.address(), 1)
+	without := regexp.MustCompile(`\troute \{\n([^}]*\}[^}]*)\}`).ReplaceAllString(config, "$1")
+	if without == config {
+		t.Fatalf("there is no route in %s", config)
+	}
+	stopAtEnd(t)
+	client := newClient(t, "HTTP/2.0")
+	for _, step := range []struct {
+		config string
+		status int
+	}{{config, http.StatusOK}, {without, http.StatusNotFound}} {
+		port := freePort(t)
+		here := strings.Replace(step.config, "hooks.example.com {", fmt.Sprintf("https://localhost:%d {\ntls %s %s", port, certFile, keyFile), 1)
+		if err := caddy.Load(adapt(t, testOptions+here), true); err != nil {
+			t.Fatal(err)
+		}
+		expect(t, send(client, signed(fmt.Sprintf("https://localhost:%d/webhooks/buzzbip", port), eventBody(newID()))), step.status, "")
+	}
+	b.expectCount(t, 1)
+}
+
+// The README quotes what a Caddy without the plugin says. Here it is said of a
+// directive that no Caddy has.
+func TestREADMEQuotesTheErrorOfACaddyWithoutThePlugin(t *testing.T) {
+	const unknown = "buzzbip_webhook_of_nobody"
+	_, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(":80 {\n"+unknown+"\n}"), nil)
+	if err == nil {
+		t.Fatal("the directive is known")
+	}
+	_, said, _ := strings.Cut(err.Error(), ": ")
+	if said = strings.Replace(said, unknown, "buzzbip_webhook", 1); !strings.Contains(readme(t), "`"+said+"`") {
+		t.Errorf("the README does not quote %q", said)
 	}
 }
