@@ -1,8 +1,20 @@
-# make test      the tests, with the race detector; installs redis-server if it is missing
-# make check     everything else: lint, fuzzing, monitoring, a browser, the newest Caddy, a build with xcaddy, deployment
-# make deployment  the Dockerfile, and the examples of Compose, Kubernetes and systemd, without any of these
+# make test         the tests, with the race detector; TIMETEST
+#                   installs redis-server if it is missing
+# make check        all of these that follow, up to deployment; TIMECHECK
+#                   installs what is missing of redis-server, Prometheus, Chromium, systemd and openssl
+#   make lint           format, modules, vet, staticcheck
+#   make fuzz           the envelope, the signature header and the Caddyfile parser, each for a short time
+#   make monitoring     the example of that name, with Prometheus
+#   make browser        the page of the admin endpoint, in Chromium
+#   make newest-caddy   the tests with the newest Caddy, without the race detector
+#   make xcaddy         a build with xcaddy: build/caddy
+#   make deployment     the Dockerfile and the examples of Compose, Kubernetes and systemd, without any of these
+# make bench        the benchmarks
 # make screenshots  those in docs
-# make bench     the benchmarks
+# make redis        only installs redis-server
+# make clean        removes build
+#
+# Programs are installed with the package manager of your system, by sudo unless you are root.
 
 GO ?= go
 
@@ -18,7 +30,11 @@ MODULES := http.handlers.buzzbip_webhook http.matchers.buzzbip_event \
 	http.buzzbip_webhook.stores.memory http.buzzbip_webhook.stores.bolt \
 	http.buzzbip_webhook.stores.redis buzzbip_webhook
 
-.PHONY: test redis check lint fuzz monitoring browser screenshots newest-caddy xcaddy deployment bench clean
+.PHONY: help test redis check announce lint fuzz monitoring browser screenshots newest-caddy xcaddy deployment bench clean
+
+# The list above.
+help:
+	@sed -n '/^$$/q; s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
 
 test: redis
 	$(GO) test -race -timeout 15m ./...
@@ -27,7 +43,11 @@ test: redis
 redis:
 	@[ -n "$$REDIS_SERVER" ] || tools/install.sh redis-server $(REDIS_PACKAGE)
 
-check: lint fuzz monitoring browser newest-caddy xcaddy deployment
+check: announce lint fuzz monitoring browser newest-caddy xcaddy deployment
+
+announce:
+	@echo "make check takes TIMECHECK, and installs what is missing of"
+	@echo "redis-server, Prometheus, Chromium, systemd and openssl with the package manager of your system"
 
 lint:
 	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "not formatted:"; echo "$$unformatted"; exit 1; fi

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"os/exec"
 	"regexp"
 	"slices"
 	"strings"
@@ -130,5 +131,16 @@ func TestREADMEQuotesTheErrorOfACaddyWithoutThePlugin(t *testing.T) {
 	_, said, _ := strings.Cut(err.Error(), ": ")
 	if said = strings.Replace(said, unknown, "buzzbip_webhook", 1); !strings.Contains(readme(t), "`"+said+"`") {
 		t.Errorf("the README does not quote %q", said)
+	}
+}
+
+// What CONTRIBUTING says of the one tool in the main go.mod.
+func TestToolsAreNotPartOfThePlugin(t *testing.T) {
+	packages, err := exec.Command("go", "list", "-deps", ".").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(packages), "xcaddy") {
+		t.Error("the plugin imports xcaddy")
 	}
 }
