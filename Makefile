@@ -1,6 +1,7 @@
-# make test         the tests, with the race detector; TIMETEST
+# make test         the tests, with the race detector; about 4 minutes on 2 cores, the first time more;
 #                   installs redis-server if it is missing
-# make check        all of these that follow, up to deployment; TIMECHECK
+# make check        all of these that follow, up to deployment; about 10 minutes on 2 cores,
+#                   the first time up to 30, as Go compiles much;
 #                   installs what is missing of redis-server, Prometheus, Chromium, systemd and openssl
 #   make lint           format, modules, vet, staticcheck
 #   make fuzz           the envelope, the signature header and the Caddyfile parser, each for a short time
@@ -46,7 +47,7 @@ redis:
 check: announce lint fuzz monitoring browser newest-caddy xcaddy deployment
 
 announce:
-	@echo "make check takes TIMECHECK, and installs what is missing of"
+	@echo "make check takes about 10 minutes on 2 cores, the first time up to 30, and installs what is missing of"
 	@echo "redis-server, Prometheus, Chromium, systemd and openssl with the package manager of your system"
 
 lint:
