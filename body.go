@@ -29,10 +29,9 @@ func (h *Handler) readBody(w http.ResponseWriter, r *http.Request) ([]byte, Reas
 	if r.Body == nil {
 		return nil, "", nil
 	}
-	clearDeadline := limitReading(w, r, h.readTimeout)
+	limitReading(w, r, h.readTimeout)
 	body, err := readAll(r.Body, r.ContentLength, h.maxBodySize)
 	if err == nil {
-		clearDeadline()
 		return body, "", nil
 	}
 	// errors are not wrapped, for a HandlerError would bring its own status
@@ -48,25 +47,21 @@ func (h *Handler) readBody(w http.ResponseWriter, r *http.Request) ([]byte, Reas
 }
 
 // limitReading sets a deadline for reading the body of r, besides those that
-// others have set. What it returns is called when the body has been read: after
-// that, an HTTP/1.1 server would take a deadline that passes for a disconnect.
-func limitReading(w http.ResponseWriter, r *http.Request, timeout time.Duration) (clear func()) {
+// others have set. It is not cleared when the body has been read, since Caddy
+// and net/http do so, and clearing it once more would bring back that of the
+// server, which passes in mid-delivery and is taken for a disconnect.
+func limitReading(w http.ResponseWriter, r *http.Request, timeout time.Duration) {
 	if reader, _ := caddyhttp.IdleTimeoutsFromContext(r.Context()); reader != nil {
-		// it owns the deadline, and clears it by itself; to set it again would
-		// bring back that of the server
-		_ = reader.SetReadDeadline(time.Now().Add(timeout))
-		return func() {}
+		_ = reader.SetReadDeadline(time.Now().Add(timeout)) // others do not last
+		return
 	}
-	control := http.NewResponseController(w)
-	server, _ := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
-	tighter := server != nil && server.ReadTimeout > 0 && time.Duration(server.ReadTimeout) <= timeout
-	switch {
-	case !tighter:
-		_ = control.SetReadDeadline(time.Now().Add(timeout))
-	case r.ProtoMajor == 3: // the server sets none
-		_ = control.SetReadDeadline(time.Now().Add(time.Duration(server.ReadTimeout)))
+	if server, ok := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok && server.ReadTimeout > 0 && time.Duration(server.ReadTimeout) <= timeout {
+		if r.ProtoMajor < 3 {
+			return // the server has set its own
+		}
+		timeout = time.Duration(server.ReadTimeout)
 	}
-	return func() { _ = control.SetReadDeadline(time.Time{}) }
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(timeout))
 }
 
 // readAll reads body to its end. What it allocates grows with what arrives,

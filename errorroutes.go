@@ -19,14 +19,19 @@ type errorRoute struct{}
 // not to send it again.
 func (errorRoute) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	d := deliveryOf(r)
-	if d == nil || d.result == ResultDelivered {
+	if d == nil || !d.result.failure() {
 		return next.ServeHTTP(w, r)
 	}
 	setBody(r, d.errorBody())
 	setBodyPlaceholders(r, d.errorBody())
 	return next.ServeHTTP(&responseRecorder{
 		ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w},
-		onSuccess:             func(int) int { return errorStatus(r) },
+		onSuccess: func(status int) int {
+			if d.result.failure() { // else a buzzbip_webhook in them has delivered it
+				return errorStatus(r)
+			}
+			return status
+		},
 	}, r)
 }
 

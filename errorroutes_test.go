@@ -163,6 +163,22 @@ func TestErrorRoutesDoNotAcknowledge(t *testing.T) {
 	}
 }
 
+func TestHandlerInErrorRoutesDeliversToAnotherBackend(t *testing.T) {
+	down, backup := newBackend(t, nil), newBackend(t, nil)
+	down.Close()
+	s := start(t, proxied(down, "")+"\nhandle_errors {\n"+proxied(backup, "")+"\n}")
+	client, body := newClient(t, "HTTP/1.1"), eventBody(newID())
+	expect(t, send(client, signed(s.url, body)), http.StatusOK, "")
+	expect(t, send(client, signed(s.url, body)), http.StatusOK, ResultDuplicate)
+	if got := await(t, backup.arrived, "the delivery"); got.body != body {
+		t.Errorf("the backend got %q", got.body)
+	}
+	backup.expectCount(t, 1)
+	if strings.Contains(s.logs(), "error handling handler error") {
+		t.Errorf("the error routes failed: %s", s.logs())
+	}
+}
+
 // JSON configurations may have error routes in a subroute.
 func TestErrorRoutesOfASubrouteAreGuarded(t *testing.T) {
 	pages := newBackend(t, nil)

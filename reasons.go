@@ -76,4 +76,9 @@ const (
 	ResultRejected Result = "rejected"
 )
 
+// failure reports whether the sender is to send the event again.
+func (r Result) failure() bool {
+	return r == ResultFailed || r == ResultInFlight || r == ResultRejected
+}
+
 var results = []Result{ResultDelivered, ResultFailed, ResultDuplicate, ResultConflict, ResultIgnored, ResultInFlight, ResultRejected}
