@@ -1,67 +1,98 @@
 package buzzbip
 
 import (
+	"cmp"
+	"slices"
 	"sync"
 	"time"
 )
 
-// feedSize is how many deliveries the page of the admin endpoint can show. Each
-// takes 1 KB at most.
-const feedSize = 200
+// feedSize is how many requests of each kind the page of the admin endpoint can
+// show. Each takes 1 KB at most, and there are 8 kinds.
+const feedSize = 100
 
-// latest holds the latest deliveries of the process.
+// latest holds the latest requests of the process.
 var latest feed
 
-// feed keeps the latest deliveries. It has no subscribers: who wants to know
-// asks what is new.
+// feed keeps the latest requests of each kind, so that a flood of one kind, such
+// as forgeries, does not push out the others. It has no subscribers: a page asks
+// for what is new.
 type feed struct {
 	mu      sync.Mutex
-	entries [feedSize]feedEntry // by number, modulo feedSize
+	kinds   map[string]*feedRing
 	count   uint64
 	results map[Result]uint64
 }
 
-// feedEntry is a delivery without its payload.
-type feedEntry struct {
-	Time     time.Time `json:"time"`
-	ID       string    `json:"id,omitempty"`
-	Type     string    `json:"type,omitempty"`
-	Result   Result    `json:"result"`
-	Reason   Reason    `json:"reason,omitempty"`
-	Secret   string    `json:"secret,omitempty"`
-	Duration float64   `json:"duration"` // in seconds
+// feedRing is the latest requests of one kind.
+type feedRing struct {
+	entries [feedSize]feedEntry // by number of the request of this kind, modulo feedSize
+	count   uint64
 }
 
+// feedEntry is a request without its payload.
+type feedEntry struct {
+	number uint64    // of the request, from 1
+	Time   time.Time `json:"time"`
+	// Kind is the result, or unverified: each kind has its own limit.
+	Kind     string  `json:"kind"`
+	ID       string  `json:"id,omitempty"`
+	Type     string  `json:"type,omitempty"`
+	Result   Result  `json:"result"`
+	Reason   Reason  `json:"reason,omitempty"`
+	Secret   string  `json:"secret,omitempty"`
+	Duration float64 `json:"duration"` // in seconds
+}
+
+// kindUnverified is the kind of a rejected request whose signature was not
+// right: anybody can send these.
+const kindUnverified = "unverified"
+
 func (f *feed) add(d *delivery, start time.Time) {
-	e := feedEntry{Time: start, Result: d.result, Reason: d.reason, Duration: time.Since(start).Seconds()}
+	e := feedEntry{Time: start, Kind: kindUnverified, Result: d.result, Reason: d.reason, Duration: time.Since(start).Seconds()}
 	if d.key != nil {
-		e.Secret = d.key.label
+		e.Kind, e.Secret = string(d.result), d.key.label
 	}
 	e.ID, e.Type = d.event.id, d.event.typ
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.results == nil {
 		f.results = make(map[Result]uint64)
+		f.kinds = make(map[string]*feedRing)
 	}
 	f.results[d.result]++
-	f.entries[f.count%feedSize] = e
 	f.count++
+	e.number = f.count
+	ring := f.kinds[e.Kind]
+	if ring == nil {
+		ring = new(feedRing)
+		f.kinds[e.Kind] = ring
+	}
+	ring.entries[ring.count%feedSize] = e
+	ring.count++
 }
 
-// since returns what has been added after a number of entries, as far as it is
-// there, and the number of entries until now.
+// since returns what has been added after a number of requests, as far as it is
+// there, in order, and the number of requests until now.
 func (f *feed) since(count uint64) ([]feedEntry, uint64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	count = max(count, f.count-min(f.count, feedSize))
-	entries := make([]feedEntry, 0, f.count-count)
-	for ; count < f.count; count++ {
-		entries = append(entries, f.entries[count%feedSize])
+	entries := []feedEntry{}
+	if count == f.count {
+		return entries, count
 	}
+	for _, ring := range f.kinds {
+		for _, e := range ring.entries[:min(ring.count, feedSize)] {
+			if e.number > count {
+				entries = append(entries, e)
+			}
+		}
+	}
+	slices.SortFunc(entries, func(a, b feedEntry) int { return cmp.Compare(a.number, b.number) })
 	return entries, f.count
 }
 
-// totals returns the number of deliveries by result.
+// totals returns the number of requests by result.
 func (f *feed) totals() map[Result]uint64 {
 	totals := make(map[Result]uint64)
 	f.mu.Lock()

@@ -21,6 +21,11 @@ type delivery struct {
 	claimed bool
 }
 
+// String is for handlers that print the variable: `{http.vars.buzzbip_webhook}`
+// shows the result, and nothing of the event. It has no pointer receiver, so
+// that a copy prints no more.
+func (d delivery) String() string { return string(d.result) }
+
 // deliveryVar is the name of the variable that holds the request's *delivery.
 const deliveryVar = "buzzbip_webhook"
 

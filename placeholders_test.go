@@ -1,6 +1,7 @@
 package buzzbip
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"strings"
@@ -147,5 +148,77 @@ func TestSecondHandlerTakesOverThePlaceholders(t *testing.T) {
 		}`)
 	if got := send(newClient(t, "HTTP/1.1"), signed(s.url, eventBody(newID()))); got.body != "second" {
 		t.Errorf("got %d %q", got.status, got.body)
+	}
+}
+
+// The variable is for us, but every handler can name it.
+func TestVariableShowsNothingButTheResult(t *testing.T) {
+	b := newBackend(t, nil)
+	s := start(t, fmt.Sprintf(`
+		log {
+			output test
+		}
+		log_append by_name buzzbip_webhook
+		log_append by_placeholder {http.vars.buzzbip_webhook}
+		@vars vars {http.vars.buzzbip_webhook} failed
+		@name vars buzzbip_webhook failed
+		@regexp vars_regexp buzzbip_webhook ^failed$
+		@cel expression {path} == "/expression" && {http.vars.buzzbip_webhook} != "x"
+		route {
+			buzzbip_webhook %s {
+				scope the-scope-that-nobody-sees
+			}
+			header @vars X-Vars yes
+			header @name X-Name yes
+			header @regexp X-Regexp yes
+			respond @cel matched 200
+			reverse_proxy %s {
+				header_up X-Variable "{http.vars.buzzbip_webhook}"
+			}
+		}
+		handle_errors {
+			respond "[{http.vars.buzzbip_webhook}]"
+		}`, testSecret, b.address()))
+	client := newClient(t, "HTTP/1.1")
+	body := eventBody(newID())
+	got := send(client, signed(s.url, body))
+	expect(t, got, http.StatusOK, "")
+	for _, header := range []string{"X-Vars", "X-Name", "X-Regexp"} {
+		if got.header.Get(header) != "yes" {
+			t.Errorf("%s: the matcher does not see the result", header)
+		}
+	}
+	variable := await(t, b.arrived, "the delivery").Header.Get("X-Variable")
+	if variable != string(ResultFailed) { // as long as nobody has answered
+		t.Errorf("the variable is %q", variable)
+	}
+	shown := got.body + variable + fmt.Sprint(got.header)
+	shown += send(client, signed(strings.Replace(s.url, "/webhooks/buzzbip", "/expression", 1), eventBody(newID()))).body
+	var log string
+	for end := time.Now().Add(patience); strings.Count(log, `"by_name"`) < 2 && time.Now().Before(end); time.Sleep(time.Millisecond) {
+		log = s.logs()
+	}
+	if !strings.Contains(log, `"by_name":"delivered"`) || !strings.Contains(log, `"by_placeholder":"delivered"`) ||
+		!strings.Contains(log, "unsupported conversion") { // of the expression
+		t.Errorf("the log does not have the result: %s", log)
+	}
+
+	d := delivery{event: event{id: "evt_1", data: []byte(`{"text":"hello"}`)}, result: ResultDelivered,
+		key: &key{label: "main", scope: "the-scope-that-nobody-sees"}}
+	for _, format := range []string{"%v", "%+v", "%s", "%q"} {
+		shown += fmt.Sprintf(format, d) + fmt.Sprintf(format, &d) + fmt.Sprintf(format, struct{ D any }{&d})
+	}
+	asJSON, err := json.Marshal(map[string]any{"d": &d})
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown += string(asJSON)
+	for _, hidden := range []string{"hello", fmt.Sprint([]byte("hello")), testSecret, "the-scope-that-nobody-sees", "evt_"} {
+		for what, text := range map[string]string{"what is shown": shown, "the log": log} {
+			// the access log names the event on purpose
+			if strings.Contains(text, hidden) && (what != "the log" || hidden != "evt_") {
+				t.Errorf("%s has %q: %s", what, hidden, text)
+			}
+		}
 	}
 }

@@ -509,6 +509,51 @@ func TestAdminAPIStreamsTheLatestDeliveries(t *testing.T) {
 	}
 }
 
+// Whoever sends much of one kind, forgeries or a captured event again and again,
+// cannot make the page forget the others.
+func TestFloodOfOneKindLeavesTheOthersInTheFeed(t *testing.T) {
+	tr := takeTour(t, "")
+	latest := func() map[string]int {
+		t.Helper()
+		_, data, _ := strings.Cut(firstEvents(t, "http://"+tr.Admin+"/buzzbip_webhook/deliveries", 1), "\ndata: ")
+		var feed struct {
+			Deliveries []struct {
+				Time             time.Time
+				ID, Kind, Result string
+			}
+		}
+		if err := json.Unmarshal([]byte(data), &feed); err != nil {
+			t.Fatalf("%v: %s", err, data)
+		}
+		kinds := make(map[string]int)
+		for i, d := range feed.Deliveries {
+			kinds[d.Kind]++
+			if d.Kind != d.Result && (d.Kind != "unverified" || d.Result != "rejected" || d.ID != "") {
+				t.Errorf("a delivery is %+v", d)
+			}
+			if i > 0 && d.Time.Sub(feed.Deliveries[i-1].Time) < -time.Minute {
+				t.Errorf("the feed is not in order")
+			}
+		}
+		return kinds
+	}
+	want := latest()
+	if want["delivered"] == 0 || want["failed"] == 0 || want["conflict"] == 0 || want["rejected"] == 0 || want["unverified"] == 0 {
+		t.Fatalf("there is nothing to push out: %v", want)
+	}
+	captured := freshEvent(`{}`)
+	tr.sends("/main", caddytest.Secret, captured, http.StatusOK)
+	want["delivered"]++
+	for range 300 {
+		tr.sends("/main", "forged", freshEvent(`{}`), http.StatusUnauthorized)
+		tr.sends("/main", caddytest.Secret, captured, http.StatusOK)
+	}
+	want["unverified"], want["duplicate"] = 100, 100
+	if got := latest(); !maps.Equal(got, want) {
+		t.Errorf("after the flood the feed has %v, want %v", got, want)
+	}
+}
+
 func TestSecretFileIsReadAgainWhenItChanges(t *testing.T) {
 	const newSecret = "new-secret-of-the-same-webhook-32"
 	b := caddytest.NewBackend(t, nil)
