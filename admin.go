@@ -184,11 +184,15 @@ type eventStates struct {
 type eventState struct {
 	Scope string `json:"scope"`
 	Store string `json:"store"`
-	// State is unseen, in_flight, delivered, redelivering (delivered before,
-	// and in flight again with another body) or unknown.
+	// State is unseen, not_delivered (the last attempt failed), in_flight,
+	// delivered, redelivering (delivered before, and in flight again with
+	// another body) or unknown.
 	State     string     `json:"state,omitempty"`
 	Expires   *time.Time `json:"expires,omitempty"`   // of what is remembered
 	Forgotten *bool      `json:"forgotten,omitempty"` // after DELETE; absent if the store does not tell
+	// LastFailure is of an event that is not delivered, as far as it is
+	// remembered: by this instance, in memory.
+	LastFailure *failure `json:"last_failure,omitempty"`
 }
 
 // eachScope asks all stores about an event.
@@ -217,7 +221,11 @@ func eachScope(w http.ResponseWriter, id string, ask func(b *backing, scope stri
 
 func serveLookup(w http.ResponseWriter, r *http.Request, id string) error {
 	return eachScope(w, id, func(b *backing, scope string, answer *eventState) error {
-		known, err := b.store.Lookup(r.Context(), scope, dedupe.KeyOf(id))
+		key := dedupe.KeyOf(id)
+		known, err := b.store.Lookup(r.Context(), scope, key)
+		if !known.Delivered {
+			answer.LastFailure = failures.find(failureKey{b.kind, scope, key})
+		}
 		switch {
 		case err != nil:
 			answer.State = "unknown"
@@ -227,6 +235,8 @@ func serveLookup(w http.ResponseWriter, r *http.Request, id string) error {
 			answer.State = "delivered"
 		case known.InFlight:
 			answer.State = "in_flight"
+		case answer.LastFailure != nil:
+			answer.State = "not_delivered"
 		default:
 			answer.State = "unseen"
 		}

@@ -37,38 +37,49 @@ func awaitDeliveries(gracePeriod context.Context) error {
 type attempt struct {
 	*Handler
 	d         *delivery
-	event     *dedupe.Request // nil without deduplication
+	event     event           // that of d, which a buzzbip_webhook behind this one uses too
+	request   *dedupe.Request // nil without deduplication
 	claim     *dedupe.Claim   // nil if there is none to settle
+	start     time.Time
 	delivered bool
 }
 
 // run hands the event to the next handlers and settles the claim by what they
 // answer.
-func (a *attempt) run(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+func (a *attempt) run(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) (err error) {
 	sender := r.Context()
 	// the sender may disconnect: the delivery goes on without it
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(sender), a.deliveryTimeout)
 	defer cancel()
 	sent := &sending{body: a.d.body}
-	if a.event != nil {
-		chains.add(a.event, sent)
-		defer chains.remove(a.event, sent)
+	if a.request != nil {
+		chains.add(a.request, sent)
+		defer chains.remove(a.request, sent)
 	}
 
 	a.d.result = ResultFailed
 	if a.claim != nil {
 		a.d.claimed = true
 	}
+	rec := &responseRecorder{
+		ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w},
+		onSuccess:             a.succeed,
+	}
 	inFlight.Add(1)
-	start := time.Now()
-	defer func() { // also when the next handlers panic
+	a.start = time.Now()
+	defer func() {
+		panicked := recover()
 		if !a.delivered {
+			a.fail(r, rec.status, err, panicked, errors.Is(ctx.Err(), context.DeadlineExceeded))
 			a.settle()
 		}
 		inFlight.Add(-1)
-		metrics.deliveryDuration.WithLabelValues(eventTypeLabel(a.d)).Observe(time.Since(start).Seconds())
+		metrics.deliveryDuration.WithLabelValues(eventTypeLabel(a.d)).Observe(time.Since(a.start).Seconds())
 		if sender.Err() != nil {
 			metrics.abandoned.Inc()
+		}
+		if panicked != nil {
+			panic(panicked) // nothing has been unwound: the stack is that of the first panic
 		}
 	}()
 
@@ -77,11 +88,7 @@ func (a *attempt) run(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 	*r = *r.WithContext(sent.trace(ctx))
 	defer func() { *r = *r.WithContext(sender) }()
 	sent.setBody(r)
-	rec := &responseRecorder{
-		ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w},
-		onSuccess:             a.succeed,
-	}
-	err := next.ServeHTTP(rec, r)
+	err = next.ServeHTTP(rec, r)
 	if rec.status != 0 {
 		if a.claim != nil && rec.inFlight() {
 			a.reportChain()
@@ -105,6 +112,9 @@ func (a *attempt) run(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 // it.
 func (a *attempt) succeed(status int) int {
 	a.delivered, a.d.result = true, ResultDelivered
+	if a.claim != nil {
+		failures.remove(a.failureKey())
+	}
 	a.settle()
 	return status
 }
@@ -118,13 +128,13 @@ func (a *attempt) settle() {
 	defer cancel()
 	if err := a.store.Settle(ctx, *a.claim, a.delivered); err != nil {
 		a.sampled.log(a.logger, zapcore.ErrorLevel, "failed to record the outcome of a delivery", func() []zap.Field {
-			return []zap.Field{zap.String("event_id", a.d.event.id), zap.Bool("delivered", a.delivered), zap.Error(err)}
+			return []zap.Field{zap.String("event_id", a.event.id), zap.Bool("delivered", a.delivered), zap.Error(err)}
 		})
 	}
 }
 
 func (a *attempt) reportChain() {
 	a.sampled.log(a.logger, zapcore.ErrorLevel, "the backend answered that it waits for this delivery: behind it is another buzzbip_webhook with the same scope and store; set dedupe off, or another scope, at one of the two", func() []zap.Field {
-		return []zap.Field{zap.String("event_id", a.d.event.id), zap.String("event_type", a.d.event.typ)}
+		return []zap.Field{zap.String("event_id", a.event.id), zap.String("event_type", a.event.typ)}
 	})
 }

@@ -419,7 +419,7 @@ func TestRouteThatLeadsNowhereAcknowledgesNothing(t *testing.T) {
 		body := eventBody(newID())
 		expect(t, send(client, signed(s.url, body)), http.StatusBadGateway, "")
 		expect(t, send(client, signed(s.url, body)), http.StatusBadGateway, "")
-		if !strings.Contains(s.logs(), "refused: unhandled") {
+		if !strings.Contains(s.logs(), `"cause":"unhandled"`) {
 			t.Errorf("no word of it in the log: %s", s.logs())
 		}
 	})
@@ -448,6 +448,8 @@ func (o odd) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handl
 	switch o.How {
 	case "panic":
 		panic(http.ErrAbortHandler)
+	case "crash":
+		panic("a mistake")
 	case "panic_after_success":
 		w.WriteHeader(http.StatusNoContent)
 		panic(http.ErrAbortHandler)

@@ -40,6 +40,8 @@ type feedEntry struct {
 	Type     string  `json:"type,omitempty"`
 	Result   Result  `json:"result"`
 	Reason   Reason  `json:"reason,omitempty"`
+	Cause    Cause   `json:"cause,omitempty"`  // of a failed delivery
+	Status   int     `json:"status,omitempty"` // the backend's, of a failed delivery
 	Secret   string  `json:"secret,omitempty"`
 	Duration float64 `json:"duration"` // in seconds
 }
@@ -54,6 +56,9 @@ func (f *feed) add(d *delivery, start time.Time) {
 		e.Kind, e.Secret = string(d.result), d.key.label
 	}
 	e.ID, e.Type = d.event.id, d.event.typ
+	if d.failure != nil {
+		e.Cause, e.Status = d.failure.Cause, d.failure.Status
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.results == nil {

@@ -32,7 +32,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return answer(d, w, ResultIgnored)
 	}
 	if h.store == nil {
-		return (&attempt{Handler: h, d: d}).run(w, r, next)
+		return (&attempt{Handler: h, d: d, event: d.event}).run(w, r, next)
 	}
 
 	request := dedupe.Request{
@@ -45,7 +45,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 	if d.claimed || chains.lead(r, &request) {
 		// another buzzbip_webhook has handed this very delivery on to us
-		return (&attempt{Handler: h, d: d, event: &request}).run(w, r, next)
+		return (&attempt{Handler: h, d: d, event: d.event, request: &request}).run(w, r, next)
 	}
 	claimed := time.Now()
 	verdict, err := h.store.Claim(r.Context(), request)
@@ -75,7 +75,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	case dedupe.Conflicting:
 		return answer(d, w, ResultConflict)
 	}
-	return (&attempt{Handler: h, d: d, event: &request, claim: &verdict.Claim}).run(w, r, next)
+	return (&attempt{Handler: h, d: d, event: d.event, request: &request, claim: &verdict.Claim}).run(w, r, next)
 }
 
 // admit verifies a request and completes d with its event and body. A reason
@@ -143,6 +143,9 @@ func (h *Handler) refuse(d *delivery, w http.ResponseWriter, r *http.Request, re
 		w.Header().Set("Allow", http.MethodPost)
 	case http.StatusServiceUnavailable:
 		w.Header().Set("Retry-After", retryAfter)
+	}
+	if reason == ReasonUnhandled { // logged as a failed delivery
+		return caddyhttp.Error(status, err)
 	}
 	level := zapcore.WarnLevel
 	if reason == ReasonStoreUnavailable {

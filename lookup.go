@@ -120,9 +120,12 @@ func lookupCommand() *cobra.Command {
 		Use:   "lookup <id>",
 		Short: "Shows what a running Caddy knows of an event",
 		Long: `Shows what the running Caddy knows of an event, in each scope: whether it was
-delivered, and until when that is remembered, or is being delivered now. An event
-is unseen if it never arrived, was never answered 2xx by the backend, has been
-forgotten, or was delivered under a secret that is no longer configured.
+delivered, and until when that is remembered, is being delivered now, or was not
+delivered, with the status or the cause of the last failed attempt. Failures are
+in the memory of this instance: the last 4096 since Caddy was started, for as long
+as the retention. An event is unseen if it never arrived, failed longer ago than
+that, has been forgotten, or was delivered under a secret that is no longer
+configured.
 
 Exit code: 0 if all stores answered, also if none knows the event; else 1.`,
 		Example: `  caddy buzzbip lookup evt_7f3a9b2c
@@ -136,7 +139,11 @@ Exit code: 0 if all stores answered, also if none knows the event; else 1.`,
 					if s.Expires != nil {
 						until = s.Expires.Format(time.RFC3339)
 					}
-					fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", s.Scope, s.Store, s.State, until)
+					state := strings.ReplaceAll(s.State, "_", " ")
+					if s.LastFailure != nil {
+						state += ": last attempt failed " + s.LastFailure.String()
+					}
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", s.Scope, s.Store, state, until)
 				}
 			})
 		},

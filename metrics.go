@@ -28,6 +28,7 @@ const (
 var metrics = struct {
 	deliveries       *prometheus.CounterVec
 	rejections       *prometheus.CounterVec
+	failures         *prometheus.CounterVec
 	signatureMatches *prometheus.CounterVec
 	deliveryDuration *prometheus.HistogramVec
 	eventAge         prometheus.Histogram
@@ -39,6 +40,7 @@ var metrics = struct {
 }{
 	deliveries:       counters("deliveries_total", "Requests by what became of them.", "result", "event_type"),
 	rejections:       counters("rejections_total", "Requests that were refused, by reason.", "reason"),
+	failures:         counters("failures_total", "Deliveries that failed, by cause.", "cause"),
 	signatureMatches: counters("signature_matches_total", "Requests whose signature was right, by the label of the secret that matched.", "secret"),
 	deliveryDuration: histograms("delivery_duration_seconds", "How long the handlers after buzzbip_webhook took. BuzzBip hangs up after 10 seconds.",
 		[]float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60}, "event_type"),
@@ -75,12 +77,15 @@ func init() {
 	for _, reason := range reasons {
 		metrics.rejections.WithLabelValues(string(reason))
 	}
+	for _, cause := range causes {
+		metrics.failures.WithLabelValues(string(cause))
+	}
 }
 
 // registerMetrics makes the metrics part of a configuration.
 func (a *App) registerMetrics(ctx caddy.Context) error {
 	for _, collector := range []prometheus.Collector{
-		metrics.deliveries, metrics.rejections, metrics.signatureMatches, metrics.deliveryDuration, metrics.eventAge,
+		metrics.deliveries, metrics.rejections, metrics.failures, metrics.signatureMatches, metrics.deliveryDuration, metrics.eventAge,
 		metrics.inFlight, metrics.abandoned, metrics.conflicts, metrics.storeDuration, metrics.storeErrors,
 		storeCollector{},
 	} {

@@ -19,6 +19,7 @@ type delivery struct {
 	reason Reason
 	// claimed means that a handler of this request owns the event.
 	claimed bool
+	failure *failure // nil unless its delivery failed
 }
 
 // String is for handlers that print the variable: `{http.vars.buzzbip_webhook}`

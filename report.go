@@ -27,46 +27,58 @@ func (h *Handler) report(d *delivery, r *http.Request, start time.Time) {
 		if d.reason != "" {
 			log.Set(zap.String("buzzbip_reason", string(d.reason)))
 		}
+		if f := d.failure; f != nil {
+			log.Set(zap.String("buzzbip_cause", string(f.Cause)))
+			if f.Status != 0 { // error routes may give the sender another
+				log.Set(zap.Int("buzzbip_status", f.Status))
+			}
+		}
 	}
 }
 
-// sampler lets one log entry a second pass for each message, and says how many
-// it left out. The zero value is ready for use.
+// sampler lets one log entry a second pass for each key, and says how many it
+// suppressed. The zero value is ready for use.
 type sampler struct {
-	mu       sync.Mutex
-	messages map[string]*sample
+	mu   sync.Mutex
+	keys map[string]*sample // closed sets only
 }
 
 type sample struct {
-	next    time.Time
-	leftOut int
+	next       time.Time
+	suppressed int
 }
 
-// log makes an entry with fields that are made only if it passes.
+// log makes an entry, sampled by its message, with fields that are made only if
+// it passes.
 func (s *sampler) log(logger *zap.Logger, level zapcore.Level, message string, fields func() []zap.Field) {
+	s.logEach(message, logger, level, message, fields)
+}
+
+// logEach is log, sampled by another key.
+func (s *sampler) logEach(key string, logger *zap.Logger, level zapcore.Level, message string, fields func() []zap.Field) {
 	now := time.Now()
 	s.mu.Lock()
-	if s.messages == nil {
-		s.messages = make(map[string]*sample)
+	if s.keys == nil {
+		s.keys = make(map[string]*sample)
 	}
-	of := s.messages[message]
-	if of == nil {
-		of = new(sample)
-		s.messages[message] = of
+	entries := s.keys[key]
+	if entries == nil {
+		entries = new(sample)
+		s.keys[key] = entries
 	}
-	if now.Before(of.next) {
-		of.leftOut++
+	if now.Before(entries.next) {
+		entries.suppressed++
 		s.mu.Unlock()
 		return
 	}
-	leftOut := of.leftOut
-	*of = sample{next: now.Add(time.Second)}
+	suppressed := entries.suppressed
+	*entries = sample{next: now.Add(time.Second)}
 	s.mu.Unlock()
 	if c := logger.Check(level, message); c != nil {
-		all := fields()
-		if leftOut > 0 {
-			all = append(all, zap.Int("left_out", leftOut))
+		list := fields()
+		if suppressed > 0 {
+			list = append(list, zap.Int("suppressed", suppressed))
 		}
-		c.Write(all...)
+		c.Write(list...)
 	}
 }
