@@ -242,7 +242,7 @@ func TestFailuresAreSampledByCause(t *testing.T) {
 	if count(CauseUnreachable) != 1 || count(CauseStatus5xx) == 0 || count(CauseStatus5xx) > 25 {
 		t.Errorf("the log has %s", s.logs())
 	}
-	for end := time.Now().Add(patience); !strings.Contains(s.logs(), `"suppressed":`) && time.Now().Before(end); time.Sleep(50*time.Millisecond) {
+	for end := time.Now().Add(patience); !strings.Contains(s.logs(), `"suppressed":`) && time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		send(client, signed(s.url, eventBody(newID())))
 	}
 	if logs := s.logs(); !strings.Contains(logs, `"suppressed":`) {

@@ -531,7 +531,7 @@ var (
 	alertsThatWait = []string{"BuzzBipBackendFailing", "BuzzBipForgeries", "BuzzBipOldSecretInUse", "BuzzBipSenderGivesUp",
 		"BuzzBipStoreDown", "BuzzBipStoreForgets"}
 	alertsAtRest = []string{"BuzzBipBackendSlow", "BuzzBipCaddyDown", "BuzzBipNoEvents", "BuzzBipNothingDelivered",
-		"BuzzBipOldSecretUnused", "BuzzBipSecretWrong", "BuzzBipStoreNearlyFull"}
+		"BuzzBipOldSecretUnused", "BuzzBipRouteBroken", "BuzzBipSecretWrong", "BuzzBipStoreNearlyFull"}
 )
 
 func TestMonitoringExampleUnderLoad(t *testing.T) {
@@ -630,7 +630,7 @@ func TestMonitoringExampleUnderLoad(t *testing.T) {
 			if headers, _ := request["headers"].(map[string]any); headers["X-Buzzbip-Signature"] != nil {
 				t.Fatalf("the log has a signature: %v", entry)
 			}
-			if entry["buzzbip_result"] == "failed" && entry["buzzbip_event_id"] != nil {
+			if entry["buzzbip_result"] == "failed" && entry["buzzbip_event_id"] != nil && entry["buzzbip_cause"] == "status_5xx" && entry["buzzbip_status"] == 500.0 {
 				failed++
 			}
 		}
@@ -842,7 +842,7 @@ func (p *prometheus) checkDashboard(t *testing.T, c *caddytest.Caddy, start time
 			t.Errorf("no panel shows %s", name)
 		}
 	}
-	if len(families) < 13 {
+	if len(families) < 14 {
 		t.Errorf("Caddy has only the metrics %v", families)
 	}
 
@@ -862,6 +862,9 @@ func (p *prometheus) checkDashboard(t *testing.T, c *caddytest.Caddy, start time
 	}
 	compare("Refused, in this time", "reason", l.rejections)
 	compare("By secret, in this time", "secret", l.matches)
+	if got := p.by("cause", "sum by (cause) (caddy_buzzbip_webhook_failures_total) > 0"); !maps.Equal(got, map[string]float64{"status_5xx": l.results["failed"]}) {
+		t.Errorf("by cause Prometheus counts %v, want %v", got, l.results["failed"])
+	}
 	compare("Conflicts", "", map[string]float64{"": l.results["conflict"]})
 	compare("Store", "store", map[string]float64{"bolt": 1, "memory": 1, "redis": 0})
 	compare("Alerts that fire", "alertname", map[string]float64{"BuzzBipConflict": 1, "BuzzBipStoreRefuses": 1})

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -229,6 +230,7 @@ var (
 		`event_type="message.received",result="rejected"`:  2, // full, down
 		`event_type="unverified",result="rejected"`:        27,
 	}
+	tourFailures   = map[string]float64{"status_5xx": 1, "unhandled": 1}
 	tourRejections = map[string]float64{
 		"method_not_allowed": 1, "signature_missing": 1, "signature_malformed": 1, "body_too_large": 1, "body_timeout": 1,
 		"body_incomplete": 1, "signature_mismatch": 20, "envelope_invalid": 1, "event_stale": 1, "event_from_future": 1,
@@ -249,6 +251,11 @@ func TestMetricsCountWhatHappensAcrossReloads(t *testing.T) {
 		}
 		if got := tr.Series("rejections_total"); !maps.Equal(got, rejections) {
 			t.Errorf("%s the rejections are %v, want %v", when, got, rejections)
+		}
+		for _, cause := range []string{"status_3xx", "status_4xx", "status_5xx", "status_other", "unreachable", "timeout", "connection_broken", "canceled", "unhandled", "panic"} {
+			if got := tr.Metric(fmt.Sprintf("failures_total{cause=%q}", cause)); got != tourFailures[cause] {
+				t.Errorf("%s %v failures are %s, want %v", when, got, cause, tourFailures[cause])
+			}
 		}
 		for series, want := range map[string]float64{
 			`signature_matches_total{secret="main"}`:  9,
@@ -326,6 +333,9 @@ func TestAccessLogSaysWhatBecameOfEachRequest(t *testing.T) {
 				if reason := entry["buzzbip_reason"]; reason != nil {
 					reasons[reason]++
 				}
+				if cause := entry["buzzbip_cause"]; (cause != nil) != (entry["buzzbip_result"] == "failed") || cause == "status_5xx" && entry["buzzbip_status"] != 500.0 {
+					t.Fatalf("the entry of a %v request has the cause %v: %v", entry["buzzbip_result"], cause, entry)
+				}
 				verified := entry["buzzbip_event_id"] != nil && entry["buzzbip_event_type"] != nil
 				if result := entry["buzzbip_result"]; !verified && result != "rejected" {
 					t.Fatalf("the entry of a %v request names no event: %v", result, entry)
@@ -362,6 +372,9 @@ func TestRefusalsAreLoggedByReasonWithoutAFlood(t *testing.T) {
 		}
 	}
 	for reason := range tourRejections {
+		if reason == "unhandled" { // logged as a failed delivery
+			continue
+		}
 		want := "warn"
 		if reason == "store_unavailable" {
 			want = "error"
@@ -371,24 +384,24 @@ func TestRefusalsAreLoggedByReasonWithoutAFlood(t *testing.T) {
 		}
 	}
 	// One after the other, so the log has them in order: an entry for the refusal,
-	// if it is not left out, and then that of the access log.
-	flood := func() (leftOut float64) {
+	// if it is not suppressed, and then that of the access log.
+	flood := func() (suppressed float64) {
 		var refused, told float64
 		for _, entry := range tr.Entries() {
 			switch {
 			case entry["buzzbip_reason"] == "signature_mismatch":
 				refused++
 			case entry["msg"] == "refused: signature_mismatch":
-				n, _ := entry["left_out"].(float64)
-				leftOut += n
+				n, _ := entry["suppressed"].(float64)
+				suppressed += n
 				if told += 1 + n; told != refused+1 {
 					t.Fatalf("after %v refusals the log tells of %v", refused+1, told)
 				}
 			}
 		}
-		return leftOut
+		return suppressed
 	}
-	// the number of those left out comes with the next entry
+	// the number of those suppressed comes with the next entry
 	caddytest.WaitFor(t, "the next entry", func() bool {
 		tr.expect(tr.request(http.MethodPost, "/main", strings.Repeat("0", 64), "{}"), http.StatusUnauthorized)
 		return flood() > 0
@@ -835,6 +848,94 @@ http://%[1]s {
 	r.Header.Del("Origin")
 	r.Host = "evil.example"
 	tr.expect(r, http.StatusForbidden)
+}
+
+// An event that was not delivered is not one that never arrived.
+func TestLookupTellsOfTheLastFailedAttempt(t *testing.T) {
+	b := caddytest.NewBackend(t, func(w http.ResponseWriter, r *http.Request) {
+		switch r.Header.Get("X-Mode") {
+		case "fail":
+			w.WriteHeader(http.StatusInternalServerError)
+		case "break":
+			panic(http.ErrAbortHandler)
+		}
+	})
+	tr := &tour{t: t, address: caddytest.FreeAddress(t)}
+	tr.Caddy = caddytest.Start(t, "", "", fmt.Sprintf(`
+http://%[1]s {
+	handle /main {
+		buzzbip_webhook {
+			secret %[2]s main
+			secret %[3]s old
+		}
+		reverse_proxy %[4]s
+	}
+	handle /durable {
+		buzzbip_webhook {
+			secret %[2]s main
+			store bolt %[5]s
+		}
+		reverse_proxy %[4]s
+	}
+}`, tr.address, caddytest.Secret, oldSecret, b.Address(), filepath.Join(t.TempDir(), "events.db")))
+	body := freshEvent(`{}`)
+	id := regexp.MustCompile(`evt_\w+`).FindString(body)
+	send := func(mode string, status int) {
+		t.Helper()
+		r := tr.request(http.MethodPost, "/main", caddytest.Sign(body), body)
+		r.Header.Set("X-Mode", mode)
+		tr.expect(r, status)
+	}
+	command := func() string {
+		t.Helper()
+		ran := run(t, "", "lookup", id, "--address", tr.Admin)
+		ran.says(t, 0)
+		return regexp.MustCompile(` +`).ReplaceAllString(ran.out, " ")
+	}
+	states := func(main string) map[string]string {
+		return map[string]string{"secret:main in memory": main, "secret:old in memory": "unseen", "secret:main in bolt": "unseen"}
+	}
+	expect := func(when, state, said string) {
+		t.Helper()
+		if got, want := tr.states(http.MethodGet, id, http.StatusOK), states(state); !maps.Equal(got, want) {
+			t.Errorf("%s: %v, want %v", when, got, want)
+		}
+		if got := command(); !regexp.MustCompile(`(?m)^secret:main memory `+said).MatchString(got) || strings.Count(got, "unseen -") != strings.Count(fmt.Sprint(states(state)), "unseen") {
+			t.Errorf("%s the command says\n%s", when, got)
+		}
+	}
+	const at = ` at 20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ -$`
+	expect("at first", "unseen", "unseen -$")
+	send("fail", http.StatusInternalServerError)
+	expect("after a failure", "not_delivered", "not delivered: last attempt failed with 500"+at)
+	send("break", http.StatusBadGateway)
+	expect("after another", "not_delivered", `not delivered: last attempt failed \(connection_broken\)`+at)
+	_, text := tr.Ask(http.MethodGet, "/buzzbip_webhook/events/"+id)
+	type scopeAnswer struct {
+		LastFailure *struct {
+			Time     time.Time
+			Cause    string
+			Status   int
+			Duration float64
+		} `json:"last_failure"`
+	}
+	var answer struct{ Scopes []scopeAnswer }
+	if err := json.Unmarshal([]byte(text), &answer); err != nil {
+		t.Fatal(err)
+	}
+	answer.Scopes = slices.DeleteFunc(answer.Scopes, func(s scopeAnswer) bool { return s.LastFailure == nil })
+	if len(answer.Scopes) != 1 {
+		t.Fatalf("the last failure is not that of one scope: %s", text)
+	}
+	if f := answer.Scopes[0].LastFailure; f.Cause != "connection_broken" || f.Status != 0 || f.Duration <= 0 || time.Since(f.Time) > caddytest.Patience {
+		t.Errorf("the last failure is %+v: %s", f, text)
+	}
+	tr.Reload()
+	expect("after a reload", "not_delivered", `not delivered: last attempt failed \(connection_broken\)`+at)
+	send("", http.StatusOK)
+	expect("delivered", "delivered", `delivered 20`)
+	tr.states(http.MethodDelete, id, http.StatusOK)
+	expect("forgotten", "unseen", "unseen -$")
 }
 
 func TestAdminAPISaysWhenAStoreDoesNotAnswerOrNoHandlerRuns(t *testing.T) {
