@@ -62,5 +62,9 @@ func (e *adminEndpoint) relay() http.Handler {
 			r.Out.Header = e.header.Clone() // not that of a browser
 		},
 		Transport: e.transport,
+		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, _ error) {
+			// while Caddy restarts: the page tries again, so this is no news for a log
+			http.Error(w, "Caddy does not answer at "+e.address, http.StatusBadGateway)
+		},
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"os"
@@ -289,7 +290,7 @@ func TestPageShowsDeliveriesLive(t *testing.T) {
 	want := []string{
 		"evt_aa04e5d9|message.sent|delivered||current",
 		"evt_aa04e5d9|message.sent|in flight|in_flight|current",
-		"evt_c8871b0d|message.failed|failed||current",
+		"evt_c8871b0d|message.failed|failed|status_5xx (500)|current",
 		"not verified||rejected|signature_mismatch|",
 		"evt_2be91f3a|conversation.opened|ignored||current",
 		"evt_51d0c774|contact.updated|delivered||previous",
@@ -346,6 +347,8 @@ func TestPageShowsOnlyWhatIsAskedFor(t *testing.T) {
 	count("of those with the previous secret", 1)
 	g.do(click(`button[data-result=delivered]`), write(`#filter`, "signature_"))
 	count("of those with a reason", 1)
+	g.do(write(`#filter`, "status_5"))
+	count("of those with a cause", 1)
 	g.do(write(`#filter`, "nothing"))
 	if rows := g.rows("#deliveries"); len(rows) != 1 || !strings.Contains(rows[0], "None of the latest") {
 		t.Errorf("of nothing the page shows %q", rows)
@@ -438,17 +441,37 @@ func TestPageShowsWhatSendersWriteAsText(t *testing.T) {
 	g.isQuiet()
 }
 
-func TestPageKeepsTheLatestOfMany(t *testing.T) {
+// A flood of forgeries leaves the genuine events there.
+func TestPageKeepsTheLatestOfEachKind(t *testing.T) {
 	g := open(t)
+	first := event("evt_first", "message.sent", `{}`)
+	g.send("/", caddytest.Secret, first, "")
+	g.send("/", caddytest.Secret, event("evt_failed", "message.sent", `{}`), "fail")
 	for range 250 {
 		g.send("/", "forged", "{}", "")
 	}
-	g.send("/", caddytest.Secret, event("evt_last", "message.sent", `{}`), "")
-	g.until("the last is there", `document.querySelector("#deliveries tbody tr").innerText.includes("evt_last")`)
-	if rows := g.rows("#deliveries"); len(rows) != 200 {
-		t.Errorf("the page keeps %d deliveries", len(rows))
+	for range 150 {
+		g.send("/", caddytest.Secret, first, "") // captured, and sent again
 	}
+	g.send("/", caddytest.Secret, event("evt_last", "message.sent", `{}`), "")
+	check := func(when string) {
+		t.Helper()
+		g.until("the last is there", `document.querySelector("#deliveries tbody tr").innerText.includes("evt_last")`)
+		rows := g.rows("#deliveries")
+		kinds := make(map[string]int)
+		for _, row := range rows {
+			fields := strings.Split(row, "|")
+			kinds[fields[1]+" "+fields[3]]++
+		}
+		want := map[string]int{"evt_last delivered": 1, "evt_first duplicate": 100, "not verified rejected": 100, "evt_failed failed": 1, "evt_first delivered": 1}
+		if !maps.Equal(kinds, want) || !strings.Contains(rows[len(rows)-1], "evt_first") {
+			t.Errorf("%s the page keeps %v, want %v", when, kinds, want)
+		}
+	}
+	check("live")
 	g.until("all are counted", `document.querySelector("[data-result=rejected] b").textContent === "250"`)
+	g.do(chromedp.Navigate(g.address))
+	check("opened later")
 	g.isQuiet()
 }
 
@@ -481,6 +504,126 @@ func TestPageFindsCaddyAgain(t *testing.T) {
 	g.until("it says that there is no handler", `document.querySelector("#since").innerText.includes("has no buzzbip_webhook")`)
 	g.Kill()
 	g.until("it says that Caddy is gone", `document.querySelector("#live").textContent.includes("no connection")`)
+}
+
+// The relay answers with errors while Caddy is down, which an EventSource takes
+// for the end.
+func TestPageConnectsAgainAfterCaddyWasDown(t *testing.T) {
+	g := open(t)
+	g.send("/", caddytest.Secret, event("evt_before", "message.sent", `{}`), "")
+	g.do(click(`#deliveries button.id`))
+	g.until("it can be looked up", `document.querySelector("#forget")`)
+	g.Kill()
+	g.until("it says that Caddy is gone", `document.querySelector("#live").textContent.includes("no connection")`)
+	for range 3 { // that the relay has answered with an error is seen in what was asked for
+		asked := g.asksFor("deliveries")
+		caddytest.WaitFor(t, "another attempt", func() bool { return g.asksFor("deliveries") > asked })
+	}
+	g.do(click(`#lookup button`))
+	g.until("the lookup says that there is no answer", `document.querySelector("#answer").innerText === "Caddy does not answer (502). Is it running?"`)
+
+	g.restart()
+	g.until("the page is live again", `document.querySelector("#live").textContent === "live"`)
+	g.send("/", caddytest.Secret, event("evt_after", "message.sent", `{}`), "")
+	g.until("a delivery is there", `document.querySelector("#deliveries").innerText.includes("evt_after")`)
+	g.do(click(`#lookup button`))
+	g.until("the lookup is answered", `document.querySelectorAll("#answer .badge").length === 3`)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, problem := range g.problems {
+		if !strings.HasPrefix(problem, "Failed to load resource: ") { // the browser notes each attempt
+			t.Errorf("the browser complains: %s", problem)
+		}
+	}
+}
+
+// restart runs the Caddy that was killed once more.
+func (g *gateway) restart() {
+	g.t.Helper()
+	again := exec.Command(g.Cmd.Path, g.Cmd.Args[1:]...)
+	again.Env = g.Cmd.Env
+	caddytest.Capture(g.t, again)
+	if err := again.Start(); err != nil {
+		g.t.Fatal(err)
+	}
+	g.t.Cleanup(func() {
+		_ = again.Process.Kill()
+		_ = again.Wait()
+	})
+	caddytest.WaitFor(g.t, "Caddy to start", func() bool {
+		res, err := http.Get(g.url)
+		if err == nil {
+			res.Body.Close()
+		}
+		return err == nil
+	})
+}
+
+// asksFor returns how often the page has asked for a path.
+func (g *gateway) asksFor(path string) (n int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, url := range g.visited {
+		if url == g.address+path {
+			n++
+		}
+	}
+	return n
+}
+
+func TestPageLookupSaysThatNothingAnswers(t *testing.T) {
+	g := open(t)
+	get[chromedp.Void](g, `window.fetch = () => Promise.reject(new TypeError("Failed to fetch"))`) // the relay has ended
+	g.do(write(`#lookup input`, "evt_1\n"))
+	g.until("it says so", `document.querySelector("#answer").innerText.startsWith("There is no connection to Caddy")`)
+	g.isQuiet()
+}
+
+func TestPageTellsHowADeliveryFailed(t *testing.T) {
+	g := open(t)
+	g.send("/", caddytest.Secret, event("evt_failed", "message.sent", `{}`), "fail")
+	g.do(click(`#deliveries button.id`))
+	g.until("the answer is there", `document.querySelectorAll("#answer .badge").length === 3`)
+	rows := g.rows("#answer table")
+	if answer := strings.Join(rows, "\n"); !strings.Contains(answer, "secret:current memory|not delivered last attempt failed with 500 at ") || strings.Count(answer, "|unseen") != 2 {
+		t.Errorf("the answer is %s", answer)
+	}
+	g.isQuiet()
+}
+
+// On a small screen the answer is thousands of pixels away from the row.
+func TestPageBringsTheAnswerIntoView(t *testing.T) {
+	g := open(t)
+	for i := range 80 {
+		g.send("/", caddytest.Secret, event(fmt.Sprint("evt_", i), "message.sent", `{}`), "")
+	}
+	g.until("the deliveries are there", `document.querySelectorAll("#deliveries tbody tr").length === 80`)
+	const inView = `(selector => {
+		const box = document.querySelector(selector)?.getBoundingClientRect();
+		return box && box.height > 0 && box.top >= 0 && box.bottom <= innerHeight;
+	})`
+	for _, width := range []int64{420, 1440} {
+		g.do(chromedp.EmulateViewport(width, 700))
+		for _, row := range []int{1, 75} {
+			button := fmt.Sprintf("#deliveries tbody tr:nth-child(%d) button.id", row)
+			id := get[string](g, fmt.Sprintf(`document.querySelector(%q).textContent`, button))
+			get[chromedp.Void](g, fmt.Sprintf(`document.querySelector("#answer").replaceChildren(), document.querySelector(%q).focus()`, button))
+			g.do(chromedp.KeyEvent("\r"))
+			g.until("the answer is in view, and has the focus", inView+`("#answer") && document.activeElement.id === "answer" && document.querySelector("#lookup input").value === "`+id+`"`)
+			// new deliveries replace the rows
+			g.send("/", caddytest.Secret, event(fmt.Sprintf("evt_new_%d_%d", width, row), "message.sent", `{}`), "")
+			g.until("a new delivery is there", fmt.Sprintf(`document.querySelector("#deliveries").innerText.includes("evt_new_%d_%d")`, width, row))
+			get[chromedp.Void](g, `document.querySelector("#back").focus()`)
+			g.do(chromedp.KeyEvent("\r"))
+			g.until("the row is back, with the focus", `document.activeElement.textContent === "`+id+`" && document.activeElement.matches("#deliveries button.id") && (box => box.top >= 0 && box.bottom <= innerHeight)(document.activeElement.getBoundingClientRect())`)
+			g.send("/", caddytest.Secret, event(fmt.Sprintf("evt_newer_%d_%d", width, row), "message.sent", `{}`), "")
+			g.until("a new delivery is there", fmt.Sprintf(`document.querySelector("#deliveries").innerText.includes("evt_newer_%d_%d")`, width, row))
+			if got := get[string](g, `document.activeElement.textContent`); got != id {
+				t.Errorf("a new delivery took the focus from %s to %q", id, got)
+			}
+		}
+	}
+	g.isQuiet()
 }
 
 // The same protection as the rest of the admin endpoint has.
