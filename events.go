@@ -258,14 +258,43 @@ func unquote(quoted jsontext.Value) ([]byte, error) {
 	return jsontext.AppendUnquote(nil, quoted)
 }
 
-// parseTime reads a time as in RFC 3339, whose T and Z may be lower case.
+// parseTime reads a time as in RFC 3339, whose T and Z may be lower case. A leap
+// second is 23:59:60 in UTC. Its day is not checked: which days have one is
+// announced only months ahead, and an error would lose an event.
 func parseTime(text []byte) (time.Time, error) {
-	const hourEnd = len("2006-01-02T15")
-	// what package time takes although RFC 3339 does not
-	if len(text) <= hourEnd || text[hourEnd] != ':' || bytes.IndexByte(text, ',') >= 0 {
-		return time.Time{}, errors.New("not as in RFC 3339")
+	const second = len("2006-01-02T15:04:")
+	text = bytes.ToUpper(text)
+	if !hasTimeSyntax(text) {
+		return time.Time{}, errNotRFC3339
 	}
-	return time.Parse(time.RFC3339, string(bytes.ToUpper(text)))
+	leap := bytes.HasPrefix(text[second:], []byte("60"))
+	if leap {
+		copy(text[second:], "59")
+	}
+	t, err := time.Parse(time.RFC3339, string(text))
+	if !leap || err != nil {
+		return t, err
+	}
+	if utc := t.UTC(); utc.Hour() != 23 || utc.Minute() != 59 {
+		return time.Time{}, errNotRFC3339
+	}
+	return t.Add(time.Second), nil
+}
+
+var errNotRFC3339 = errors.New("not a time as in RFC 3339")
+
+// hasTimeSyntax rejects what [time.Parse] takes although RFC 3339 does not: an
+// hour of one digit, a comma, and offsets of +24:00 or +00:60
+// (https://go.dev/issue/54580).
+func hasTimeSyntax(text []byte) bool {
+	if len(text) < len("2006-01-02T15:04:05Z") || text[len("2006-01-02T15")] != ':' || bytes.IndexByte(text, ',') >= 0 {
+		return false
+	}
+	if text[len(text)-1] == 'Z' {
+		return true
+	}
+	offset := text[len(text)-len("00:00"):]
+	return string(offset[:2]) < "24" && string(offset[3:]) < "60"
 }
 
 // documentedTypes are the types of event that BuzzBip documents (developer

@@ -3,9 +3,12 @@ package buzzbip
 import (
 	"bytes"
 	"encoding/json"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 var (
@@ -141,6 +144,100 @@ func TestEnvelope(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestTimesAreReadAsInRFC3339(t *testing.T) {
+	for text, want := range map[string]string{ // what it is in UTC; "": it is rejected
+		"2026-06-01T14:32:00Z":                "2026-06-01T14:32:00Z",
+		"2026-06-01t14:32:00z":                "2026-06-01T14:32:00Z",
+		"2026-06-01T14:32:00.1234567890123Z":  "2026-06-01T14:32:00.123456789Z",
+		"2026-06-01T14:32:00-00:00":           "2026-06-01T14:32:00Z",
+		"2026-06-01T00:00:00+23:59":           "2026-05-31T00:01:00Z",
+		"2026-06-01T00:00:00-23:59":           "2026-06-01T23:59:00Z",
+		"2024-02-29T00:00:00Z":                "2024-02-29T00:00:00Z",
+		"0000-01-01T00:00:00Z":                "0000-01-01T00:00:00Z",
+		"2016-12-31T23:59:60Z":                "2017-01-01T00:00:00Z",
+		"2016-12-31t23:59:60.5z":              "2017-01-01T00:00:00.5Z",
+		"2017-01-01T00:59:60+01:00":           "2017-01-01T00:00:00Z",
+		"2017-01-01T05:29:60.999999999+05:30": "2017-01-01T00:00:00.999999999Z",
+		"1990-12-31T15:59:60-08:00":           "1991-01-01T00:00:00Z", // an example of RFC 3339
+		"2027-02-14T23:59:60Z":                "2027-02-15T00:00:00Z", // which days have one is not known in advance
+
+		"2026-06-01T14:32:00+24:00":  "",
+		"2026-06-01T14:32:00-24:00":  "",
+		"2026-06-01T14:32:00+23:60":  "",
+		"2026-06-01T14:32:00-00:60":  "",
+		"2026-06-01T14:32:00+24:60":  "",
+		"2026-06-01T14:32:00.5+24:0": "",
+		"2026-06-01T14:32:60Z":       "", // not the last second of a day
+		"2016-12-31T23:59:60+01:00":  "",
+		"2016-12-31T23:59:61Z":       "",
+		"2016-12-31T23:59:600Z":      "",
+		"2016-12-32T23:59:60Z":       "",
+		"2016-12-31T23:59:60":        "",
+		"2016-12-31T23:59:60,5Z":     "",
+		"2026-02-29T00:00:00Z":       "",
+		"2026-06-01T24:00:00Z":       "",
+		"2026-06-01T4:32:00Z":        "",
+		"2026-06-01T14:32:00,5Z":     "",
+		"2026-06-01T14:32:00.Z":      "",
+		"2026-06-01T14:32:00":        "",
+		"2026-06-01T14:32Z":          "",
+		"2026-06-01 14:32:00Z":       "",
+		"2026-06-01T14:32:00 Z":      "",
+		" 2026-06-01T14:32:00Z":      "",
+		"2026-06-01T14:32:00+0100":   "",
+		"2026-06-01T14:32:00+01":     "",
+		"2026-06-01T14:32:00ZZ":      "",
+		"20260601T143200Z":           "",
+		"12026-06-01T14:32:00Z":      "",
+		"":                           "",
+	} {
+		got, err := parseTime([]byte(text))
+		if err != nil {
+			if want != "" {
+				t.Errorf("%q: %v", text, err)
+			}
+		} else if got := got.UTC().Format(time.RFC3339Nano); got != want {
+			t.Errorf("%q is %s, want %q", text, got, want)
+		}
+	}
+}
+
+func TestLeapSecondIsNoReasonToLoseAnEvent(t *testing.T) {
+	body := withMembers(`"createdAt":"2017-01-01T00:59:60+01:00"`)
+	e, err := parseEvent([]byte(body), strict)
+	if err != nil || !e.created.Equal(time.Date(2017, time.January, 1, 0, 0, 0, 0, time.UTC)) {
+		t.Errorf("created %v, %v", e.created, err)
+	}
+}
+
+// The grammar of RFC 3339, section 5.6; days of months are checked elsewhere.
+var rfc3339 = regexp.MustCompile(`^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])[Tt]([01]\d|2[0-3]):[0-5]\d:([0-5]\d|60)(\.\d+)?([Zz]|[+-]([01]\d|2[0-3]):[0-5]\d)$`)
+
+func FuzzTime(f *testing.F) {
+	for _, text := range []string{
+		"2026-06-01T14:32:00Z", "2026-06-01t14:32:00.5z", "2016-12-31T23:59:60Z", "2017-01-01T00:59:60.5+01:00",
+		"2026-06-01T14:32:00+24:00", "2026-06-01T14:32:00-23:60", "2026-06-01T4:32:00Z", "2026-06-01T14:32:00,5Z",
+	} {
+		f.Add([]byte(text))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		got, err := parseTime(text)
+		inGrammar := rfc3339.Match(text)
+		if err == nil && !inGrammar {
+			t.Fatalf("%q was accepted", text)
+		}
+		day := 0
+		if inGrammar {
+			day, _ = strconv.Atoi(string(text[len("2006-01-"):len("2006-01-02")]))
+		}
+		if leap := inGrammar && string(text[len("2006-01-02T15:04:"):len("2006-01-02T15:04:05")]) == "60"; err != nil && inGrammar && day <= 28 && !leap {
+			t.Fatalf("%q was rejected: %v", text, err)
+		} else if err == nil && leap && got.UTC().Truncate(time.Second).Format(time.TimeOnly) != "00:00:00" {
+			t.Fatalf("%q is %v", text, got)
+		}
+	})
 }
 
 func TestLenientEnvelopeWithMaxAgeNeedsCreatedAt(t *testing.T) {
