@@ -3,6 +3,7 @@ package buzzbip
 import (
 	"net/http"
 	"strings"
+	"unicode"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -61,12 +62,32 @@ func (d *delivery) errorBody() []byte {
 	return nil
 }
 
-// placeholder is a [caddy.ReplacerFunc].
+// placeholder is a [caddy.ReplacerFunc]. Its values can be those of headers.
 func (d *delivery) placeholder(name string) (any, bool) {
 	name, ours := strings.CutPrefix(name, "http.buzzbip_webhook.")
 	if !ours {
 		return nil, false
 	}
+	value, known := d.value(name)
+	if !known {
+		return nil, false
+	}
+	return forHeader(value), true
+}
+
+// forHeader replaces control characters with spaces, and bytes that are no
+// UTF-8 with U+FFFD: a header with a line break or a NUL in it cannot be sent.
+func forHeader(value string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, value)
+}
+
+// value returns what a placeholder stands for.
+func (d *delivery) value(name string) (string, bool) {
 	switch name {
 	case "result":
 		return string(d.result), true
@@ -78,7 +99,7 @@ func (d *delivery) placeholder(name string) (any, bool) {
 		}
 	}
 	if !d.verified() {
-		return nil, false
+		return "", false
 	}
 	switch name {
 	case "event.id":
@@ -91,5 +112,5 @@ func (d *delivery) placeholder(name string) (any, bool) {
 	if path, ok := strings.CutPrefix(name, "event.data."); ok {
 		return gjson.GetBytes(d.event.data, path).String(), true
 	}
-	return nil, false
+	return "", false
 }

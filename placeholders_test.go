@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 )
 
 func TestPlaceholdersOfADelivery(t *testing.T) {
@@ -36,6 +37,56 @@ func TestPlaceholdersOfADelivery(t *testing.T) {
 			t.Errorf("%s is %q, want %q", header, got, want)
 		}
 	}
+}
+
+// A header with a control character in it would make every attempt fail.
+func TestEveryPlaceholderCanBeAHeader(t *testing.T) {
+	var controls, blanks strings.Builder
+	for r := range rune(0x100) {
+		if unicode.IsControl(r) {
+			fmt.Fprintf(&controls, `\u%04x`, r)
+			blanks.WriteByte(' ')
+		}
+	}
+	b := newBackend(t, nil)
+	s := start(t, fmt.Sprintf(`
+		buzzbip_webhook {
+			secret %s "ma
+in"
+			envelope lenient
+		}
+		reverse_proxy %s {
+			header_up X-Event "[{http.buzzbip_webhook.event.id}|{http.buzzbip_webhook.event.type}|{http.buzzbip_webhook.event.created_at}]"
+			header_up X-Text {http.buzzbip_webhook.event.data.text}
+			header_up X-Controls "[{http.buzzbip_webhook.event.data.controls}]"
+			header_up X-Half "[{http.buzzbip_webhook.event.data.half}]"
+			header_up X-Object "[{http.buzzbip_webhook.event.data.object}]"
+			header_up X-Pretty "[{http.buzzbip_webhook.event.data.object.@pretty}]"
+			header_up X-Secret "{http.buzzbip_webhook.secret}"
+		}`, testSecret, b.address()))
+	id := newID()
+	body := fmt.Sprintf(`{"id":"%[1]s\n%[1]s","type":"message.\u0000received","createdAt":"just\tnow","data":{"text":"caf\u00e9\n\u0000 \ud83d\ude00","controls":"%[2]s","half":"a\ud83db\ude00","object":{"a":
+	1}}}`, id, controls.String())
+	eachProtocol(t, func(t *testing.T, client *http.Client) {
+		body := strings.Replace(body, id, newID(), 1)
+		id := body[len(`{"id":"`):strings.Index(body, `"type"`)]
+		id = strings.ReplaceAll(strings.TrimSuffix(id, `",`), `\n`, " ")
+		expect(t, send(client, signed(s.url, body)), http.StatusOK, "")
+		got := await(t, b.arrived, "the delivery")
+		for header, want := range map[string]string{
+			"X-Event":    "[" + id + "|message. received|just now]",
+			"X-Text":     "café   😀",
+			"X-Controls": "[" + blanks.String() + "]",
+			"X-Half":     "[a\ufffdb\ufffd]",
+			"X-Object":   `[{"a":  1}]`,
+			"X-Pretty":   `[{   "a": 1 } ]`,
+			"X-Secret":   "ma in",
+		} {
+			if got := got.Header.Get(header); got != want {
+				t.Errorf("%s is %q, want %q", header, got, want)
+			}
+		}
+	})
 }
 
 func TestPlaceholdersOfWhatIsNotVerifiedAreNotSet(t *testing.T) {
