@@ -9,18 +9,13 @@ import (
 	"errors"
 	"fmt"
 	"hash"
-	"io"
 	"iter"
 	"net/http"
-	"os"
-	"regexp"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 )
 
@@ -28,9 +23,6 @@ import (
 // webhook's signing secret, in hex. BuzzBip signs nothing else (developer
 // documentation, "Webhooks", updated 2026-06-01).
 const SignatureHeader = "X-BuzzBip-Signature"
-
-// shortSecret is the length in bytes below which a secret gets a warning.
-const shortSecret = 16
 
 // Secret is one signing secret: a value, or a file that holds it.
 type Secret struct {
@@ -41,8 +33,8 @@ type Secret struct {
 
 	// A file that holds the secret, and is read again when it has changed,
 	// within seconds. One newline at its end is not part of the secret. A file
-	// that becomes empty or unreadable leaves the last secret in force. Global
-	// placeholders are replaced.
+	// that becomes empty or unreadable, or holds what cannot be a secret, leaves
+	// the last secret active. Global placeholders are replaced.
 	File string `json:"file,omitempty"`
 
 	// A name for the secret in placeholders, logs and metrics. Default: its
@@ -59,15 +51,11 @@ type key struct {
 	last        *atomic.Int64 // when it matched
 }
 
-// onePlaceholder matches values that can be shown, as they are no secrets.
-var onePlaceholder = regexp.MustCompile(`^\{(env|file)\.[^{}]+\}$`)
-
 // newKeys resolves the secrets. No error and no log entry of it contains one.
 func newKeys(secrets []Secret, scope string, logger *zap.Logger) (*keyring, error) {
 	if len(secrets) == 0 {
 		return nil, errors.New("no secret: give the webhook's signing secret, for example secret {env.BUZZBIP_SECRET}")
 	}
-	repl := caddy.NewReplacer()
 	ring := &keyring{logger: logger, scope: scope}
 	labels := make(map[string]struct{})
 	for i, s := range secrets {
@@ -80,32 +68,33 @@ func newKeys(secrets []Secret, scope string, logger *zap.Logger) (*keyring, erro
 		}
 		labels[label] = struct{}{}
 
-		src := &source{label: label}
+		src := newSource(label, "")
 		var value []byte
 		if s.File != "" {
 			if s.Value != "" {
 				return nil, fmt.Errorf("secret %s has both a value and a file: give one of them", label)
 			}
-			path, err := repl.ReplaceOrErr(s.File, true, true)
+			path, err := expandSecret(s.File)
 			if err != nil {
-				return nil, fmt.Errorf("the file of secret %s: %w", label, err)
+				return nil, fmt.Errorf("the file of secret %s %w", label, err)
 			}
 			src.path = path
-			if value, err = src.read(); err != nil {
-				return nil, fmt.Errorf("secret %s: %w", label, err)
+			if value, err = src.load(); err != nil {
+				return nil, fmt.Errorf("secret %s cannot be read: %w", label, err)
 			}
 		} else {
-			expanded, err := repl.ReplaceOrErr(s.Value, true, true)
-			if err != nil || strings.TrimSpace(expanded) == "" {
-				name := ""
-				if onePlaceholder.MatchString(s.Value) {
-					name = " " + s.Value
-				}
-				return nil, fmt.Errorf("secret %s%s is empty, or a placeholder in it is unknown or empty: check that the environment variable is set, or that the file exists, can be read and is not empty", label, name)
+			expanded, err := expandSecret(s.Value)
+			if err != nil {
+				return nil, fmt.Errorf("secret %s %w", label, err)
 			}
 			value = []byte(expanded)
+			if !onlyPlaceholders.MatchString(s.Value) && !looksUnexpanded(expanded) {
+				logger.Warn("the secret is in the configuration in clear text, so it shows in GET /config/ and in the autosave: write {env.NAME} (not {$NAME}) or {file./path}, or use secret_file", zap.String("secret", label))
+			}
 		}
-		ring.set(src, value)
+		if err := ring.set(src, value); err != nil {
+			return nil, fmt.Errorf("secret %s %w", label, err)
+		}
 		ring.sources = append(ring.sources, src)
 	}
 	return ring, nil
@@ -122,14 +111,26 @@ type keyring struct {
 type source struct {
 	label string
 	path  string // "": it never changes
-	value []byte // as it was read last
+	value []byte // that is active
 	key   atomic.Pointer[key]
+
+	readFile func(path string) ([]byte, error)
+	latest   []byte      // as the file was read last
+	pending  chan loaded // of a read that has not ended
 }
 
-// set puts a secret into force.
-func (ring *keyring) set(src *source, value []byte) {
-	if len(value) < shortSecret {
-		ring.logger.Warn("the secret is short enough to be guessed", zap.String("secret", src.label), zap.Int("recommended_minimum_bytes", shortSecret))
+func newSource(label, path string) *source {
+	return &source{label: label, path: path, readFile: readRegular}
+}
+
+// set makes a secret active, unless it cannot be one.
+func (ring *keyring) set(src *source, value []byte) error {
+	reject, warnings := secretProblems(value)
+	if reject != nil {
+		return reject
+	}
+	for _, warning := range warnings {
+		ring.logger.Warn("the secret "+warning, zap.String("secret", src.label))
 	}
 	k := newKey(src.label, value)
 	if ring.scope != "" {
@@ -137,35 +138,7 @@ func (ring *keyring) set(src *source, value []byte) {
 	}
 	src.value = value
 	src.key.Store(k)
-}
-
-// maxSecretFile is the size of the largest file that can be a secret.
-const maxSecretFile = 64 << 10
-
-// read returns the secret in the file.
-func (src *source) read() ([]byte, error) {
-	file, err := os.Open(src.path)
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	return readSecret(file, src.path)
-}
-
-// readSecret reads a secret, without the newline at its end.
-func readSecret(from io.Reader, name string) ([]byte, error) {
-	value, err := io.ReadAll(io.LimitReader(from, maxSecretFile+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(value) > maxSecretFile {
-		return nil, fmt.Errorf("%s is too large for a secret", name)
-	}
-	value = bytes.TrimSuffix(bytes.TrimSuffix(value, []byte("\n")), []byte("\r"))
-	if len(bytes.TrimSpace(value)) == 0 {
-		return nil, fmt.Errorf("%s is empty", name)
-	}
-	return value, nil
+	return nil
 }
 
 // watchInterval is how often the files are read. Reading sees every kind of
@@ -192,20 +165,19 @@ func (ring *keyring) watch(ctx context.Context) {
 			case <-time.After(watchInterval):
 			}
 			for _, src := range files {
-				value, err := src.read()
+				changed, err := ring.reload(src)
 				if err != nil {
 					if failing[src] != err.Error() {
-						ring.logger.Error("the file of a secret cannot be read again: the last secret stays in force", zap.String("secret", src.label), zap.Error(err))
+						ring.logger.Error("failed to reload secret file; keeping the current secret", zap.String("secret", src.label), zap.Error(err))
 						failing[src] = err.Error()
 					}
 					continue
 				}
 				if failing[src] != "" {
-					ring.logger.Info("the file of a secret can be read again", zap.String("secret", src.label))
+					ring.logger.Info("secret file can be read again", zap.String("secret", src.label))
 					delete(failing, src)
 				}
-				if !bytes.Equal(value, src.value) {
-					ring.set(src, value)
+				if changed {
 					ring.logger.Info("the secret has changed", zap.String("secret", src.label))
 				}
 			}
@@ -213,7 +185,26 @@ func (ring *keyring) watch(ctx context.Context) {
 	}()
 }
 
-// all returns the keys that are in force now.
+// reload reads a file and makes a change active that the last read has seen as
+// well: one read alone can see a file that is half-written.
+func (ring *keyring) reload(src *source) (changed bool, err error) {
+	value, err := src.load()
+	if err != nil {
+		src.latest = nil
+		return false, err
+	}
+	settled := bytes.Equal(value, src.latest)
+	src.latest = value
+	if !settled || bytes.Equal(value, src.value) {
+		return false, nil
+	}
+	if err := ring.set(src, value); err != nil {
+		return false, fmt.Errorf("the secret in %s %w", src.path, err)
+	}
+	return true, nil
+}
+
+// all returns the keys that are active now.
 func (ring *keyring) all() iter.Seq[*key] {
 	return func(yield func(*key) bool) {
 		for _, src := range ring.sources {

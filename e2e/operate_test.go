@@ -602,7 +602,7 @@ func TestSecretFileIsReadAgainWhenItChanges(t *testing.T) {
 
 	for _, lost := range []string{"", "\n"} {
 		write(lost)
-		caddytest.WaitFor(t, "an error", func() bool { return strings.Contains(c.Log.String(), "the last secret stays in force") })
+		caddytest.WaitFor(t, "an error", func() bool { return strings.Contains(c.Log.String(), "keeping the current secret") })
 		tr.sends("/", newSecret, freshEvent(`{}`), http.StatusOK)
 	}
 	if err := os.Remove(path); err != nil {

@@ -1,0 +1,59 @@
+//go:build unix
+
+package buzzbip
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// A pipe that nobody writes to hung the load, and with it every later one and
+// the stop.
+func TestPipeAsSecretFileDoesNotHangTheLoad(t *testing.T) {
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []Secret{{File: pipe}, {Value: "{file." + pipe + "}"}, {File: "{file." + pipe + "}"}} {
+		loaded := make(chan error, 1)
+		go func() { loaded <- tryProvision(t, &Handler{Secrets: []Secret{s}}) }()
+		select {
+		case err := <-loaded:
+			if err == nil || !strings.Contains(err.Error(), "regular file") {
+				t.Errorf("%+v: the error is %v", s, err)
+			}
+		case <-time.After(patience):
+			t.Errorf("%+v hangs", s)
+			w, err := os.OpenFile(pipe, os.O_WRONLY|syscall.O_NONBLOCK, 0) // the end of what waits
+			if err == nil {
+				w.Close()
+			}
+			<-loaded
+		}
+	}
+}
+
+// A pipe in the place of a file that was looked at is opened without waiting.
+func TestReadOfAPipeDoesNotWait(t *testing.T) {
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	opened := make(chan error, 1)
+	go func() {
+		file, err := openRegular(pipe)
+		if err == nil {
+			err = errors.New("it was opened")
+			file.Close()
+		}
+		opened <- err
+	}()
+	if err := await(t, opened, "the pipe"); !strings.Contains(err.Error(), "regular file") {
+		t.Errorf("the error is %v", err)
+	}
+}
