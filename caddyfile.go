@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
@@ -121,9 +122,31 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, option string) (err er
 	case "dedupe":
 		h.Dedupe, err = word(d)
 	default:
-		return d.Errf("unknown option %q of buzzbip_webhook", option)
+		return unknownOption(d, option)
 	}
 	return err
+}
+
+// options are those of buzzbip_webhook, as errors list them.
+var options = []string{
+	"secret", "secret_file", "events", "envelope", "max_body_size", "read_timeout", "delivery_timeout", "duplicate_wait",
+	"max_age", "retention", "scope", "store", "on_conflict", "dedupe",
+}
+
+// directives are those of Caddy that have no module of the same name. Its own
+// list is not exported.
+var directives = []string{
+	"abort", "acme_server", "basic_auth", "bind", "forward_auth", "fs", "handle", "handle_errors", "handle_path", "header",
+	"import", "log", "method", "php_fastcgi", "redir", "request_header", "respond", "root", "route", "tls", "try_files", "uri",
+}
+
+// unknownOption asks for a brace if the option is what may follow the block.
+func unknownOption(d *caddyfile.Dispenser, option string) error {
+	_, notAHandler := caddy.GetModule("http.handlers." + option)
+	if notAHandler == nil || slices.Contains(directives, option) || strings.HasPrefix(option, "@") {
+		return d.Errf("%s is not an option of buzzbip_webhook: close its block with a } before this line", option)
+	}
+	return d.Errf("unknown option %q of buzzbip_webhook: it has %s", option, strings.Join(options, ", "))
 }
 
 func (h *Handler) unmarshalStore(d *caddyfile.Dispenser) error {

@@ -6,6 +6,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -49,6 +50,40 @@ func TestAdapt(t *testing.T) {
 				t.Errorf("got\n%s\nwant\n%s", got, want)
 			}
 		})
+	}
+}
+
+func TestUnknownOptionListsTheOptions(t *testing.T) {
+	_, listed, _ := strings.Cut(adapted(":80 {\n\tbuzzbip_webhook {env.A} {\n\t\tnothing\n\t}\n}\n"), "it has ")
+	listed, _, _ = strings.Cut(listed, ", at ")
+	every, err := os.ReadFile("testdata/adapt/every_option.caddyfiletest")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for option := range strings.SplitSeq(listed, ", ") {
+		if got := adapted(":80 {\n\tbuzzbip_webhook {env.A} {\n\t\t" + option + "\n\t}\n}\n"); strings.Contains(got, "option") {
+			t.Errorf("it lists %q: %s", option, got)
+		}
+	}
+	input, _, _ := strings.Cut(string(every), "----------\n")
+	for line := range strings.Lines(input) {
+		option, isOption := strings.CutPrefix(line, "\t\t")
+		if option, _, _ = strings.Cut(strings.TrimSpace(option), " "); isOption && !strings.HasPrefix(line, "\t\t\t") && option != "}" && !slices.Contains(strings.Split(listed, ", "), option) {
+			t.Errorf("it does not list %s: %s", option, listed)
+		}
+	}
+}
+
+// A directive among the options is there because a brace is missing.
+func TestDirectiveAmongTheOptionsAsksForABrace(t *testing.T) {
+	for _, directive := range strings.Fields(`
+		abort acme_server basic_auth bind encode error file_server forward_auth fs handle handle_errors handle_path header
+		intercept invoke log log_append map method metrics php_fastcgi push redir request_body request_header
+		respond reverse_proxy rewrite root route templates tls tracing try_files uri vars @name buzzbip_webhook`) {
+		got := adapted(":80 {\n\tbuzzbip_webhook {env.A} {\n\t\tevents message.*\n\t" + directive + " x\n}\n")
+		if !strings.Contains(got, directive+" is not an option of buzzbip_webhook: close its block with a }") || !strings.Contains(got, "Caddyfile:4") {
+			t.Errorf("%s: %s", directive, got)
+		}
 	}
 }
 

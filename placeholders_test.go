@@ -8,6 +8,9 @@ import (
 	"testing"
 	"time"
 	"unicode"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
 )
 
 func TestPlaceholdersOfADelivery(t *testing.T) {
@@ -168,6 +171,32 @@ func TestMatcher(t *testing.T) {
 			t.Errorf("%s with %s: %q, want %q", test.typ, test.data, got.body, test.want)
 		}
 	}
+}
+
+func TestMatcherRejectsWhatCannotBeAType(t *testing.T) {
+	for _, directives := range []string{
+		"@e buzzbip_event message.received,message.sent\nrespond @e 200",
+		"@e expression buzzbip_event('message.received,message.sent')\nrespond @e 200",
+		"@e `buzzbip_event('message.*', 'contact.created,contact.updated')`\nrespond @e 200",
+		"buzzbip_webhook " + testSecret + " {\n events message.received, message.sent\n}",
+	} {
+		adapted, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(testOptions+"https://localhost {\n"+directives+"\n}"), nil)
+		if err == nil {
+			err = caddy.Validate(load(t, adapted))
+		}
+		if err == nil || !strings.Contains(err.Error(), "separate patterns by spaces") {
+			t.Errorf("%s: the error is %v", directives, err)
+		}
+	}
+}
+
+func load(t *testing.T, config []byte) *caddy.Config {
+	t.Helper()
+	c := new(caddy.Config)
+	if err := json.Unmarshal(config, c); err != nil {
+		t.Fatal(err)
+	}
+	return c
 }
 
 func TestMatcherNeverMatchesWhatNoHandlerVerified(t *testing.T) {
