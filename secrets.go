@@ -27,28 +27,28 @@ const (
 	secretFileTimeout = 5 * time.Second
 )
 
-// secretProblems says why a value cannot be a secret as BuzzBip shows it, or
-// what is suspicious about it. Both continue a sentence that begins with what
-// the secret is, and contain nothing of it.
+// secretProblems says what is suspicious about a value, or why it cannot be a
+// secret as BuzzBip shows it. Both continue a sentence that begins with "the
+// secret", and contain nothing of it.
 //
 // What is rejected cannot be shown on a page, so no secret has it. The rest is
 // unlikely, but BuzzBip does not document what its secrets consist of.
-func secretProblems(value []byte) (reject error, warnings []string) {
+func secretProblems(value []byte) (warnings []string, reject error) {
 	text := string(value)
 	trimmed := strings.TrimSpace(text)
 	switch {
 	case trimmed == "":
-		return errors.New("is empty"), nil
+		return nil, errors.New("is empty")
 	case strings.HasPrefix(text, "\xff\xfe"), strings.HasPrefix(text, "\xfe\xff"), strings.Contains(text, "\x00"):
-		return errors.New("is in UTF-16 or contains NUL bytes: save it as plain text in UTF-8"), nil
+		return nil, errors.New("is in UTF-16 or contains NUL bytes: save it as plain text in UTF-8")
 	case strings.HasPrefix(trimmed, "\ufeff"):
-		return errors.New("starts with a byte order mark, which is not part of it: save it as UTF-8 without one"), nil
+		return nil, errors.New("starts with a byte order mark, which is not part of it: save it as UTF-8 without one")
 	case !utf8.ValidString(text):
-		return errors.New("is not text: save it in UTF-8, exactly as BuzzBip shows it, not decoded"), nil
+		return nil, errors.New("is not text: save it in UTF-8, exactly as BuzzBip shows it, not decoded")
 	case strings.ContainsFunc(trimmed, unicode.IsControl):
-		return errors.New("contains a line break or another control character: keep nothing but the secret there"), nil
+		return nil, errors.New("contains a line break or another control character: keep nothing but the secret there")
 	case strings.ContainsFunc(trimmed, func(r rune) bool { return !unicode.IsGraphic(r) }):
-		return errors.New("contains an invisible character, such as a zero-width space: copy it again, or type it"), nil
+		return nil, errors.New("contains an invisible character, such as a zero-width space: copy it again, or type it")
 	}
 	warn := func(suspicious bool, problem string) {
 		if suspicious {
@@ -63,7 +63,7 @@ func secretProblems(value []byte) (reject error, warnings []string) {
 	warn(strings.ContainsFunc(strings.Trim(trimmed, quotes), func(r rune) bool { return r >= utf8.RuneSelf }),
 		"contains characters that are not ASCII, such as a typographic dash: copy it again, or type it")
 	warn(len(value) < shortSecret, fmt.Sprintf("is short enough to be guessed: it has fewer than %d bytes", shortSecret))
-	return nil, warnings
+	return warnings, nil
 }
 
 // quotes are the quotation marks of keyboards and of word processors.

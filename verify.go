@@ -125,7 +125,7 @@ func newSource(label, path string) *source {
 
 // set makes a secret active, unless it cannot be one.
 func (ring *keyring) set(src *source, value []byte) error {
-	reject, warnings := secretProblems(value)
+	warnings, reject := secretProblems(value)
 	if reject != nil {
 		return reject
 	}
