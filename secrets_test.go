@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -205,9 +206,10 @@ func TestSecretFileMustBeARegularFile(t *testing.T) {
 
 func TestSecretFileThatDoesNotAnswerIsAnErrorOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		reads, answer := 0, make(chan struct{})
+		var reads atomic.Int32
+		answer := make(chan struct{})
 		src := &source{path: "/mnt/gone/secret", readFile: func(string) ([]byte, error) {
-			reads++
+			reads.Add(1)
 			<-answer
 			return []byte(testSecret), nil
 		}}
@@ -220,8 +222,8 @@ func TestSecretFileThatDoesNotAnswerIsAnErrorOnce(t *testing.T) {
 				t.Errorf("it took %s", waited)
 			}
 		}
-		if reads != 1 {
-			t.Errorf("%d reads wait at once", reads)
+		if n := reads.Load(); n != 1 {
+			t.Errorf("%d reads wait at once", n)
 		}
 		close(answer)
 		for range 2 { // what waited, and a new one
@@ -229,8 +231,8 @@ func TestSecretFileThatDoesNotAnswerIsAnErrorOnce(t *testing.T) {
 				t.Errorf("read %q, %v", value, err)
 			}
 		}
-		if reads != 2 {
-			t.Errorf("%d reads", reads)
+		if n := reads.Load(); n != 2 {
+			t.Errorf("%d reads", n)
 		}
 	})
 }
