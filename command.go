@@ -104,6 +104,18 @@ func (f *secretFlags) read(cmd *cobra.Command) ([]namedSecret, error) {
 		}
 		secrets = append(secrets, namedSecret{name, []byte(value)})
 	}
+	if f.raw {
+		return secrets, nil
+	}
+	for _, secret := range secrets {
+		warnings, err := secretProblems(secret.value)
+		if err != nil {
+			return nil, fmt.Errorf("the secret from %s %w", secret.from, err)
+		}
+		for _, warning := range warnings {
+			fmt.Fprintf(cmd.ErrOrStderr(), "warning: the secret from %s %s\n", secret.from, warning)
+		}
+	}
 	return secrets, nil
 }
 

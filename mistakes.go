@@ -84,7 +84,7 @@ var secretRepairs = []struct {
 		return [][]byte{bytes.TrimSpace(s)}
 	}},
 	{"it begins with a name, as in NAME=value: keep only the value", func(s []byte) [][]byte {
-		return [][]byte{assignment.ReplaceAll(s, nil)}
+		return [][]byte{nameBefore.ReplaceAll(s, nil)}
 	}},
 	{"it is in quotes, which do not belong to it", func(s []byte) [][]byte {
 		return [][]byte{bytes.Trim(s, "\"'`")}
@@ -99,9 +99,9 @@ var secretRepairs = []struct {
 
 const byteOrderMark = "\ufeff"
 
-// assignment matches the start of a line of an environment file, a shell script
+// nameBefore matches the start of a line of an environment file, a shell script
 // or a YAML file.
-var assignment = regexp.MustCompile(`^(?:export\s+|set\s+|\$env:)?[A-Za-z_][A-Za-z0-9_.-]*\s*[=:]\s*`)
+var nameBefore = regexp.MustCompile(`^(?:export\s+|set\s+|\$env:)?[A-Za-z_][A-Za-z0-9_.-]*\s*[=:]\s*`)
 
 // fromUTF16 decodes text with or without a byte order mark. A newline may have
 // been cut off in the middle.

@@ -759,3 +759,8 @@ func TestCheckOnATerminalSaysWhatItWaitsFor(t *testing.T) {
 		t.Errorf("it printed %q", text)
 	}
 }
+
+func TestCommandsCheckTheirSecretAsCaddyDoes(t *testing.T) {
+	run(t, "{}", "sign", "--secret-file", write(t, "\ufeff"+caddytest.Secret)).says(t, 1, "starts with a byte order mark")
+	run(t, "{}", "sign", "--secret-file", write(t, "{env.BUZZBIP_SECRET")).says(t, 0, "warning:", "was not expanded")
+}
