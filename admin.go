@@ -15,14 +15,13 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/buzzbip/caddy-webhook/dedupe"
+	"github.com/buzzbip/caddy-webhook/internal/adminapi"
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
 func init() {
 	caddy.RegisterModule(adminAPI{})
 }
-
-// adminPath is where the admin endpoint has what is ours.
-const adminPath = "/buzzbip_webhook/"
 
 // adminAPI adds to Caddy's admin endpoint:
 //
@@ -40,12 +39,12 @@ func (adminAPI) CaddyModule() caddy.ModuleInfo {
 
 // Routes implements [caddy.AdminRouter].
 func (adminAPI) Routes() []caddy.AdminRoute {
-	return []caddy.AdminRoute{{Pattern: adminPath, Handler: caddy.AdminHandlerFunc(serveAdmin)}}
+	return []caddy.AdminRoute{{Pattern: adminapi.Path, Handler: caddy.AdminHandlerFunc(serveAdmin)}}
 }
 
 func serveAdmin(w http.ResponseWriter, r *http.Request) error {
 	w.Header().Set("Cache-Control", "no-store")
-	path := strings.TrimPrefix(r.URL.EscapedPath(), adminPath)
+	path := strings.TrimPrefix(r.URL.EscapedPath(), adminapi.Path)
 	escaped, event := strings.CutPrefix(path, "events/")
 	switch {
 	case path == "":
@@ -55,12 +54,12 @@ func serveAdmin(w http.ResponseWriter, r *http.Request) error {
 	case path == "scopes":
 		return onMethod(w, r, map[string]caddy.AdminHandlerFunc{http.MethodGet: serveScopes})
 	case !event:
-		return caddy.APIError{HTTPStatus: http.StatusNotFound, Message: "there is nothing here: see " + adminPath + ", " + adminPath + "scopes and " + adminPath + "events/<id>"}
+		return caddy.APIError{HTTPStatus: http.StatusNotFound, Message: "there is nothing here: see " + adminapi.Path + ", " + adminapi.Path + "scopes and " + adminapi.Path + "events/<id>"}
 	}
 	id, err := url.PathUnescape(escaped)
-	if err != nil || id == "" || len(id) > maxNameLength {
+	if err != nil || id == "" || len(id) > webhook.MaxIDLength {
 		return caddy.APIError{HTTPStatus: http.StatusBadRequest, Err: err,
-			Message: fmt.Sprintf("give the id of an event, percent-encoded and of 1 to %d bytes: %sevents/<id>", maxNameLength, adminPath)}
+			Message: fmt.Sprintf("give the id of an event, percent-encoded and of 1 to %d bytes: %sevents/<id>", webhook.MaxIDLength, adminapi.Path)}
 	}
 	return onMethod(w, r, map[string]caddy.AdminHandlerFunc{
 		http.MethodGet:    func(w http.ResponseWriter, r *http.Request) error { return serveLookup(w, r, id) },
@@ -96,57 +95,21 @@ func writeJSON(w http.ResponseWriter, status int, value any) error {
 	return json.NewEncoder(w).Encode(value)
 }
 
-// overview is the answer to `GET /buzzbip_webhook/scopes`.
-type overview struct {
-	// Since is when the process started to count.
-	Since   time.Time     `json:"since"`
-	Scopes  []scopeCounts `json:"scopes"`
-	Stores  []storeState  `json:"stores"`
-	Secrets []secretUse   `json:"secrets"`
-}
-
-type scopeCounts struct {
-	// Scope is empty for all the scopes together that no handler has any more.
-	Scope     string `json:"scope"`
-	Store     string `json:"store"`
-	Delivered int    `json:"delivered"`
-	InFlight  int    `json:"in_flight"`
-	Capacity  int    `json:"capacity,omitempty"` // 0: any number
-}
-
-type storeState struct {
-	Store   string `json:"store"`
-	Up      bool   `json:"up"`
-	Error   string `json:"error,omitempty"`
-	Evicted uint64 `json:"evicted"`
-}
-
-type secretUse struct {
-	Secret    string     `json:"secret"`
-	Scope     string     `json:"scope"`
-	LastMatch *time.Time `json:"last_match"` // null: not since the process started
-}
-
 var started = time.Now()
 
-func (a *App) overview() overview {
-	o := overview{Since: started, Scopes: []scopeCounts{}, Stores: []storeState{}, Secrets: []secretUse{}}
+func (a *App) overview() adminapi.Overview {
+	o := adminapi.Overview{Since: started, Scopes: []adminapi.Scope{}, Stores: []adminapi.Store{}, Secrets: []adminapi.Secret{}}
 	for _, b := range a.backings() {
-		o.Stores = append(o.Stores, storeState{Store: b.kind, Up: b.stats.Err == nil, Evicted: b.stats.Evicted})
-		if b.stats.Err != nil {
-			o.Stores[len(o.Stores)-1].Error = b.stats.Err.Error()
+		store := adminapi.Store{Store: b.kind, Up: b.stats.Err == nil, Evicted: b.stats.Evicted}
+		if !store.Up {
+			store.Error = b.stats.Err.Error()
 		}
+		o.Stores = append(o.Stores, store)
 		for _, s := range b.scopes {
-			o.Scopes = append(o.Scopes, scopeCounts{s.name, b.kind, s.stats.Delivered, s.stats.InFlight, s.stats.Capacity})
-			delete(b.stats.Scopes, s.id)
+			o.Scopes = append(o.Scopes, adminapi.Scope{Scope: s.name, Store: b.kind, Delivered: s.stats.Delivered, InFlight: s.stats.InFlight, Capacity: s.stats.Capacity})
 		}
-		rest := scopeCounts{Store: b.kind}
-		for _, counts := range b.stats.Scopes {
-			rest.Delivered += counts.Delivered
-			rest.InFlight += counts.InFlight
-		}
-		if rest.Delivered+rest.InFlight > 0 {
-			o.Scopes = append(o.Scopes, rest)
+		if b.others.Delivered+b.others.InFlight > 0 {
+			o.Scopes = append(o.Scopes, adminapi.Scope{Store: b.kind, Delivered: b.others.Delivered, InFlight: b.others.InFlight})
 		}
 	}
 	a.mu.Lock()
@@ -154,7 +117,7 @@ func (a *App) overview() overview {
 	names := a.scopeNames()
 	for _, h := range a.handlers {
 		for k := range h.keys.all() {
-			use := secretUse{Secret: k.label, Scope: names[k.scope]}
+			use := adminapi.Secret{Secret: k.label, Scope: names[k.scope]}
 			if last := k.last.Load(); last != 0 {
 				at := time.Unix(0, last).UTC()
 				use.LastMatch = &at
@@ -173,39 +136,17 @@ func serveScopes(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, http.StatusOK, app.overview())
 }
 
-// eventStates is the answer to `GET` and `DELETE /buzzbip_webhook/events/<id>`.
-type eventStates struct {
-	ID     string       `json:"id"`
-	Scopes []eventState `json:"scopes"`
-	// Error says that not all stores answered.
-	Error string `json:"error,omitempty"`
-}
-
-type eventState struct {
-	Scope string `json:"scope"`
-	Store string `json:"store"`
-	// State is unseen, not_delivered (the last attempt failed), in_flight,
-	// delivered, redelivering (delivered before, and in flight again with
-	// another body) or unknown.
-	State     string     `json:"state,omitempty"`
-	Expires   *time.Time `json:"expires,omitempty"`   // of what is remembered
-	Forgotten *bool      `json:"forgotten,omitempty"` // after DELETE; absent if the store does not tell
-	// LastFailure is of an event that is not delivered, as far as it is
-	// remembered: by this instance, in memory.
-	LastFailure *failure `json:"last_failure,omitempty"`
-}
-
 // eachScope asks all stores about an event.
-func eachScope(w http.ResponseWriter, id string, ask func(b *backing, scope string, answer *eventState) error) error {
+func eachScope(w http.ResponseWriter, id string, ask func(b *backing, scope string, answer *adminapi.EventState) error) error {
 	app, err := current()
 	if err != nil {
 		return err
 	}
-	answer := eventStates{ID: id, Scopes: []eventState{}}
+	answer := adminapi.Event{ID: id, Scopes: []adminapi.EventState{}}
 	var failed error
 	for _, b := range app.backings() {
 		for _, s := range b.scopes {
-			state := eventState{Scope: s.name, Store: b.kind}
+			state := adminapi.EventState{Scope: s.name, Store: b.kind}
 			if err := ask(b, s.id, &state); err != nil {
 				failed = cmp.Or(failed, fmt.Errorf("store %s: %w", b.kind, err))
 			}
@@ -220,7 +161,7 @@ func eachScope(w http.ResponseWriter, id string, ask func(b *backing, scope stri
 }
 
 func serveLookup(w http.ResponseWriter, r *http.Request, id string) error {
-	return eachScope(w, id, func(b *backing, scope string, answer *eventState) error {
+	return eachScope(w, id, func(b *backing, scope string, answer *adminapi.EventState) error {
 		key := dedupe.KeyOf(id)
 		known, err := b.store.Lookup(r.Context(), scope, key)
 		if !known.Delivered {
@@ -228,17 +169,17 @@ func serveLookup(w http.ResponseWriter, r *http.Request, id string) error {
 		}
 		switch {
 		case err != nil:
-			answer.State = "unknown"
+			answer.State = adminapi.StateUnknown
 		case known.Delivered && known.InFlight:
-			answer.State = "redelivering"
+			answer.State = adminapi.StateRedelivering
 		case known.Delivered:
-			answer.State = "delivered"
+			answer.State = adminapi.StateDelivered
 		case known.InFlight:
-			answer.State = "in_flight"
+			answer.State = adminapi.StateInFlight
 		case answer.LastFailure != nil:
-			answer.State = "not_delivered"
+			answer.State = adminapi.StateNotDelivered
 		default:
-			answer.State = "unseen"
+			answer.State = adminapi.StateUnseen
 		}
 		if known.Delivered {
 			expires := known.Expires.UTC()
@@ -249,7 +190,7 @@ func serveLookup(w http.ResponseWriter, r *http.Request, id string) error {
 }
 
 func serveForget(w http.ResponseWriter, _ *http.Request, id string) error {
-	return eachScope(w, id, func(b *backing, scope string, answer *eventState) error {
+	return eachScope(w, id, func(b *backing, scope string, answer *adminapi.EventState) error {
 		// not with the context of the request: it is to be done everywhere
 		ctx, cancel := context.WithTimeout(context.Background(), settleTimeout)
 		defer cancel()

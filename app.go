@@ -100,6 +100,8 @@ type backing struct {
 	store  dedupe.Store
 	stats  dedupe.Stats
 	scopes []scope // of the handlers that use it
+	// others are all other scopes together: those of earlier configurations
+	others dedupe.ScopeStats
 }
 
 // scope is a space of ids, and what operators know it by: one that is derived
@@ -133,8 +135,15 @@ func (a *App) backings() []*backing {
 			if slices.ContainsFunc(b.scopes, func(s scope) bool { return s.id == k.scope }) {
 				continue
 			}
-			counts := stats.Scopes[k.scope]
-			b.scopes = append(b.scopes, scope{k.scope, names[k.scope], counts})
+			b.scopes = append(b.scopes, scope{k.scope, names[k.scope], stats.Scopes[k.scope]})
+		}
+	}
+	for _, b := range all {
+		for id, stats := range b.stats.Scopes {
+			if !slices.ContainsFunc(b.scopes, func(s scope) bool { return s.id == id }) {
+				b.others.Delivered += stats.Delivered
+				b.others.InFlight += stats.InFlight
+			}
 		}
 	}
 	return all

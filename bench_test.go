@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
@@ -72,7 +73,7 @@ func BenchmarkVerify(b *testing.B) {
 func BenchmarkEnvelope(b *testing.B) {
 	benchmark(b, func(b *testing.B, body []byte) {
 		for b.Loop() {
-			if _, err := parseEvent(body, strict); err != nil {
+			if _, err := webhook.ParseEvent(body, webhook.Requirements{CreatedAt: true, Data: true}); err != nil {
 				b.Fatal(err)
 			}
 		}
@@ -112,7 +113,7 @@ func BenchmarkServeHTTP(b *testing.B) {
 					copy(body[place:], fmt.Sprintf("evt_%08d", n))
 					r := httptest.NewRequest(http.MethodPost, "/", bytes.NewReader(body))
 					sum := mac.sign(body)
-					r.Header.Set(SignatureHeader, fmt.Sprintf("%x", sum))
+					r.Header.Set(webhook.SignatureHeader, fmt.Sprintf("%x", sum))
 					w := discard{make(http.Header)}
 					r = caddyhttp.PrepareRequest(r, caddy.NewReplacer(), w, server)
 					var err error

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
@@ -19,12 +20,10 @@ import (
 // firstRead is how much memory a request gets before any of its body arrived.
 const firstRead = 4 << 10
 
-var errBodyTooLarge = errors.New("the body is larger than max_body_size")
-
 // readBody reads the whole body of r.
-func (h *Handler) readBody(w http.ResponseWriter, r *http.Request) ([]byte, Reason, error) {
+func (h *Handler) readBody(w http.ResponseWriter, r *http.Request) ([]byte, webhook.Reason, error) {
 	if r.ContentLength > h.maxBodySize {
-		return nil, ReasonBodyTooLarge, errBodyTooLarge
+		return nil, webhook.ReasonBodyTooLarge, webhook.ErrBodyTooLarge
 	}
 	if r.Body == nil {
 		return nil, "", nil
@@ -38,12 +37,12 @@ func (h *Handler) readBody(w http.ResponseWriter, r *http.Request) ([]byte, Reas
 	var timeout net.Error
 	var tooLarge *http.MaxBytesError
 	switch {
-	case errors.Is(err, errBodyTooLarge), errors.As(err, &tooLarge):
-		return nil, ReasonBodyTooLarge, err
+	case errors.Is(err, webhook.ErrBodyTooLarge), errors.As(err, &tooLarge):
+		return nil, webhook.ReasonBodyTooLarge, err
 	case errors.As(err, &timeout) && timeout.Timeout():
-		return nil, ReasonBodyTimeout, fmt.Errorf("the body did not arrive within read_timeout: %v", err)
+		return nil, webhook.ReasonBodyTimeout, fmt.Errorf("the body did not arrive within read_timeout: %v", err)
 	}
-	return nil, ReasonBodyIncomplete, fmt.Errorf("the body did not arrive whole: %v", err)
+	return nil, webhook.ReasonBodyIncomplete, fmt.Errorf("the body did not arrive whole: %v", err)
 }
 
 // limitReading sets a deadline for reading the body of r, besides those that
@@ -84,7 +83,7 @@ func readAll(body io.Reader, declared, limit int64) ([]byte, error) {
 		buf = buf[:len(buf)+n]
 		switch {
 		case int64(len(buf)) > limit:
-			return nil, errBodyTooLarge
+			return nil, webhook.ErrBodyTooLarge
 		case err == io.EOF:
 			return buf, nil
 		case err != nil:

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
 // What reads or changes the request after the handler works on what the
@@ -132,7 +134,7 @@ func TestDeadlineOfTheServerDoesNotEndADelivery(t *testing.T) {
 					await(t, b.arrived, "the delivery")
 					duplicate := sendAsync(client, signed(s.url, body))
 					expect(t, await(t, first, "the delivery"), http.StatusOK, "")
-					expect(t, await(t, duplicate, "the duplicate"), http.StatusOK, ResultDuplicate)
+					expect(t, await(t, duplicate, "the duplicate"), http.StatusOK, webhook.ResultDuplicate)
 					if len(senderGone) > 0 {
 						t.Error("the end of the deadline was taken for a disconnect")
 					}
@@ -151,7 +153,7 @@ func TestReadTimeoutHoldsWithATimeoutsHandlerBefore(t *testing.T) {
 			body := eventBody(newID())
 			r := signed(s.url, body)
 			r.Body = stalled(t, body[:20])
-			expectRefusal(t, send(client, r), ReasonBodyTimeout)
+			expectRefusal(t, send(client, r), webhook.ReasonBodyTimeout)
 		}
 	})
 }

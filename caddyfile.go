@@ -1,17 +1,17 @@
 package buzzbip
 
 import (
-	"fmt"
-	"math"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
+	"github.com/buzzbip/caddy-webhook/internal/option"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-	"github.com/dustin/go-humanize"
 )
 
 func init() {
@@ -56,25 +56,25 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	}
 	var given []string
 	for d.NextBlock(0) {
-		option := d.Val()
-		repeatable := option == "secret" || option == "secret_file" || option == "events"
-		if slices.Contains(given, option) && !repeatable {
-			return d.Errf("%s is given more than once", option)
+		name := d.Val()
+		repeatable := name == "secret" || name == "secret_file" || name == "events"
+		if err := option.Once(d, slices.Contains(given, name) && !repeatable); err != nil {
+			return err
 		}
-		given = append(given, option)
-		if err := h.unmarshalOption(d, option); err != nil {
+		given = append(given, name)
+		if err := h.unmarshalOption(d, name); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, option string) (err error) {
-	switch option {
+func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, name string) (err error) {
+	switch name {
 	case "secret", "secret_file":
 		var s Secret
 		value, what := &s.Value, "value"
-		if option == "secret_file" {
+		if name == "secret_file" {
 			value, what = &s.File, "path"
 		}
 		switch args := d.RemainingArgs(); len(args) {
@@ -84,9 +84,9 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, option string) (err er
 		case 1:
 			*value = args[0]
 		default:
-			return d.Errf("%s takes a %s and, if you like, a label: quote a %[2]s that contains spaces", option, what)
+			return d.Errf("%s takes a %s and, if you like, a label: quote a %[2]s that contains spaces", name, what)
 		}
-		if option == "secret_file" && s.File == "" {
+		if name == "secret_file" && s.File == "" {
 			return d.Err("secret_file is empty")
 		}
 		h.Secrets = append(h.Secrets, s)
@@ -100,29 +100,29 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, option string) (err er
 		}
 		h.Events = append(h.Events, args...)
 	case "envelope":
-		h.Envelope, err = word(d)
+		h.Envelope, err = option.Word(d)
 	case "max_body_size":
-		h.MaxBodySize, err = size(d, option)
+		h.MaxBodySize, err = option.Size(d)
 	case "read_timeout":
-		h.ReadTimeout, err = duration(d, option)
+		h.ReadTimeout, err = option.Duration(d)
 	case "delivery_timeout":
-		h.DeliveryTimeout, err = duration(d, option)
+		h.DeliveryTimeout, err = option.Duration(d)
 	case "duplicate_wait":
-		h.DuplicateWait, err = duration(d, option)
+		h.DuplicateWait, err = option.Duration(d)
 	case "max_age":
-		h.MaxAge, err = duration(d, option)
+		h.MaxAge, err = option.Duration(d)
 	case "retention":
-		h.Retention, err = duration(d, option)
+		h.Retention, err = option.Duration(d)
 	case "scope":
-		h.Scope, err = word(d)
+		h.Scope, err = option.Word(d)
 	case "store":
 		err = h.unmarshalStore(d)
 	case "on_conflict":
-		h.OnConflict, err = word(d)
+		h.OnConflict, err = option.Word(d)
 	case "dedupe":
-		h.Dedupe, err = word(d)
+		h.Dedupe, err = option.Word(d)
 	default:
-		return unknownOption(d, option)
+		return unknownOption(d, name)
 	}
 	return err
 }
@@ -140,13 +140,21 @@ var directives = []string{
 	"import", "log", "method", "php_fastcgi", "redir", "request_header", "respond", "root", "route", "tls", "try_files", "uri",
 }
 
-// unknownOption asks for a brace if the option is what may follow the block.
-func unknownOption(d *caddyfile.Dispenser, option string) error {
-	_, notAHandler := caddy.GetModule("http.handlers." + option)
-	if notAHandler == nil || slices.Contains(directives, option) || strings.HasPrefix(option, "@") {
-		return d.Errf("%s is not an option of buzzbip_webhook: close its block with a } before this line", option)
+// optionName matches what errors may show: in the wrong place, a secret may be
+// taken for an option.
+var optionName = regexp.MustCompile(`^[a-z_]{1,32}$`)
+
+// unknownOption asks for a brace if the name is of what may follow the block.
+func unknownOption(d *caddyfile.Dispenser, name string) error {
+	_, notAHandler := caddy.GetModule("http.handlers." + name)
+	if notAHandler == nil || slices.Contains(directives, name) || strings.HasPrefix(name, "@") {
+		return d.Errf("%s is not an option of buzzbip_webhook: close its block with a } before this line", name)
 	}
-	return d.Errf("unknown option %q of buzzbip_webhook: it has %s", option, strings.Join(options, ", "))
+	shown := ""
+	if optionName.MatchString(name) {
+		shown = strconv.Quote(name) + " "
+	}
+	return d.Errf("unknown option %sof buzzbip_webhook: it has %s", shown, strings.Join(options, ", "))
 }
 
 func (h *Handler) unmarshalStore(d *caddyfile.Dispenser) error {
@@ -164,54 +172,6 @@ func (h *Handler) unmarshalStore(d *caddyfile.Dispenser) error {
 	}
 	h.StoreRaw = caddyconfig.JSONModuleObject(store, "module", name, nil)
 	return nil
-}
-
-// word reads the only argument of an option.
-func word(d *caddyfile.Dispenser) (string, error) {
-	var value string
-	if !d.AllArgs(&value) {
-		return "", d.ArgErr()
-	}
-	if value == "" {
-		return "", d.Err("the value is empty")
-	}
-	return value, nil
-}
-
-func duration(d *caddyfile.Dispenser, option string) (*caddy.Duration, error) {
-	text, err := word(d)
-	if err != nil {
-		return nil, err
-	}
-	parsed, err := caddy.ParseDuration(text)
-	if err != nil {
-		return nil, d.Errf("%s must be a duration such as 30s or 24h: %w", option, err)
-	}
-	value := caddy.Duration(parsed)
-	if err := positive(option, value); err != nil {
-		return nil, d.WrapErr(err)
-	}
-	return &value, nil
-}
-
-func size(d *caddyfile.Dispenser, option string) (*int64, error) {
-	text, err := word(d)
-	if err != nil {
-		return nil, err
-	}
-	parsed, err := parseSize(option, text)
-	if err != nil {
-		return nil, d.WrapErr(err)
-	}
-	return &parsed, nil
-}
-
-func parseSize(option, text string) (int64, error) {
-	parsed, err := humanize.ParseBytes(text)
-	if err != nil || parsed > math.MaxInt64 {
-		return 0, fmt.Errorf("%s must be a size such as 512KiB or 1MB, not %q", option, text)
-	}
-	return int64(parsed), positive(option, int64(parsed))
 }
 
 // Interface guard

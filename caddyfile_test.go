@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -136,7 +137,7 @@ func TestRefusedAtLoad(t *testing.T) {
 		"zero duplicate_wait":           {Handler{Secrets: one, DuplicateWait: ptr[caddy.Duration](0)}, "duplicate_wait must be greater than zero"},
 		"zero max_age":                  {Handler{Secrets: one, MaxAge: ptr[caddy.Duration](0)}, "max_age must be greater than zero"},
 		"zero retention":                {Handler{Secrets: one, Retention: ptr[caddy.Duration](0)}, "retention must be greater than zero"},
-		"max_age beyond the retention":  {Handler{Secrets: one, MaxAge: ptr(caddy.Duration(24*time.Hour - clockSkew + 1))}, "raise retention or lower max_age"},
+		"max_age beyond the retention":  {Handler{Secrets: one, MaxAge: ptr(caddy.Duration(24*time.Hour - webhook.ClockSkew + 1))}, "raise retention or lower max_age"},
 		"max_age beyond that retention": {Handler{Secrets: one, MaxAge: ptr(caddy.Duration(time.Hour)), Retention: ptr(caddy.Duration(time.Hour))}, "raise retention or lower max_age"},
 		"dedupe off with a store":       {Handler{Secrets: one, Dedupe: "off", StoreRaw: json.RawMessage(`{"module":"memory"}`)}, "remove it, or remove store and retention"},
 		"dedupe off with retention":     {Handler{Secrets: one, Dedupe: "off", Retention: ptr(caddy.Duration(time.Hour))}, "remove it, or remove store and retention"},
@@ -174,7 +175,7 @@ func TestAcceptedAtLoad(t *testing.T) {
 	for name, h := range map[string]Handler{
 		"variable":                    {Secrets: []Secret{{Value: "{env.BUZZBIP_TEST_SECRET}"}}},
 		"file with a final newline":   {Secrets: []Secret{{Value: "{file." + file + "}"}}},
-		"largest max_age":             {Secrets: []Secret{{Value: testSecret}}, MaxAge: ptr(caddy.Duration(24*time.Hour - clockSkew))},
+		"largest max_age":             {Secrets: []Secret{{Value: testSecret}}, MaxAge: ptr(caddy.Duration(24*time.Hour - webhook.ClockSkew))},
 		"dedupe off with any max_age": {Secrets: []Secret{{Value: testSecret}}, Dedupe: "off", MaxAge: ptr(caddy.Duration(100 * time.Hour))},
 		"short retention, no max_age": {Secrets: []Secret{{Value: testSecret}}, Retention: ptr(caddy.Duration(time.Second))},
 	} {
@@ -191,7 +192,7 @@ func TestDefaults(t *testing.T) {
 	h := &Handler{Secrets: []Secret{{Value: testSecret}, {Value: "another-secret-that-is-long", Label: "old"}}}
 	provision(t, h)
 	if h.maxBodySize != 1<<20 || h.readTimeout != 10*time.Second || h.deliveryTimeout != time.Minute ||
-		h.duplicateWait != 8*time.Second || h.maxAge != 0 || h.retention != 24*time.Hour || h.requires != strict {
+		h.duplicateWait != 8*time.Second || h.maxAge != 0 || h.retention != 24*time.Hour || h.requires != (webhook.Requirements{CreatedAt: true, Data: true}) {
 		t.Errorf("the defaults are %+v", h)
 	}
 	if first, second := h.keys.sources[0].label, h.keys.sources[1].label; first != "1" || second != "old" {

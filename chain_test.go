@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/buzzbip/caddy-webhook/internal/caddytest"
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
 // A handler that verifies and deduplicates, and gives up soon.
@@ -27,7 +28,7 @@ func TestTwoHandlersInOneRouteDeliver(t *testing.T) {
 			s := start(t, site)
 			body := eventBody(newID())
 			expect(t, send(client, signed(s.url, body)), http.StatusOK, "")
-			expect(t, send(client, signed(s.url, body)), http.StatusOK, ResultDuplicate)
+			expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultDuplicate)
 			b.expectCount(t, before+1)
 		})
 	}
@@ -62,7 +63,7 @@ func TestSiteThatProxiesToAnotherOfTheSameCaddyDelivers(t *testing.T) {
 			for range 3 { // also over a connection that is used again
 				body := eventBody(newID())
 				expect(t, send(client, signed(s.url, body)), http.StatusOK, "")
-				expect(t, send(client, signed(s.url, body)), http.StatusOK, ResultDuplicate)
+				expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultDuplicate)
 			}
 			b.expectCount(t, 3)
 		})
@@ -80,7 +81,7 @@ func TestDuplicateAtTheInnerSiteOfAChainWaits(t *testing.T) {
 	first := sendAsync(client, signed(s.url, body))
 	await(t, b.arrived, "the delivery")
 	inner := strings.Fields(s.named)[0]
-	expect(t, send(http.DefaultClient, signed(inner, body)), http.StatusServiceUnavailable, ResultInFlight)
+	expect(t, send(http.DefaultClient, signed(inner, body)), http.StatusServiceUnavailable, webhook.ResultInFlight)
 	close(release)
 	expect(t, await(t, first, "the delivery"), http.StatusOK, "")
 	b.expectCount(t, 1)
@@ -95,7 +96,7 @@ func TestChainThatIsNotKnownIsNamedInTheLog(t *testing.T) {
 	inner, between := caddytest.FreeAddress(t), caddytest.FreeAddress(t)
 	s.named = fmt.Sprintf("http://%s {\n%s\nreverse_proxy %s\n}\nhttp://%s {\nreverse_proxy %s {\nheader_up Host {upstream_hostport}\n}\n}", inner, impatient, b.address(), between, inner)
 	s.reload(impatient + "reverse_proxy " + between + " {\nheader_up Host {upstream_hostport}\n}")
-	expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, eventBody(newID()))), http.StatusServiceUnavailable, ResultInFlight)
+	expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, eventBody(newID()))), http.StatusServiceUnavailable, webhook.ResultInFlight)
 	if !strings.Contains(s.logs(), "another buzzbip_webhook with the same scope and store") {
 		t.Errorf("no word of it in the log: %s", s.logs())
 	}

@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"github.com/buzzbip/caddy-webhook/dedupe"
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
 // inFlight counts the deliveries that are with the next handlers.
@@ -37,7 +38,7 @@ func awaitDeliveries(gracePeriod context.Context) error {
 type attempt struct {
 	*Handler
 	d         *delivery
-	event     event           // that of d, which a buzzbip_webhook behind this one uses too
+	event     webhook.Event   // that of d, which a buzzbip_webhook behind this one uses too
 	request   *dedupe.Request // nil without deduplication
 	claim     *dedupe.Claim   // nil if there is none to settle
 	start     time.Time
@@ -57,7 +58,7 @@ func (a *attempt) run(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 		defer chains.remove(a.request, sent)
 	}
 
-	a.d.result = ResultFailed
+	a.d.result = webhook.ResultFailed
 	if a.claim != nil {
 		a.d.claimed = true
 	}
@@ -105,13 +106,13 @@ func (a *attempt) run(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 	case err != nil:
 		return err
 	}
-	return a.refuse(a.d, w, r, ReasonUnhandled, errors.New("no handler after buzzbip_webhook answered: is there a reverse_proxy or the like for this request?"))
+	return a.refuse(a.d, w, r, webhook.ReasonUnhandled, errors.New("no handler after buzzbip_webhook answered: is there a reverse_proxy or the like for this request?"))
 }
 
 // succeed is called when the next handlers write a 2xx, before the sender sees
 // it.
 func (a *attempt) succeed(status int) int {
-	a.delivered, a.d.result = true, ResultDelivered
+	a.delivered, a.d.result = true, webhook.ResultDelivered
 	if a.claim != nil {
 		failures.remove(a.failureKey())
 	}
@@ -128,13 +129,13 @@ func (a *attempt) settle() {
 	defer cancel()
 	if err := a.store.Settle(ctx, *a.claim, a.delivered); err != nil {
 		a.sampled.log(a.logger, zapcore.ErrorLevel, "failed to record the outcome of a delivery", func() []zap.Field {
-			return []zap.Field{zap.String("event_id", a.event.id), zap.Bool("delivered", a.delivered), zap.Error(err)}
+			return []zap.Field{zap.String("event_id", a.event.ID), zap.Bool("delivered", a.delivered), zap.Error(err)}
 		})
 	}
 }
 
 func (a *attempt) reportChain() {
 	a.sampled.log(a.logger, zapcore.ErrorLevel, "the backend answered that it waits for this delivery: behind it is another buzzbip_webhook with the same scope and store; set dedupe off, or another scope, at one of the two", func() []zap.Field {
-		return []zap.Field{zap.String("event_id", a.event.id), zap.String("event_type", a.event.typ)}
+		return []zap.Field{zap.String("event_id", a.event.ID), zap.String("event_type", a.event.Type)}
 	})
 }

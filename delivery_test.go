@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -34,7 +35,7 @@ func TestDeliversOnceAndAnswersTheRetryAsDuplicate(t *testing.T) {
 		if first.body != "thank you" || first.header.Get("X-From-Backend") != "yes" {
 			t.Errorf("the backend's answer was changed: %+v", first)
 		}
-		expect(t, send(client, signed(s.url, body)), http.StatusOK, ResultDuplicate)
+		expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultDuplicate)
 		b.expectCount(t, 1)
 	})
 }
@@ -54,12 +55,14 @@ func TestNothingThatIsNotSignedGetsRoundDeduplication(t *testing.T) {
 			r.Header.Set("Idempotency-Key", "other")
 			r.Header.Set("Content-Type", "text/plain")
 		},
-		"case": func(r *http.Request) { r.Header.Set(SignatureHeader, strings.ToUpper(signature(testSecret, body))) },
+		"case": func(r *http.Request) {
+			r.Header.Set(webhook.SignatureHeader, strings.ToUpper(signature(testSecret, body)))
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := signed(s.url, body)
 			change(r)
-			expect(t, send(client, r), http.StatusOK, ResultDuplicate)
+			expect(t, send(client, r), http.StatusOK, webhook.ResultDuplicate)
 		})
 	}
 	b.expectCount(t, 1)
@@ -90,7 +93,7 @@ func TestConcurrentCopiesReachTheBackendOnceAndWaitForIt(t *testing.T) {
 			if r.err != nil || r.status != http.StatusOK {
 				t.Fatalf("answered %d (%v)", r.status, r.err)
 			}
-			if r.result() == string(ResultDuplicate) {
+			if r.result() == string(webhook.ResultDuplicate) {
 				duplicates++
 			}
 		}
@@ -116,7 +119,7 @@ func TestSenderHangsUpAndTheBackendSucceedsLater(t *testing.T) {
 		// the retry comes while the backend still works, and is answered by it
 		retry := sendAsync(client, signed(s.url, body))
 		close(release)
-		expect(t, await(t, retry, "the retry"), http.StatusOK, ResultDuplicate)
+		expect(t, await(t, retry, "the retry"), http.StatusOK, webhook.ResultDuplicate)
 		if await(t, canceled, "the backend") {
 			t.Error("the backend's request was cancelled")
 		}
@@ -229,7 +232,7 @@ func TestDuplicateThatWaitedLongEnoughIsToldToComeBack(t *testing.T) {
 		await(t, b.arrived, "the first copy")
 
 		got := send(client, signed(s.url, body))
-		expect(t, got, http.StatusServiceUnavailable, ResultInFlight)
+		expect(t, got, http.StatusServiceUnavailable, webhook.ResultInFlight)
 		if got.header.Get("Retry-After") == "" {
 			t.Error("no Retry-After")
 		}
@@ -284,7 +287,7 @@ func TestFailuresGoBackUnchangedAndAreDeliveredAgain(t *testing.T) {
 				fail <- test.backend
 				expect(t, send(client, signed(s.url, body)), test.status, "")
 				expect(t, send(client, signed(s.url, body)), http.StatusOK, "")
-				expect(t, send(client, signed(s.url, body)), http.StatusOK, ResultDuplicate)
+				expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultDuplicate)
 			})
 		})
 	}
@@ -348,7 +351,7 @@ func TestSuccessCountsEvenIfTheResponseIsCutOff(t *testing.T) {
 		if first := send(client, signed(s.url, body)); first.err == nil {
 			t.Errorf("the broken response was answered %d %q", first.status, first.body)
 		}
-		expect(t, send(client, signed(s.url, body)), http.StatusOK, ResultDuplicate)
+		expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultDuplicate)
 		b.expectCount(t, 1)
 	})
 }
@@ -373,7 +376,7 @@ func TestSuccessIsOnRecordBeforeTheSenderSeesIt(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		expect(t, send(client, signed(s.url, body)), http.StatusOK, ResultDuplicate)
+		expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultDuplicate)
 		close(release)
 		io.Copy(io.Discard, res.Body)
 		res.Body.Close()
@@ -403,7 +406,7 @@ func TestSuccessIsOnRecordBeforeItsStatusIsWritten(t *testing.T) {
 		return nil
 	})
 	w := hookedWriter{httptest.NewRecorder(), func() {
-		if result, err := serve(h, signed("https://localhost/", body), backend); result != string(ResultDuplicate) {
+		if result, err := serve(h, signed("https://localhost/", body), backend); result != string(webhook.ResultDuplicate) {
 			t.Errorf("a copy was answered %q, %v", result, err)
 		}
 	}}
@@ -492,9 +495,9 @@ func TestDeliveredIsJudgedByTheStatusThatWasWritten(t *testing.T) {
 			body := eventBody(newID())
 			send(client, signed(site.url, body))
 			site.reload("buzzbip_webhook " + testSecret + "\nrespond new 200")
-			want := Result("")
+			want := webhook.Result("")
 			if delivered {
-				want = ResultDuplicate
+				want = webhook.ResultDuplicate
 			}
 			expect(t, send(client, signed(site.url, body)), http.StatusOK, want)
 		})

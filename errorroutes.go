@@ -19,7 +19,7 @@ type errorRoute struct{}
 // not to send it again.
 func (errorRoute) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	d := deliveryOf(r)
-	if d == nil || !d.result.failure() {
+	if d == nil || !d.result.Failure() {
 		return next.ServeHTTP(w, r)
 	}
 	setBody(r, d.errorBody())
@@ -27,7 +27,7 @@ func (errorRoute) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	return next.ServeHTTP(&responseRecorder{
 		ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w},
 		onSuccess: func(status int) int {
-			if d.result.failure() { // else a buzzbip_webhook in them has delivered it
+			if d.result.Failure() { // else a buzzbip_webhook in them has delivered it
 				return errorStatus(r)
 			}
 			return status

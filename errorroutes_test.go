@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -55,22 +56,22 @@ func errorPages(t *testing.T) (*backend, string) {
 func TestErrorRoutesGetNoBodyOfARejectedRequest(t *testing.T) {
 	b := newBackend(t, nil)
 	pages, routes := errorPages(t)
-	rejections := map[Reason]func(r *http.Request){
-		ReasonMethodNotAllowed:   func(r *http.Request) { r.Method = http.MethodPut },
-		ReasonSignatureMissing:   func(r *http.Request) { r.Header.Del(SignatureHeader) },
-		ReasonSignatureMalformed: func(r *http.Request) { r.Header.Set(SignatureHeader, "none") },
-		ReasonSignatureMismatch:  func(r *http.Request) { r.Header.Set(SignatureHeader, strings.Repeat("0", 64)) },
-		ReasonBodyTooLarge: func(r *http.Request) {
+	rejections := map[webhook.Reason]func(r *http.Request){
+		webhook.ReasonMethodNotAllowed:   func(r *http.Request) { r.Method = http.MethodPut },
+		webhook.ReasonSignatureMissing:   func(r *http.Request) { r.Header.Del(webhook.SignatureHeader) },
+		webhook.ReasonSignatureMalformed: func(r *http.Request) { r.Header.Set(webhook.SignatureHeader, "none") },
+		webhook.ReasonSignatureMismatch:  func(r *http.Request) { r.Header.Set(webhook.SignatureHeader, strings.Repeat("0", 64)) },
+		webhook.ReasonBodyTooLarge: func(r *http.Request) {
 			r.ContentLength = -1
 			r.Body = io.NopCloser(strings.NewReader(strings.Repeat("x", 2000)))
 		},
-		ReasonEnvelopeInvalid: func(r *http.Request) {
-			r.Header.Set(SignatureHeader, signature(testSecret, "{}"))
+		webhook.ReasonEnvelopeInvalid: func(r *http.Request) {
+			r.Header.Set(webhook.SignatureHeader, signature(testSecret, "{}"))
 			r.Body, r.ContentLength = io.NopCloser(strings.NewReader("{}")), 2
 		},
-		ReasonEventStale: func(r *http.Request) {
+		webhook.ReasonEventStale: func(r *http.Request) {
 			body := envelope("evt", "message.received", -3600e9)
-			r.Header.Set(SignatureHeader, signature(testSecret, body))
+			r.Header.Set(webhook.SignatureHeader, signature(testSecret, body))
 			r.Body, r.ContentLength = io.NopCloser(strings.NewReader(body)), int64(len(body))
 		},
 	}
@@ -119,7 +120,7 @@ func TestErrorRoutesGetNoBodyOfADuplicateThatWaited(t *testing.T) {
 	first := sendAsync(client, signed(s.url, body))
 	await(t, b.arrived, "the delivery")
 	got := send(client, signed(s.url, body))
-	expect(t, got, http.StatusServiceUnavailable, ResultInFlight)
+	expect(t, got, http.StatusServiceUnavailable, webhook.ResultInFlight)
 	if page := await(t, pages.arrived, "the error route"); page.body != "" || got.body != "error page" {
 		t.Errorf("the error route got %q, the sender %q", page.body, got.body)
 	}
@@ -169,7 +170,7 @@ func TestHandlerInErrorRoutesDeliversToAnotherBackend(t *testing.T) {
 	s := start(t, proxied(down, "")+"\nhandle_errors {\n"+proxied(backup, "")+"\n}")
 	client, body := newClient(t, "HTTP/1.1"), eventBody(newID())
 	expect(t, send(client, signed(s.url, body)), http.StatusOK, "")
-	expect(t, send(client, signed(s.url, body)), http.StatusOK, ResultDuplicate)
+	expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultDuplicate)
 	if got := await(t, backup.arrived, "the delivery"); got.body != body {
 		t.Errorf("the backend got %q", got.body)
 	}
@@ -202,7 +203,7 @@ func TestErrorRoutesOfASubrouteAreGuarded(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := signed(fmt.Sprintf("https://localhost:%d/", port), eventBody(newID()))
-	r.Header.Del(SignatureHeader)
+	r.Header.Del(webhook.SignatureHeader)
 	expect(t, send(newClient(t, "HTTP/1.1"), r), http.StatusUnauthorized, "")
 	if page := await(t, pages.arrived, "the error route"); page.body != "" {
 		t.Errorf("the error route got %q", page.body)

@@ -17,7 +17,9 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/buzzbip/caddy-webhook/internal/adminapi"
 	"github.com/buzzbip/caddy-webhook/internal/redistest"
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
 // startExample runs an example as it is but for its addresses, which become
@@ -70,7 +72,7 @@ func TestExampleExistingBackend(t *testing.T) {
 	client := newClient(t, "HTTP/2.0")
 	body := eventBody(newID())
 	expect(t, send(client, signed(s.url, body)), http.StatusOK, "")
-	expect(t, send(client, signed(s.url, body)), http.StatusOK, ResultDuplicate)
+	expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultDuplicate)
 	b.expectCount(t, 1)
 	if got := await(t, b.arrived, "the delivery"); got.body != body {
 		t.Errorf("the backend got %q", got.body)
@@ -84,7 +86,7 @@ func TestFirstExampleHasAnAccessLogWithoutSignatures(t *testing.T) {
 	client := newClient(t, "HTTP/2.0")
 	id, failing := newID(), newID()
 	delivered, failed, forged := signed(s.url, eventBody(id)), signed(s.url, eventBody(failing)), signed(s.url, eventBody(newID()))
-	forged.Header.Set(SignatureHeader, signature("some-other-secret", "of-another-body"))
+	forged.Header.Set(webhook.SignatureHeader, signature("some-other-secret", "of-another-body"))
 	expect(t, send(client, delivered), http.StatusOK, "")
 	expect(t, send(client, forged), http.StatusUnauthorized, "")
 	b.Close()
@@ -98,7 +100,7 @@ func TestFirstExampleHasAnAccessLogWithoutSignatures(t *testing.T) {
 		waitFor(t, text+" in the log", func() bool { return strings.Contains(s.logs(), text) })
 	}
 	for _, r := range []*http.Request{delivered, failed, forged} {
-		if strings.Contains(s.logs(), r.Header.Get(SignatureHeader)) {
+		if strings.Contains(s.logs(), r.Header.Get(webhook.SignatureHeader)) {
 			t.Errorf("a signature is in the log:\n%s", s.logs())
 		}
 	}
@@ -115,12 +117,12 @@ func TestExampleRouteByEventType(t *testing.T) {
 	for i, step := range []struct {
 		body   string
 		to     *backend
-		result Result
+		result webhook.Result
 	}{
 		{event("message.received", `{}`), messages, ""},
 		{event("contact.created", `{"contact":{"vip":true}}`), vip, ""},
 		{event("contact.updated", `{"contact":{"vip":false}}`), contacts, ""},
-		{event("conversation.opened", `{}`), nil, ResultIgnored},
+		{event("conversation.opened", `{}`), nil, webhook.ResultIgnored},
 	} {
 		before := messages.count() + vip.count() + contacts.count()
 		expect(t, send(client, signed(s.url, step.body)), http.StatusOK, step.result)
@@ -147,12 +149,12 @@ func TestExampleSeveralWorkspaces(t *testing.T) {
 	expect(t, send(client, signed(s.url+"/shop", body)), http.StatusOK, "")
 	expect(t, send(client, signed(s.url+"/support", body)), http.StatusUnauthorized, "")
 	r := signed(s.url+"/support", body)
-	r.Header.Set(SignatureHeader, signature(supportSecret, body))
+	r.Header.Set(webhook.SignatureHeader, signature(supportSecret, body))
 	expect(t, send(client, r), http.StatusOK, "")
 	shop.expectCount(t, 1)
 	support.expectCount(t, 1)
 	answer := httptest.NewRecorder()
-	if err := serveAdmin(answer, httptest.NewRequest(http.MethodGet, adminPath+"scopes", nil)); err != nil {
+	if err := serveAdmin(answer, httptest.NewRequest(http.MethodGet, adminapi.Path+"scopes", nil)); err != nil {
 		t.Fatal(err)
 	}
 	for _, scope := range []string{"secret:shop", "secret:support"} {
@@ -178,7 +180,7 @@ func TestExampleSecretRotation(t *testing.T) {
 	client := newClient(t, "HTTP/2.0")
 	post := func(secret, body string) response {
 		r := signed(s.url, body)
-		r.Header.Set(SignatureHeader, signature(secret, body))
+		r.Header.Set(webhook.SignatureHeader, signature(secret, body))
 		return send(client, r)
 	}
 	retried := eventBody(newID())
@@ -199,7 +201,7 @@ func TestExampleSecretRotation(t *testing.T) {
 	seen("current")
 	expect(t, post(testSecret, eventBody(newID())), http.StatusOK, "")
 	seen("previous")
-	expect(t, post(newSecret, retried), http.StatusOK, ResultDuplicate)
+	expect(t, post(newSecret, retried), http.StatusOK, webhook.ResultDuplicate)
 }
 
 func TestExampleErrorPages(t *testing.T) {
@@ -209,7 +211,7 @@ func TestExampleErrorPages(t *testing.T) {
 	s := startExample(t, "error-pages", "127.0.0.1:9000", down.address())
 	client := newClient(t, "HTTP/2.0")
 	forged := signed(s.url, eventBody(newID()))
-	forged.Header.Del(SignatureHeader)
+	forged.Header.Del(webhook.SignatureHeader)
 	for want, r := range map[string]*http.Request{
 		`{"status": 401, "reason": "signature_missing"}`: forged,
 		`{"status": 502}`: signed(s.url, eventBody(newID())),
@@ -270,7 +272,7 @@ func TestExampleDurable(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "events.db")
 	client := newClient(t, "HTTP/2.0")
 	body := eventBody(newID())
-	for restart, want := range []Result{"", ResultDuplicate} {
+	for restart, want := range []webhook.Result{"", webhook.ResultDuplicate} {
 		s := startExample(t, "durable", "127.0.0.1:9000", b.address(), "/var/lib/caddy/buzzbip/events.db", path)
 		expect(t, send(client, signed(s.url, body)), http.StatusOK, want)
 		if restart == 0 {
@@ -302,7 +304,7 @@ func TestExampleCluster(t *testing.T) {
 	client := newClient(t, "HTTP/2.0")
 	body := eventBody(newID())
 	expect(t, send(client, signed(s.url, body)), http.StatusOK, "")
-	expect(t, send(client, signed(s.url, body)), http.StatusOK, ResultDuplicate)
+	expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultDuplicate)
 	b.expectCount(t, 1)
 	if keys := server.Do("KEYS", "buzzbip:done:*"); keys == "" {
 		t.Error("Redis knows nothing of it")
@@ -518,7 +520,7 @@ func TestCapturingARejectedRequestAsTheREADMESays(t *testing.T) {
 	const otherSecret = "the-secret-of-another-webhook"
 	body := strings.Replace(eventBody(newID()), "hello", `höllo \"you\" <\/p>\u00e9\n`, 1)
 	forged := signed(url, body)
-	forged.Header.Set(SignatureHeader, signature(otherSecret, body))
+	forged.Header.Set(webhook.SignatureHeader, signature(otherSecret, body))
 	expect(t, send(client, forged), http.StatusUnauthorized, "")
 	expect(t, send(client, signed(url, body)), http.StatusOK, "")
 	waitFor(t, "both requests in the log", func() bool {

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -18,90 +17,41 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"github.com/buzzbip/caddy-webhook/dedupe"
+	"github.com/buzzbip/caddy-webhook/internal/adminapi"
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
-
-// Cause says why a delivery failed.
-type Cause string
-
-// The causes are a closed set.
-const (
-	// CauseStatus3xx: the backend answered with a redirect. Nobody follows it.
-	CauseStatus3xx Cause = "status_3xx"
-	CauseStatus4xx Cause = "status_4xx"
-	CauseStatus5xx Cause = "status_5xx"
-	// CauseStatusOther: the status is of no class above, and no 2xx.
-	CauseStatusOther Cause = "status_other"
-	// CauseUnreachable: there was no connection to a backend, or no backend that
-	// is healthy.
-	CauseUnreachable Cause = "unreachable"
-	// CauseTimeout: there was no answer within delivery_timeout, or within a
-	// timeout of the next handlers.
-	CauseTimeout Cause = "timeout"
-	// CauseConnectionBroken: the connection to the backend ended before its
-	// answer, or the answer was not HTTP.
-	CauseConnectionBroken Cause = "connection_broken"
-	// CauseCanceled: a handler ended the delivery itself, as abort does.
-	CauseCanceled Cause = "canceled"
-	// CauseUnhandled: no handler answered.
-	CauseUnhandled Cause = "unhandled"
-	// CausePanic: a handler panicked.
-	CausePanic Cause = "panic"
-)
-
-var causes = []Cause{
-	CauseStatus3xx, CauseStatus4xx, CauseStatus5xx, CauseStatusOther, CauseUnreachable, CauseTimeout,
-	CauseConnectionBroken, CauseCanceled, CauseUnhandled, CausePanic,
-}
 
 // statusCanceled is what reverse_proxy writes when the context of a request was
 // canceled. The sender cannot do that here.
 const statusCanceled = 499
 
-// failure is a delivery that failed.
-type failure struct {
-	Time     time.Time `json:"time"` // when it ended
-	Cause    Cause     `json:"cause"`
-	Status   int       `json:"status,omitempty"` // of the next handlers, if they answered
-	Duration float64   `json:"duration"`         // in seconds
-	duration time.Duration
-}
-
-// String completes "last attempt failed".
-func (f *failure) String() string {
-	what := "(" + string(f.Cause) + ")"
-	if f.Status != 0 {
-		what = "with " + strconv.Itoa(f.Status)
-	}
-	return what + " at " + f.Time.Format(time.RFC3339)
-}
-
 // fail reports a delivery that failed. It is called before the claim is
 // settled, so that a later success removes what is remembered of it.
 func (a *attempt) fail(r *http.Request, status int, err error, panicked any, timedOut bool) {
-	f := &failure{Time: time.Now().UTC(), duration: time.Since(a.start)}
-	f.Duration = f.duration.Seconds()
-	f.Cause, f.Status = causeOf(status, err, panicked, timedOut, a.d.reason == ReasonUnhandled)
+	duration := time.Since(a.start)
+	f := &adminapi.Failure{Time: time.Now().UTC(), Duration: duration.Seconds()}
+	f.Cause, f.Status = causeOf(status, err, panicked, timedOut, a.d.reason == webhook.ReasonUnhandled)
 	metrics.failures.WithLabelValues(string(f.Cause)).Inc()
 	if a.claim != nil {
 		failures.add(a.failureKey(), *f, a.claim.Retention)
 	}
 	if a.d.failure == nil { // else another buzzbip_webhook behind this one has logged it
-		a.logFailure(f, r, err)
+		a.logFailure(f, duration, r, err)
 	}
 	a.d.failure = f
 }
 
-func (a *attempt) logFailure(f *failure, r *http.Request, err error) {
+func (a *attempt) logFailure(f *adminapi.Failure, duration time.Duration, r *http.Request, err error) {
 	const message = "delivery failed"
 	a.sampled.logEach(message+string(f.Cause), a.logger, zapcore.WarnLevel, message, func() []zap.Field {
 		fields := append(endpoint(r),
-			zap.String("event_id", a.event.id),
-			zap.String("event_type", a.event.typ),
+			zap.String("event_id", a.event.ID),
+			zap.String("event_type", a.event.Type),
 			zap.String("cause", string(f.Cause)))
 		if f.Status != 0 {
 			fields = append(fields, zap.Int("status", f.Status))
 		}
-		fields = append(fields, zap.Duration("duration", f.duration))
+		fields = append(fields, zap.Duration("duration", duration))
 		if handlerErr, ok := errors.AsType[caddyhttp.HandlerError](err); ok {
 			err = handlerErr.Err
 		}
@@ -111,52 +61,52 @@ func (a *attempt) logFailure(f *failure, r *http.Request, err error) {
 
 // causeOf judges a delivery that failed, by the status that was written, the
 // error that was returned, or what panicked.
-func causeOf(status int, err error, panicked any, timedOut, unhandled bool) (Cause, int) {
+func causeOf(status int, err error, panicked any, timedOut, unhandled bool) (webhook.Cause, int) {
 	aborted := panicked == http.ErrAbortHandler // how reverse_proxy passes on a response that breaks off
 	switch {
 	case panicked != nil && !aborted:
-		return CausePanic, status
+		return webhook.CausePanic, status
 	case status == statusCanceled, aborted && status == 0:
-		return CauseCanceled, status
+		return webhook.CauseCanceled, status
 	case status != 0:
 		return causeOfStatus(status), status
 	case unhandled, err == nil:
-		return CauseUnhandled, 0
+		return webhook.CauseUnhandled, 0
 	case timedOut:
-		return CauseTimeout, 0
+		return webhook.CauseTimeout, 0
 	}
 	return causeOfError(err)
 }
 
-func causeOfStatus(status int) Cause {
+func causeOfStatus(status int) webhook.Cause {
 	switch status / 100 {
 	case 3:
-		return CauseStatus3xx
+		return webhook.CauseStatus3xx
 	case 4:
-		return CauseStatus4xx
+		return webhook.CauseStatus4xx
 	case 5:
-		return CauseStatus5xx
+		return webhook.CauseStatus5xx
 	}
-	return CauseStatusOther
+	return webhook.CauseStatusOther
 }
 
 // causeOfError judges an error by what reverse_proxy returns, and others by the
 // status that they are answered with.
-func causeOfError(err error) (Cause, int) {
+func causeOfError(err error) (webhook.Cause, int) {
 	handlerErr, _ := errors.AsType[caddyhttp.HandlerError](err)
 	timeout, _ := errors.AsType[net.Error](err)
 	_, network := errors.AsType[*net.OpError](err)
 	switch {
 	case errors.Is(err, context.Canceled) || handlerErr.StatusCode == statusCanceled:
-		return CauseCanceled, 0
+		return webhook.CauseCanceled, 0
 	case isUnreachable(err):
-		return CauseUnreachable, 0
+		return webhook.CauseUnreachable, 0
 	case timeout != nil && timeout.Timeout():
-		return CauseTimeout, 0
+		return webhook.CauseTimeout, 0
 	case network, errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF),
 		// the rest of what its transports return has no types
 		handlerErr.StatusCode == http.StatusBadGateway && strings.HasPrefix(handlerErr.Trace, "reverseproxy."):
-		return CauseConnectionBroken, 0
+		return webhook.CauseConnectionBroken, 0
 	case handlerErr.StatusCode == 0:
 		handlerErr.StatusCode = http.StatusInternalServerError // as Caddy does
 	}
@@ -209,14 +159,14 @@ type failureLog struct {
 }
 
 type rememberedFailure struct {
-	failure
+	adminapi.Failure
 	number  int
 	expires time.Time
 }
 
 // add remembers the failure for as long as a success would be: with a shared
 // store, another instance may have one that this instance does not see.
-func (l *failureLog) add(k failureKey, f failure, retention time.Duration) {
+func (l *failureLog) add(k failureKey, f adminapi.Failure, retention time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.last == nil {
@@ -239,11 +189,11 @@ func (l *failureLog) remove(k failureKey) {
 }
 
 // find returns the last failure of an event, or nil.
-func (l *failureLog) find(k failureKey) *failure {
+func (l *failureLog) find(k failureKey) *adminapi.Failure {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if f, ok := l.last[k]; ok && time.Now().Before(f.expires) {
-		return &f.failure
+		return &f.Failure
 	}
 	return nil
 }

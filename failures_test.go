@@ -14,6 +14,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/buzzbip/caddy-webhook/dedupe"
+	"github.com/buzzbip/caddy-webhook/internal/adminapi"
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
 // raw is the address of a backend that answers each request with some bytes and
@@ -60,35 +62,35 @@ func TestFailedDeliveriesAreReportedWithTheirCause(t *testing.T) {
 		options  string
 		handlers string // after buzzbip_webhook
 		answer   int    // 0: the connection breaks
-		cause    Cause
+		cause    webhook.Cause
 		status   int
 	}{
-		{"redirect", "", proxy(answering(t, 308)), 308, CauseStatus3xx, 308},
-		{"client error", "", proxy(answering(t, 404)), 404, CauseStatus4xx, 404},
-		{"server error", "", proxy(answering(t, 500)), 500, CauseStatus5xx, 500},
-		{"server error that breaks off", "", proxy(raw(t, "HTTP/1.1 500 No\r\nContent-Length: 9\r\n\r\nx")), 0, CauseStatus5xx, 500},
-		{"status of no class", "", "respond 600", 600, CauseStatusOther, 600},
-		{"error of a handler", "", "error 503", 503, CauseStatus5xx, 503},
-		{"error of a handler that looks like a proxy's", "", "error 502", 502, CauseStatus5xx, 502},
-		{"down", "", proxy(down(t)), 502, CauseUnreachable, 0},
-		{"down, and not healthy for a retry", "", "reverse_proxy " + down(t) + " {\nfail_duration 1m\nlb_retries 1\n}", 502, CauseUnreachable, 0},
-		{"down, with fastcgi", "", "reverse_proxy " + down(t) + " {\ntransport fastcgi\n}", 502, CauseUnreachable, 0},
-		{"upstream of an empty placeholder", "", "reverse_proxy {http.vars.nothing}", 502, CauseUnreachable, 0},
-		{"certificate that is not trusted", "", proxy("https://" + overTLS(t)), 502, CauseUnreachable, 0},
-		{"HTTP where HTTPS is expected", "", proxy("https://" + answering(t, 200)), 502, CauseUnreachable, 0},
-		{"connection that breaks", "", proxy(raw(t, "")), 502, CauseConnectionBroken, 0},
-		{"connection that breaks in the headers", "", proxy(raw(t, "HTTP/1.1 200 OK\r\nX-")), 502, CauseConnectionBroken, 0},
-		{"answer that is not HTTP", "", proxy(raw(t, "SSH-2.0-OpenSSH\r\n")), 502, CauseConnectionBroken, 0},
-		{"broken connection, with fastcgi", "", "reverse_proxy " + raw(t, "x") + " {\ntransport fastcgi\n}", 502, CauseConnectionBroken, 0},
-		{"delivery_timeout", "delivery_timeout 50ms", proxy(silent(t)), 504, CauseTimeout, 0},
-		{"delivery_timeout of any handler", "delivery_timeout 50ms", "odd wait", 504, CauseTimeout, 0},
-		{"delivery_timeout and another error", "delivery_timeout 50ms", "odd wait_and_fail", 504, CauseTimeout, 0},
-		{"timeout of the transport", "", "reverse_proxy " + silent(t) + " {\ntransport http {\nresponse_header_timeout 50ms\n}\n}", 504, CauseTimeout, 0},
-		{"timeout of a read", "", "reverse_proxy " + silent(t) + " {\ntransport http {\nread_timeout 50ms\n}\n}", 504, CauseTimeout, 0},
-		{"route that leads nowhere", "", "", 502, CauseUnhandled, 0},
-		{"panic", "", "odd crash", 0, CausePanic, 0},
-		{"abort", "", "abort", 0, CauseCanceled, 0},
-		{"canceled", "", "odd status_499", 499, CauseCanceled, 499},
+		{"redirect", "", proxy(answering(t, 308)), 308, webhook.CauseStatus3xx, 308},
+		{"client error", "", proxy(answering(t, 404)), 404, webhook.CauseStatus4xx, 404},
+		{"server error", "", proxy(answering(t, 500)), 500, webhook.CauseStatus5xx, 500},
+		{"server error that breaks off", "", proxy(raw(t, "HTTP/1.1 500 No\r\nContent-Length: 9\r\n\r\nx")), 0, webhook.CauseStatus5xx, 500},
+		{"status of no class", "", "respond 600", 600, webhook.CauseStatusOther, 600},
+		{"error of a handler", "", "error 503", 503, webhook.CauseStatus5xx, 503},
+		{"error of a handler that looks like a proxy's", "", "error 502", 502, webhook.CauseStatus5xx, 502},
+		{"down", "", proxy(down(t)), 502, webhook.CauseUnreachable, 0},
+		{"down, and not healthy for a retry", "", "reverse_proxy " + down(t) + " {\nfail_duration 1m\nlb_retries 1\n}", 502, webhook.CauseUnreachable, 0},
+		{"down, with fastcgi", "", "reverse_proxy " + down(t) + " {\ntransport fastcgi\n}", 502, webhook.CauseUnreachable, 0},
+		{"upstream of an empty placeholder", "", "reverse_proxy {http.vars.nothing}", 502, webhook.CauseUnreachable, 0},
+		{"certificate that is not trusted", "", proxy("https://" + overTLS(t)), 502, webhook.CauseUnreachable, 0},
+		{"HTTP where HTTPS is expected", "", proxy("https://" + answering(t, 200)), 502, webhook.CauseUnreachable, 0},
+		{"connection that breaks", "", proxy(raw(t, "")), 502, webhook.CauseConnectionBroken, 0},
+		{"connection that breaks in the headers", "", proxy(raw(t, "HTTP/1.1 200 OK\r\nX-")), 502, webhook.CauseConnectionBroken, 0},
+		{"answer that is not HTTP", "", proxy(raw(t, "SSH-2.0-OpenSSH\r\n")), 502, webhook.CauseConnectionBroken, 0},
+		{"broken connection, with fastcgi", "", "reverse_proxy " + raw(t, "x") + " {\ntransport fastcgi\n}", 502, webhook.CauseConnectionBroken, 0},
+		{"delivery_timeout", "delivery_timeout 50ms", proxy(silent(t)), 504, webhook.CauseTimeout, 0},
+		{"delivery_timeout of any handler", "delivery_timeout 50ms", "odd wait", 504, webhook.CauseTimeout, 0},
+		{"delivery_timeout and another error", "delivery_timeout 50ms", "odd wait_and_fail", 504, webhook.CauseTimeout, 0},
+		{"timeout of the transport", "", "reverse_proxy " + silent(t) + " {\ntransport http {\nresponse_header_timeout 50ms\n}\n}", 504, webhook.CauseTimeout, 0},
+		{"timeout of a read", "", "reverse_proxy " + silent(t) + " {\ntransport http {\nread_timeout 50ms\n}\n}", 504, webhook.CauseTimeout, 0},
+		{"route that leads nowhere", "", "", 502, webhook.CauseUnhandled, 0},
+		{"panic", "", "odd crash", 0, webhook.CausePanic, 0},
+		{"abort", "", "abort", 0, webhook.CauseCanceled, 0},
+		{"canceled", "", "odd status_499", 499, webhook.CauseCanceled, 499},
 	} {
 		for _, errorRoutes := range []string{"", "handle_errors {\nrespond sorry 418\n}"} {
 			name := test.name
@@ -123,7 +125,7 @@ func TestFailedDeliveryIsReportedThoughItsSenderDisconnected(t *testing.T) {
 		id := newID()
 		hangUp(t, client, signed(s.url, eventBody(id)), b)
 		close(release)
-		s.expectFailure(before, id, CauseStatus5xx, http.StatusInternalServerError)
+		s.expectFailure(before, id, webhook.CauseStatus5xx, http.StatusInternalServerError)
 	})
 }
 
@@ -136,7 +138,7 @@ func TestProxyWithoutAHealthyUpstreamIsUnreachable(t *testing.T) {
 	plain := signed(strings.Replace(s.url, "/webhooks/buzzbip", "/plain", 1), "")
 	expect(t, send(client, plain), http.StatusBadGateway, "")
 	expect(t, send(client, signed(s.url, eventBody(id))), http.StatusServiceUnavailable, "")
-	s.expectFailure(before, id, CauseUnreachable, 0)
+	s.expectFailure(before, id, webhook.CauseUnreachable, 0)
 }
 
 // One buzzbip_webhook after the other is still one failed delivery.
@@ -169,7 +171,7 @@ func failuresTotal(t testing.TB) map[string]float64 {
 
 // expectFailure fails the test unless the failure of one delivery shows in the
 // log, once, and in the metric, the access log, the feed and lookups.
-func (s *site) expectFailure(before map[string]float64, id string, cause Cause, status int) {
+func (s *site) expectFailure(before map[string]float64, id string, cause webhook.Cause, status int) {
 	t := s.t
 	t.Helper()
 	var warnings, access []map[string]any
@@ -209,7 +211,7 @@ func (s *site) expectFailure(before map[string]float64, id string, cause Cause, 
 	if len(access) != 1 || access[0]["buzzbip_cause"] != string(cause) || access[0]["buzzbip_status"] != wantStatus || access[0]["buzzbip_result"] != "failed" {
 		t.Errorf("the access log has %v, want %s %v", access, cause, wantStatus)
 	}
-	if entry == nil || entry.Cause != cause || entry.Status != status || entry.Result != ResultFailed {
+	if entry == nil || entry.Cause != cause || entry.Status != status || entry.Result != webhook.ResultFailed {
 		t.Errorf("the feed has %+v, want %s %d", entry, cause, status)
 	}
 	after := failuresTotal(t)
@@ -238,8 +240,8 @@ func TestFailuresAreSampledByCause(t *testing.T) {
 	r := signed(s.url, eventBody(newID()))
 	r.Header.Set("X-Mode", "down")
 	expect(t, send(client, r), http.StatusBadGateway, "")
-	count := func(cause Cause) int { return strings.Count(s.logs(), fmt.Sprintf(`"cause":%q`, cause)) }
-	if count(CauseUnreachable) != 1 || count(CauseStatus5xx) == 0 || count(CauseStatus5xx) > 25 {
+	count := func(cause webhook.Cause) int { return strings.Count(s.logs(), fmt.Sprintf(`"cause":%q`, cause)) }
+	if count(webhook.CauseUnreachable) != 1 || count(webhook.CauseStatus5xx) == 0 || count(webhook.CauseStatus5xx) > 25 {
 		t.Errorf("the log has %s", s.logs())
 	}
 	for end := time.Now().Add(patience); !strings.Contains(s.logs(), `"suppressed":`) && time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
@@ -253,7 +255,7 @@ func TestFailuresAreSampledByCause(t *testing.T) {
 func TestFailureIsForgottenOnSuccessAndWithTime(t *testing.T) {
 	var l failureLog
 	key := func(i int) failureKey { return failureKey{"memory", "scope", dedupe.KeyOf(fmt.Sprint(i))} }
-	now := failure{Time: time.Now(), Cause: CauseTimeout}
+	now := adminapi.Failure{Time: time.Now(), Cause: webhook.CauseTimeout}
 	l.add(key(-1), now, -time.Second)
 	if f := l.find(key(-1)); f != nil {
 		t.Errorf("what a success would be forgotten by is remembered: %v", f)

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
 // feedSize is how many requests of each kind the page of the admin endpoint can
@@ -21,7 +23,7 @@ type feed struct {
 	mu      sync.Mutex
 	kinds   map[string]*feedRing
 	count   uint64
-	results map[Result]uint64
+	results map[webhook.Result]uint64
 }
 
 // feedRing is the latest requests of one kind.
@@ -35,15 +37,15 @@ type feedEntry struct {
 	number uint64    // of the request, from 1
 	Time   time.Time `json:"time"`
 	// Kind is the result, or unverified: each kind has its own limit.
-	Kind     string  `json:"kind"`
-	ID       string  `json:"id,omitempty"`
-	Type     string  `json:"type,omitempty"`
-	Result   Result  `json:"result"`
-	Reason   Reason  `json:"reason,omitempty"`
-	Cause    Cause   `json:"cause,omitempty"`  // of a failed delivery
-	Status   int     `json:"status,omitempty"` // the backend's, of a failed delivery
-	Secret   string  `json:"secret,omitempty"`
-	Duration float64 `json:"duration"` // in seconds
+	Kind     string         `json:"kind"`
+	ID       string         `json:"id,omitempty"`
+	Type     string         `json:"type,omitempty"`
+	Result   webhook.Result `json:"result"`
+	Reason   webhook.Reason `json:"reason,omitempty"`
+	Cause    webhook.Cause  `json:"cause,omitempty"`  // of a failed delivery
+	Status   int            `json:"status,omitempty"` // the backend's, of a failed delivery
+	Secret   string         `json:"secret,omitempty"`
+	Duration float64        `json:"duration"` // in seconds
 }
 
 // kindUnverified is the kind of a rejected request whose signature was not
@@ -55,14 +57,14 @@ func (f *feed) add(d *delivery, start time.Time) {
 	if d.key != nil {
 		e.Kind, e.Secret = string(d.result), d.key.label
 	}
-	e.ID, e.Type = d.event.id, d.event.typ
+	e.ID, e.Type = d.event.ID, d.event.Type
 	if d.failure != nil {
 		e.Cause, e.Status = d.failure.Cause, d.failure.Status
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.results == nil {
-		f.results = make(map[Result]uint64)
+		f.results = make(map[webhook.Result]uint64)
 		f.kinds = make(map[string]*feedRing)
 	}
 	f.results[d.result]++
@@ -98,11 +100,11 @@ func (f *feed) since(count uint64) ([]feedEntry, uint64) {
 }
 
 // totals returns the number of requests by result.
-func (f *feed) totals() map[Result]uint64 {
-	totals := make(map[Result]uint64)
+func (f *feed) totals() map[webhook.Result]uint64 {
+	totals := make(map[webhook.Result]uint64)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, result := range results {
+	for _, result := range webhook.Results {
 		totals[result] = f.results[result]
 	}
 	return totals

@@ -11,11 +11,8 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"github.com/buzzbip/caddy-webhook/dedupe"
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
-
-// ResultHeader tells the sender what became of a request that did not reach
-// the next handlers although nothing was wrong with it.
-const ResultHeader = "X-BuzzBip-Result"
 
 // retryAfter is when a sender may come back, in seconds.
 const retryAfter = "10"
@@ -28,8 +25,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if reason, err := h.admit(d, w, r); reason != "" {
 		return h.refuse(d, w, r, reason, err)
 	}
-	if !h.events.match(d.event.typ) {
-		return answer(d, w, ResultIgnored)
+	if !h.events.match(d.event.Type) {
+		return answer(d, w, webhook.ResultIgnored)
 	}
 	if h.store == nil {
 		return (&attempt{Handler: h, d: d, event: d.event}).run(w, r, next)
@@ -37,7 +34,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 
 	request := dedupe.Request{
 		Scope:     d.key.scope,
-		Key:       dedupe.KeyOf(d.event.id),
+		Key:       dedupe.KeyOf(d.event.ID),
 		Digest:    dedupe.DigestOf(d.body),
 		Wait:      h.duplicateWait,
 		Lease:     h.deliveryTimeout + leaseMargin,
@@ -52,8 +49,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if err == nil && verdict.State == dedupe.Conflicting {
 		metrics.conflicts.Inc()
 		h.logger.Error("an event arrived with the id of another that was delivered", append(endpoint(r),
-			zap.String("event_id", d.event.id),
-			zap.String("event_type", d.event.typ),
+			zap.String("event_id", d.event.ID),
+			zap.String("event_type", d.event.Type),
 			zap.String("secret", d.key.label))...)
 		if h.OnConflict == onConflictDeliver {
 			request.Redeliver = true
@@ -63,28 +60,28 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 	switch {
 	case errors.Is(err, dedupe.ErrInFlight):
-		return h.refuse(d, w, r, ReasonInFlight, err)
+		return h.refuse(d, w, r, webhook.ReasonInFlight, err)
 	case errors.Is(err, dedupe.ErrFull):
-		return h.refuse(d, w, r, ReasonStoreFull, err)
+		return h.refuse(d, w, r, webhook.ReasonStoreFull, err)
 	case err != nil:
-		return h.refuse(d, w, r, ReasonStoreUnavailable, fmt.Errorf("the store of event ids does not answer: %w", err))
+		return h.refuse(d, w, r, webhook.ReasonStoreUnavailable, fmt.Errorf("the store of event ids does not answer: %w", err))
 	}
 	switch verdict.State {
 	case dedupe.Delivered:
-		return answer(d, w, ResultDuplicate)
+		return answer(d, w, webhook.ResultDuplicate)
 	case dedupe.Conflicting:
-		return answer(d, w, ResultConflict)
+		return answer(d, w, webhook.ResultConflict)
 	}
 	return (&attempt{Handler: h, d: d, event: d.event, request: &request, claim: &verdict.Claim}).run(w, r, next)
 }
 
 // admit verifies a request and completes d with its event and body. A reason
 // that is not empty says why it failed.
-func (h *Handler) admit(d *delivery, w http.ResponseWriter, r *http.Request) (Reason, error) {
+func (h *Handler) admit(d *delivery, w http.ResponseWriter, r *http.Request) (webhook.Reason, error) {
 	if r.Method != http.MethodPost {
-		return ReasonMethodNotAllowed, fmt.Errorf("webhooks are sent with POST, not %s", r.Method)
+		return webhook.ReasonMethodNotAllowed, fmt.Errorf("webhooks are sent with POST, not %s", r.Method)
 	}
-	signature, reason, err := parseSignature(r.Header)
+	signature, reason, err := webhook.ParseSignature(r.Header)
 	if err != nil {
 		return reason, err
 	}
@@ -94,23 +91,23 @@ func (h *Handler) admit(d *delivery, w http.ResponseWriter, r *http.Request) (Re
 	}
 	key := h.keys.verify(body, signature)
 	if key == nil {
-		return ReasonSignatureMismatch, errors.New("the signature is not that of the body under any of the secrets")
+		return webhook.ReasonSignatureMismatch, errors.New("the signature is not that of the body under any of the secrets")
 	}
 	d.key = key
 	key.matched()
-	if d.event, err = parseEvent(body, h.requires); err != nil {
-		return ReasonEnvelopeInvalid, fmt.Errorf("the envelope of the event is invalid: %w", err)
+	if d.event, err = webhook.ParseEvent(body, h.requires); err != nil {
+		return webhook.ReasonEnvelopeInvalid, fmt.Errorf("the envelope of the event is invalid: %w", err)
 	}
-	age := time.Since(d.event.created)
-	if !d.event.created.IsZero() {
+	age := time.Since(d.event.Created)
+	if !d.event.Created.IsZero() {
 		metrics.eventAge.Observe(max(age, 0).Seconds())
 	}
 	if h.maxAge > 0 {
 		switch {
 		case age > h.maxAge:
-			return ReasonEventStale, fmt.Errorf("the event is older than max_age: created %s", d.event.createdAt)
-		case age < -clockSkew:
-			return ReasonEventFromFuture, fmt.Errorf("the event is from the future: created %s", d.event.createdAt)
+			return webhook.ReasonEventStale, fmt.Errorf("the event is older than max_age: created %s", d.event.CreatedAt)
+		case age < -webhook.ClockSkew:
+			return webhook.ReasonEventFromFuture, fmt.Errorf("the event is from the future: created %s", d.event.CreatedAt)
 		}
 	}
 	d.body = body
@@ -118,24 +115,24 @@ func (h *Handler) admit(d *delivery, w http.ResponseWriter, r *http.Request) (Re
 }
 
 // answer acknowledges a delivery that does not go to the next handlers.
-func answer(d *delivery, w http.ResponseWriter, result Result) error {
+func answer(d *delivery, w http.ResponseWriter, result webhook.Result) error {
 	d.result = result
-	w.Header().Set(ResultHeader, string(result))
+	w.Header().Set(webhook.ResultHeader, string(result))
 	w.WriteHeader(http.StatusOK)
 	return nil
 }
 
 // refuse turns a refusal into the error that the sender gets.
-func (h *Handler) refuse(d *delivery, w http.ResponseWriter, r *http.Request, reason Reason, err error) error {
+func (h *Handler) refuse(d *delivery, w http.ResponseWriter, r *http.Request, reason webhook.Reason, err error) error {
 	d.reason = reason
 	switch reason {
-	case ReasonUnhandled:
-		d.result = ResultFailed
-	case ReasonInFlight:
-		d.result = ResultInFlight
-		w.Header().Set(ResultHeader, string(ResultInFlight))
+	case webhook.ReasonUnhandled:
+		d.result = webhook.ResultFailed
+	case webhook.ReasonInFlight:
+		d.result = webhook.ResultInFlight
+		w.Header().Set(webhook.ResultHeader, string(webhook.ResultInFlight))
 	default:
-		d.result = ResultRejected
+		d.result = webhook.ResultRejected
 	}
 	status := reason.Status()
 	switch status {
@@ -144,17 +141,17 @@ func (h *Handler) refuse(d *delivery, w http.ResponseWriter, r *http.Request, re
 	case http.StatusServiceUnavailable:
 		w.Header().Set("Retry-After", retryAfter)
 	}
-	if reason == ReasonUnhandled { // logged as a failed delivery
+	if reason == webhook.ReasonUnhandled { // logged as a failed delivery
 		return caddyhttp.Error(status, err)
 	}
 	level := zapcore.WarnLevel
-	if reason == ReasonStoreUnavailable {
+	if reason == webhook.ReasonStoreUnavailable {
 		level = zapcore.ErrorLevel
 	}
 	h.sampled.log(h.logger, level, "refused: "+string(reason), func() []zap.Field {
 		fields := append(endpoint(r), zap.String("remote_addr", r.RemoteAddr), zap.Error(err))
 		if d.verified() {
-			fields = append(fields, zap.String("event_id", d.event.id), zap.String("event_type", d.event.typ))
+			fields = append(fields, zap.String("event_id", d.event.ID), zap.String("event_type", d.event.Type))
 		}
 		return fields
 	})

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/buzzbip/caddy-webhook/dedupe"
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
 // The values of the label event_type, besides the documented types.
@@ -74,10 +75,10 @@ func histograms(name, help string, buckets []float64, labels ...string) *prometh
 
 func init() {
 	// a series that is not there yet cannot be seen to rise
-	for _, reason := range reasons {
+	for _, reason := range webhook.Reasons {
 		metrics.rejections.WithLabelValues(string(reason))
 	}
-	for _, cause := range causes {
+	for _, cause := range webhook.Causes {
 		metrics.failures.WithLabelValues(string(cause))
 	}
 }
@@ -101,8 +102,8 @@ func eventTypeLabel(d *delivery) string {
 	switch {
 	case !d.verified():
 		return typeUnverified
-	case slices.Contains(documentedTypes, d.event.typ):
-		return d.event.typ
+	case slices.Contains(webhook.DocumentedTypes, d.event.Type):
+		return d.event.Type
 	}
 	return typeOther
 }

@@ -14,10 +14,14 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/buzzbip/caddy-webhook/dedupe"
-	// the stores
+	"github.com/buzzbip/caddy-webhook/internal/option"
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
+
+	// the stores and the command line
 	_ "github.com/buzzbip/caddy-webhook/dedupe/bolt"
 	_ "github.com/buzzbip/caddy-webhook/dedupe/memory"
 	_ "github.com/buzzbip/caddy-webhook/dedupe/redis"
+	_ "github.com/buzzbip/caddy-webhook/internal/cli"
 )
 
 func init() {
@@ -25,14 +29,11 @@ func init() {
 }
 
 const (
-	defaultMaxBodySize     = 1 << 20
 	defaultReadTimeout     = caddy.Duration(10 * time.Second)
 	defaultDeliveryTimeout = caddy.Duration(time.Minute)
 	defaultDuplicateWait   = caddy.Duration(8 * time.Second)
 	defaultRetention       = caddy.Duration(24 * time.Hour)
 
-	// clockSkew is how far ahead of our clock an event may be created.
-	clockSkew = 5 * time.Minute
 	// storeNamespace is where Caddy finds the stores.
 	storeNamespace = "http.buzzbip_webhook.stores"
 
@@ -47,8 +48,6 @@ const (
 
 // The values that options with a choice take.
 const (
-	envelopeStrict    = "strict"
-	envelopeLenient   = "lenient"
 	onConflictDrop    = "drop"
 	onConflictDeliver = "deliver"
 	dedupeOff         = "off"
@@ -123,7 +122,7 @@ type Handler struct {
 	// resolved by Provision
 	keys            *keyring
 	events          patterns
-	requires        requirements
+	requires        webhook.Requirements
 	maxBodySize     int64
 	readTimeout     time.Duration
 	deliveryTimeout time.Duration
@@ -181,15 +180,15 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 }
 
 func (h *Handler) provisionLimits() error {
-	lenient, err := choice("envelope", h.Envelope, envelopeStrict, envelopeLenient)
+	lenient, err := option.Choice("envelope", h.Envelope, webhook.EnvelopeStrict, webhook.EnvelopeLenient)
 	if err != nil {
 		return err
 	}
-	if h.maxBodySize, err = setting("max_body_size", h.MaxBodySize, defaultMaxBodySize); err != nil {
+	if h.maxBodySize, err = option.Resolve("max_body_size", h.MaxBodySize, webhook.DefaultMaxBodySize); err != nil {
 		return err
 	}
 	for _, d := range []struct {
-		option  string
+		name    string
 		value   *caddy.Duration
 		unset   caddy.Duration
 		setting *time.Duration
@@ -200,18 +199,18 @@ func (h *Handler) provisionLimits() error {
 		{"max_age", h.MaxAge, 0, &h.maxAge},
 		{"retention", h.Retention, defaultRetention, &h.retention},
 	} {
-		resolved, err := setting(d.option, d.value, d.unset)
+		resolved, err := option.Resolve(d.name, d.value, d.unset)
 		if err != nil {
 			return err
 		}
 		*d.setting = time.Duration(resolved)
 	}
-	h.requires = requirements{createdAt: !lenient || h.maxAge > 0, data: !lenient}
+	h.requires = webhook.Requirements{CreatedAt: !lenient || h.maxAge > 0, Data: !lenient}
 	return nil
 }
 
 func (h *Handler) provisionDedupe(ctx caddy.Context) error {
-	if _, err := choice("on_conflict", h.OnConflict, onConflictDrop, onConflictDeliver); err != nil {
+	if _, err := option.Choice("on_conflict", h.OnConflict, onConflictDrop, onConflictDeliver); err != nil {
 		return err
 	}
 	switch h.Dedupe {
@@ -224,9 +223,9 @@ func (h *Handler) provisionDedupe(ctx caddy.Context) error {
 	default:
 		return fmt.Errorf("dedupe can only be %s, not %q", dedupeOff, h.Dedupe)
 	}
-	if h.maxAge > 0 && h.maxAge > h.retention-clockSkew {
+	if h.maxAge > 0 && h.maxAge > h.retention-webhook.ClockSkew {
 		return fmt.Errorf("max_age (%s) plus %s of clock skew is greater than retention (%s), so an event could be forgotten while a replay of it is still accepted: raise retention or lower max_age",
-			h.maxAge, clockSkew, h.retention)
+			h.maxAge, webhook.ClockSkew, h.retention)
 	}
 
 	var store any
@@ -241,32 +240,6 @@ func (h *Handler) provisionDedupe(ctx caddy.Context) error {
 	}
 	h.store = &measured{store.(dedupe.Store), store.(caddy.Module).CaddyModule().ID.Name()}
 	return nil
-}
-
-// setting resolves an optional value that must be greater than zero.
-func setting[T int64 | caddy.Duration](option string, value *T, unset T) (T, error) {
-	if value == nil {
-		return unset, nil
-	}
-	return *value, positive(option, *value)
-}
-
-func positive[T int64 | caddy.Duration](option string, value T) error {
-	if value <= 0 {
-		return fmt.Errorf("%s must be greater than zero", option)
-	}
-	return nil
-}
-
-// choice reports whether value is other rather than unset.
-func choice(option, value, unset, other string) (bool, error) {
-	switch value {
-	case "", unset:
-		return false, nil
-	case other:
-		return true, nil
-	}
-	return false, fmt.Errorf("%s must be %s or %s, not %q", option, unset, other, value)
 }
 
 // Interface guards

@@ -26,6 +26,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -286,7 +287,7 @@ func signed(url, body string) *http.Request {
 		panic(err)
 	}
 	r.Header.Set("Content-Type", "application/json")
-	r.Header.Set(SignatureHeader, signature(testSecret, body))
+	r.Header.Set(webhook.SignatureHeader, signature(testSecret, body))
 	return r
 }
 
@@ -299,7 +300,7 @@ type response struct {
 }
 
 // result is the result that the response names.
-func (r response) result() string { return r.header.Get(ResultHeader) }
+func (r response) result() string { return r.header.Get(webhook.ResultHeader) }
 
 func send(client *http.Client, r *http.Request) response {
 	res, err := client.Do(r)
@@ -319,7 +320,7 @@ func sendAsync(client *http.Client, r *http.Request) <-chan response {
 }
 
 // expect fails the test unless the response has a status and a result.
-func expect(t testing.TB, got response, status int, result Result) {
+func expect(t testing.TB, got response, status int, result webhook.Result) {
 	t.Helper()
 	if got.err != nil {
 		t.Fatalf("no answer: %v", got.err)

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"unicode"
 
+	"github.com/buzzbip/caddy-webhook/internal/adminapi"
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/tidwall/gjson"
@@ -13,14 +15,14 @@ import (
 // delivery is what is known of a request so far. Placeholders and the matcher
 // read it, in error routes too.
 type delivery struct {
-	key    *key   // nil until the signature is verified
-	event  event  // empty until then, and if its envelope is invalid
-	body   []byte // of the event
-	result Result
-	reason Reason
+	key    *key          // nil until the signature is verified
+	event  webhook.Event // empty until then, and if its envelope is invalid
+	body   []byte        // of the event
+	result webhook.Result
+	reason webhook.Reason
 	// claimed means that a handler of this request owns the event.
 	claimed bool
-	failure *failure // nil unless its delivery failed
+	failure *adminapi.Failure // nil unless its delivery failed
 }
 
 // String is for handlers that print the variable: `{http.vars.buzzbip_webhook}`
@@ -51,12 +53,12 @@ func deliveryOf(r *http.Request) *delivery {
 }
 
 // verified reports whether the event came from somebody who holds a secret.
-func (d *delivery) verified() bool { return d != nil && d.event.id != "" }
+func (d *delivery) verified() bool { return d != nil && d.event.ID != "" }
 
 // errorBody returns the body that error routes may see: that of an event whose
 // delivery failed, and none of a request that was rejected.
 func (d *delivery) errorBody() []byte {
-	if d.result == ResultFailed {
+	if d.result == webhook.ResultFailed {
 		return d.body
 	}
 	return nil
@@ -103,14 +105,14 @@ func (d *delivery) value(name string) (string, bool) {
 	}
 	switch name {
 	case "event.id":
-		return d.event.id, true
+		return d.event.ID, true
 	case "event.type":
-		return d.event.typ, true
+		return d.event.Type, true
 	case "event.created_at":
-		return d.event.createdAt, true
+		return d.event.CreatedAt, true
 	}
 	if path, ok := strings.CutPrefix(name, "event.data."); ok {
-		return gjson.GetBytes(d.event.data, path).String(), true
+		return gjson.GetBytes(d.event.Data, path).String(), true
 	}
 	return "", false
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 )
@@ -103,7 +104,7 @@ func TestPlaceholdersOfWhatIsNotVerifiedAreNotSet(t *testing.T) {
 			respond "`+unset+` {http.buzzbip_webhook.result} {http.buzzbip_webhook.reason}"
 		}`)
 	r := signed(s.url, eventBody(newID()))
-	r.Header.Set(SignatureHeader, strings.Repeat("0", 64))
+	r.Header.Set(webhook.SignatureHeader, strings.Repeat("0", 64))
 	got := send(newClient(t, "HTTP/1.1"), r)
 	if got.body != unset+" rejected signature_mismatch" || got.header.Get("X-Matched") != "" {
 		t.Errorf("got %q with %v", got.body, got.header)
@@ -126,15 +127,15 @@ func TestResultsAreKnownToPlaceholders(t *testing.T) {
 	for _, step := range []struct {
 		body   string
 		next   func(http.ResponseWriter, *http.Request) error
-		result Result
+		result webhook.Result
 	}{
-		{body, fails, ResultFailed},
-		{body, silent, ResultFailed},
-		{body, ok, ResultDelivered},
-		{body, ok, ResultDuplicate},
-		{body + " ", ok, ResultConflict},
-		{strings.Replace(body, "received", "sent", 1), ok, ResultIgnored},
-		{"{}", ok, ResultRejected},
+		{body, fails, webhook.ResultFailed},
+		{body, silent, webhook.ResultFailed},
+		{body, ok, webhook.ResultDelivered},
+		{body, ok, webhook.ResultDuplicate},
+		{body + " ", ok, webhook.ResultConflict},
+		{strings.Replace(body, "received", "sent", 1), ok, webhook.ResultIgnored},
+		{"{}", ok, webhook.ResultRejected},
 	} {
 		r := signed("https://localhost/", step.body)
 		got, _ := serve(h, r, step.next)
@@ -269,7 +270,7 @@ func TestVariableShowsNothingButTheResult(t *testing.T) {
 		}
 	}
 	variable := await(t, b.arrived, "the delivery").Header.Get("X-Variable")
-	if variable != string(ResultFailed) { // as long as nobody has answered
+	if variable != string(webhook.ResultFailed) { // as long as nobody has answered
 		t.Errorf("the variable is %q", variable)
 	}
 	shown := got.body + variable + fmt.Sprint(got.header)
@@ -283,7 +284,7 @@ func TestVariableShowsNothingButTheResult(t *testing.T) {
 		t.Errorf("the log does not have the result: %s", log)
 	}
 
-	d := delivery{event: event{id: "evt_1", data: []byte(`{"text":"hello"}`)}, result: ResultDelivered,
+	d := delivery{event: webhook.Event{ID: "evt_1", Data: []byte(`{"text":"hello"}`)}, result: webhook.ResultDelivered,
 		key: &key{label: "main", scope: "the-scope-that-nobody-sees"}}
 	for _, format := range []string{"%v", "%+v", "%s", "%q"} {
 		shown += fmt.Sprintf(format, d) + fmt.Sprintf(format, &d) + fmt.Sprintf(format, struct{ D any }{&d})

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 )
@@ -80,8 +81,8 @@ func TestREADMENamesEveryOptionAndReason(t *testing.T) {
 	readme := readme(t)
 	names := []string{"max_body_size", "read_timeout", "delivery_timeout", "duplicate_wait", "max_age", "retention", "scope",
 		"store", "on_conflict", "dedupe off", "secret", "events", "envelope"}
-	for _, line := range strings.Split(reasonsInContract, "\n") {
-		names = append(names, strings.Fields(line)[1])
+	for _, reason := range webhook.Reasons {
+		names = append(names, string(reason))
 	}
 	missing := slices.DeleteFunc(names, func(name string) bool { return strings.Contains(readme, "| `"+name+"`") })
 	if len(missing) > 0 {

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 	"github.com/caddyserver/caddy/v2"
 )
 
@@ -21,7 +22,7 @@ func TestReloadKeepsWhatIsRemembered(t *testing.T) {
 			"delivery_timeout 5s\nmax_age 1h",
 		} {
 			s.reload(proxied(b, options))
-			expect(t, send(client, signed(s.url, body)), http.StatusOK, ResultDuplicate)
+			expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultDuplicate)
 		}
 		b.expectCount(t, 1)
 	})
@@ -35,7 +36,7 @@ func TestRemovingTheHandlerForAWhileForgetsNothing(t *testing.T) {
 	expect(t, send(client, signed(s.url, body)), http.StatusOK, "")
 	s.reload("respond gone 404")
 	s.reload(proxied(b, ""))
-	expect(t, send(client, signed(s.url, body)), http.StatusOK, ResultDuplicate)
+	expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultDuplicate)
 }
 
 func TestDeliveryInFlightAcrossAReloadIsJoinedByDuplicates(t *testing.T) {
@@ -58,7 +59,7 @@ func TestDeliveryInFlightAcrossAReloadIsJoinedByDuplicates(t *testing.T) {
 		third := sendAsync(client, signed(s.url, body))
 		statuses <- http.StatusOK
 		expect(t, await(t, second, "the second answer"), http.StatusOK, "")
-		expect(t, await(t, third, "the third answer"), http.StatusOK, ResultDuplicate)
+		expect(t, await(t, third, "the third answer"), http.StatusOK, webhook.ResultDuplicate)
 		b.expectCount(t, 2)
 	})
 }
@@ -83,11 +84,11 @@ func TestFailedReloadChangesNothing(t *testing.T) {
 			t.Fatal("the broken configuration was loaded")
 		}
 	}
-	expect(t, send(client, signed(s.url, delivered)), http.StatusOK, ResultDuplicate)
+	expect(t, send(client, signed(s.url, delivered)), http.StatusOK, webhook.ResultDuplicate)
 	second := sendAsync(client, signed(s.url, inFlight))
 	statuses <- http.StatusOK
 	expect(t, await(t, first, "the first answer"), http.StatusOK, "")
-	expect(t, await(t, second, "the second answer"), http.StatusOK, ResultDuplicate)
+	expect(t, await(t, second, "the second answer"), http.StatusOK, webhook.ResultDuplicate)
 	b.expectCount(t, 2)
 }
 
@@ -120,7 +121,7 @@ func TestTwoSecretsDuringARotation(t *testing.T) {
 	client := newClient(t, "HTTP/1.1")
 	withSecret := func(secret, body string) *http.Request {
 		r := signed(s.url, body)
-		r.Header.Set(SignatureHeader, signature(secret, body))
+		r.Header.Set(webhook.SignatureHeader, signature(secret, body))
 		return r
 	}
 	const newSecret = "the-new-secret-of-the-same-webhook"
@@ -129,11 +130,11 @@ func TestTwoSecretsDuringARotation(t *testing.T) {
 	expect(t, send(client, withSecret(newSecret, before)), http.StatusUnauthorized, "")
 
 	s.reload("buzzbip_webhook {\n secret " + newSecret + " new\n secret " + testSecret + " old\n}\nheader X-Secret {http.buzzbip_webhook.secret}\nreverse_proxy " + b.address() + " {\n header_up X-Secret {http.buzzbip_webhook.secret}\n}")
-	expect(t, send(client, withSecret(testSecret, before)), http.StatusOK, ResultDuplicate)
+	expect(t, send(client, withSecret(testSecret, before)), http.StatusOK, webhook.ResultDuplicate)
 	for secret, label := range map[string]string{testSecret: "old", newSecret: "new"} {
 		body := eventBody(newID())
 		expect(t, send(client, withSecret(secret, body)), http.StatusOK, "")
-		expect(t, send(client, withSecret(secret, body)), http.StatusOK, ResultDuplicate)
+		expect(t, send(client, withSecret(secret, body)), http.StatusOK, webhook.ResultDuplicate)
 		waitFor(t, "the delivery", func() bool { return len(b.arrived) > 0 })
 		var last received
 		for len(b.arrived) > 0 {

@@ -20,8 +20,8 @@ func (h *Handler) report(d *delivery, r *http.Request, start time.Time) {
 	latest.add(d, start)
 	if log, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
 		if d.verified() {
-			log.Set(zap.String("buzzbip_event_id", d.event.id))
-			log.Set(zap.String("buzzbip_event_type", d.event.typ))
+			log.Set(zap.String("buzzbip_event_id", d.event.ID))
+			log.Set(zap.String("buzzbip_event_type", d.event.Type))
 		}
 		log.Set(zap.String("buzzbip_result", string(d.result)))
 		if d.reason != "" {

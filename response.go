@@ -4,6 +4,7 @@ import (
 	"io"
 	"net/http"
 
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
 
@@ -30,7 +31,7 @@ func (rec *responseRecorder) WriteHeader(status int) {
 // inFlight reports whether a buzzbip_webhook that is the backend answered that
 // the event is in flight.
 func (rec *responseRecorder) inFlight() bool {
-	return rec.status == http.StatusServiceUnavailable && rec.Header().Get(ResultHeader) == string(ResultInFlight)
+	return rec.status == http.StatusServiceUnavailable && rec.Header().Get(webhook.ResultHeader) == string(webhook.ResultInFlight)
 }
 
 // implicitStatus is what net/http does for a handler that writes no status.

@@ -3,7 +3,6 @@
 package buzzbip
 
 import (
-	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -35,25 +34,5 @@ func TestPipeAsSecretFileDoesNotHangTheLoad(t *testing.T) {
 			}
 			<-loaded
 		}
-	}
-}
-
-// A pipe in the place of a file that was looked at is opened without waiting.
-func TestReadOfAPipeDoesNotWait(t *testing.T) {
-	pipe := filepath.Join(t.TempDir(), "pipe")
-	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	opened := make(chan error, 1)
-	go func() {
-		file, err := openRegular(pipe)
-		if err == nil {
-			err = errors.New("it was opened")
-			file.Close()
-		}
-		opened <- err
-	}()
-	if err := await(t, opened, "the pipe"); !strings.Contains(err.Error(), "regular file") {
-		t.Errorf("the error is %v", err)
 	}
 }

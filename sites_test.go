@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
 func TestScopes(t *testing.T) {
@@ -17,7 +19,7 @@ func TestScopes(t *testing.T) {
 	}
 	sendToOther := func(s *site, body string) response {
 		r := signed(strings.Replace(s.url, "/webhooks/buzzbip", "/other", 1), body)
-		r.Header.Set(SignatureHeader, signature(otherSecret, body))
+		r.Header.Set(webhook.SignatureHeader, signature(otherSecret, body))
 		return send(client, r)
 	}
 	t.Run("different secrets are apart", func(t *testing.T) {
@@ -34,7 +36,7 @@ func TestScopes(t *testing.T) {
 		s := start(t, sites("scope "+name, "scope "+name))
 		body := eventBody(newID())
 		expect(t, send(client, signed(s.url, body)), http.StatusOK, "")
-		expect(t, sendToOther(s, body), http.StatusOK, ResultDuplicate)
+		expect(t, sendToOther(s, body), http.StatusOK, webhook.ResultDuplicate)
 		for _, want := range []string{"share a scope", `"sites":["localhost/webhooks/buzzbip","localhost/other"]`, name} {
 			if !strings.Contains(s.logs(), want) {
 				t.Errorf("no %q in the log: %s", want, s.logs())
@@ -61,7 +63,7 @@ func TestScopes(t *testing.T) {
 		s := start(t, "handle /webhooks/buzzbip {\n"+proxied(b, "")+"\n}\nhandle /other {\n"+proxied(b, "")+"\n}")
 		body := eventBody(newID())
 		expect(t, send(client, signed(s.url, body)), http.StatusOK, "")
-		expect(t, send(client, signed(strings.Replace(s.url, "/webhooks/buzzbip", "/other", 1), body)), http.StatusOK, ResultDuplicate)
+		expect(t, send(client, signed(strings.Replace(s.url, "/webhooks/buzzbip", "/other", 1), body)), http.StatusOK, webhook.ResultDuplicate)
 		if !strings.Contains(s.logs(), "share a scope") || strings.Contains(s.logs(), newKey("", []byte(testSecret)).scope) {
 			t.Errorf("no warning, or too much: %s", s.logs())
 		}

@@ -6,14 +6,15 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
-// explained makes the reasons of refusals visible to the sender.
+// explained makes the webhook.Reasons of refusals visible to the sender.
 const explained = `
 	handle_errors {
 		header X-Reason {http.buzzbip_webhook.reason}
@@ -21,14 +22,14 @@ const explained = `
 		respond "{err.message}"
 	}`
 
-func expectRefusal(t *testing.T, got response, reason Reason) {
+func expectRefusal(t *testing.T, got response, reason webhook.Reason) {
 	t.Helper()
 	expect(t, got, reason.Status(), "")
 	if got := got.header.Get("X-Reason"); got != string(reason) {
 		t.Fatalf("refused for %q, want %q", got, reason)
 	}
-	if got := got.header.Get("X-Refusal"); got != string(ResultRejected) {
-		t.Fatalf("the result is %q, want %q", got, ResultRejected)
+	if got := got.header.Get("X-Refusal"); got != string(webhook.ResultRejected) {
+		t.Fatalf("the result is %q, want %q", got, webhook.ResultRejected)
 	}
 	if got.body == "" {
 		t.Fatal("no explanation")
@@ -58,38 +59,38 @@ func TestRefusals(t *testing.T) {
 	tests := []struct {
 		name    string
 		request func(url string) *http.Request
-		reason  Reason
+		reason  webhook.Reason
 	}{
-		{"GET", post("", func(r *http.Request) { r.Method = http.MethodGet }), ReasonMethodNotAllowed},
-		{"PUT", post(eventBody("a"), func(r *http.Request) { r.Method = http.MethodPut }), ReasonMethodNotAllowed},
-		{"no signature", post(eventBody("a"), func(r *http.Request) { r.Header.Del(SignatureHeader) }), ReasonSignatureMissing},
+		{"GET", post("", func(r *http.Request) { r.Method = http.MethodGet }), webhook.ReasonMethodNotAllowed},
+		{"PUT", post(eventBody("a"), func(r *http.Request) { r.Method = http.MethodPut }), webhook.ReasonMethodNotAllowed},
+		{"no signature", post(eventBody("a"), func(r *http.Request) { r.Header.Del(webhook.SignatureHeader) }), webhook.ReasonSignatureMissing},
 		{"two signatures", post(eventBody("a"), func(r *http.Request) {
-			r.Header.Add(SignatureHeader, r.Header.Get(SignatureHeader))
-		}), ReasonSignatureMalformed},
-		{"empty signature", post(eventBody("a"), func(r *http.Request) { r.Header.Set(SignatureHeader, "") }), ReasonSignatureMalformed},
-		{"short signature", post(eventBody("a"), func(r *http.Request) { r.Header.Set(SignatureHeader, "abcd") }), ReasonSignatureMalformed},
+			r.Header.Add(webhook.SignatureHeader, r.Header.Get(webhook.SignatureHeader))
+		}), webhook.ReasonSignatureMalformed},
+		{"empty signature", post(eventBody("a"), func(r *http.Request) { r.Header.Set(webhook.SignatureHeader, "") }), webhook.ReasonSignatureMalformed},
+		{"short signature", post(eventBody("a"), func(r *http.Request) { r.Header.Set(webhook.SignatureHeader, "abcd") }), webhook.ReasonSignatureMalformed},
 		{"prefixed signature", post(eventBody("a"), func(r *http.Request) {
-			r.Header.Set(SignatureHeader, "sha256="+r.Header.Get(SignatureHeader))
-		}), ReasonSignatureMalformed},
+			r.Header.Set(webhook.SignatureHeader, "sha256="+r.Header.Get(webhook.SignatureHeader))
+		}), webhook.ReasonSignatureMalformed},
 		{"signature that is not hex", post(eventBody("a"), func(r *http.Request) {
-			r.Header.Set(SignatureHeader, strings.Repeat("g", 64))
-		}), ReasonSignatureMalformed},
-		{"too large, declared", post(long, nil), ReasonBodyTooLarge},
-		{"too large, not declared", post(long, unknownLength), ReasonBodyTooLarge},
+			r.Header.Set(webhook.SignatureHeader, strings.Repeat("g", 64))
+		}), webhook.ReasonSignatureMalformed},
+		{"too large, declared", post(long, nil), webhook.ReasonBodyTooLarge},
+		{"too large, not declared", post(long, unknownLength), webhook.ReasonBodyTooLarge},
 		{"other secret", post(eventBody("a"), func(r *http.Request) {
-			r.Header.Set(SignatureHeader, signature("another secret", eventBody("a")))
-		}), ReasonSignatureMismatch},
+			r.Header.Set(webhook.SignatureHeader, signature("another secret", eventBody("a")))
+		}), webhook.ReasonSignatureMismatch},
 		{"other body", post(eventBody("a"), func(r *http.Request) {
-			r.Header.Set(SignatureHeader, signature(testSecret, eventBody("b")))
-		}), ReasonSignatureMismatch},
+			r.Header.Set(webhook.SignatureHeader, signature(testSecret, eventBody("b")))
+		}), webhook.ReasonSignatureMismatch},
 		{"trailing newline", post(eventBody("a")+"\n", func(r *http.Request) {
-			r.Header.Set(SignatureHeader, signature(testSecret, eventBody("a")))
-		}), ReasonSignatureMismatch},
-		{"no body", post("", nil), ReasonEnvelopeInvalid},
-		{"no JSON", post("id=evt_1", nil), ReasonEnvelopeInvalid},
-		{"no JSON, length not declared", post("id=evt_1", unknownLength), ReasonEnvelopeInvalid},
-		{"older than max_age", post(envelope("a", "message.sent", -61*time.Minute), nil), ReasonEventStale},
-		{"from the future", post(envelope("a", "message.sent", 6*time.Minute), nil), ReasonEventFromFuture},
+			r.Header.Set(webhook.SignatureHeader, signature(testSecret, eventBody("a")))
+		}), webhook.ReasonSignatureMismatch},
+		{"no body", post("", nil), webhook.ReasonEnvelopeInvalid},
+		{"no JSON", post("id=evt_1", nil), webhook.ReasonEnvelopeInvalid},
+		{"no JSON, length not declared", post("id=evt_1", unknownLength), webhook.ReasonEnvelopeInvalid},
+		{"older than max_age", post(envelope("a", "message.sent", -61*time.Minute), nil), webhook.ReasonEventStale},
+		{"from the future", post(envelope("a", "message.sent", 6*time.Minute), nil), webhook.ReasonEventFromFuture},
 	}
 	eachProtocol(t, func(t *testing.T, client *http.Client) {
 		b := newBackend(t, nil)
@@ -99,7 +100,7 @@ func TestRefusals(t *testing.T) {
 				got := send(client, test.request(s.url))
 				expectRefusal(t, got, test.reason)
 				allow := got.header.Get("Allow")
-				if want := test.reason == ReasonMethodNotAllowed; want != (allow == http.MethodPost) {
+				if want := test.reason == webhook.ReasonMethodNotAllowed; want != (allow == http.MethodPost) {
 					t.Errorf("Allow is %q", allow)
 				}
 				if !strings.Contains(s.logs(), `"refused: `+string(test.reason)) {
@@ -114,7 +115,7 @@ func TestRefusals(t *testing.T) {
 			envelope(newID(), "message.sent", 4*time.Minute),
 		} {
 			expect(t, send(client, signed(s.url, body)), http.StatusOK, "")
-			expect(t, send(client, signed(s.url, body)), http.StatusOK, ResultDuplicate)
+			expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultDuplicate)
 		}
 	})
 }
@@ -126,7 +127,7 @@ func TestRefusedRequestsLeaveNoState(t *testing.T) {
 	id := newID()
 	body := eventBody(id)
 	forged := signed(s.url, body)
-	forged.Header.Set(SignatureHeader, signature("another secret", body))
+	forged.Header.Set(webhook.SignatureHeader, signature("another secret", body))
 	for _, r := range []*http.Request{
 		forged,
 		signed(s.url, envelope(id, "message.received", -2*time.Hour)),
@@ -145,7 +146,7 @@ func TestSignatureMayBeUpperCase(t *testing.T) {
 	s := start(t, proxied(b, ""))
 	body := eventBody(newID())
 	r := signed(s.url, body)
-	r.Header.Set(SignatureHeader, strings.ToUpper(r.Header.Get(SignatureHeader)))
+	r.Header.Set(webhook.SignatureHeader, strings.ToUpper(r.Header.Get(webhook.SignatureHeader)))
 	expect(t, send(newClient(t, "HTTP/1.1"), r), http.StatusOK, "")
 }
 
@@ -166,8 +167,8 @@ func TestNothingIsReadOfARequestThatItsHeadersRefuse(t *testing.T) {
 	provision(t, h)
 	for name, change := range map[string]func(*http.Request){
 		"method":          func(r *http.Request) { r.Method = http.MethodGet },
-		"signature":       func(r *http.Request) { r.Header.Del(SignatureHeader) },
-		"declared length": func(r *http.Request) { r.ContentLength = defaultMaxBodySize + 1 },
+		"signature":       func(r *http.Request) { r.Header.Del(webhook.SignatureHeader) },
+		"declared length": func(r *http.Request) { r.ContentLength = webhook.DefaultMaxBodySize + 1 },
 	} {
 		t.Run(name, func(t *testing.T) {
 			body := &tap{Reader: strings.NewReader(eventBody("a"))}
@@ -225,7 +226,7 @@ func TestBodyThatArrivesTooSlowlyIsRefused(t *testing.T) {
 				if !declared {
 					r.ContentLength = -1
 				}
-				expectRefusal(t, send(client, r), ReasonBodyTimeout)
+				expectRefusal(t, send(client, r), webhook.ReasonBodyTimeout)
 				b.expectCount(t, 0)
 			})
 		}
@@ -272,7 +273,7 @@ func TestTighterDeadlineOfTheServerHolds(t *testing.T) {
 				got = send(client, r)
 				return got.err == nil
 			})
-			expectRefusal(t, got, ReasonBodyTimeout)
+			expectRefusal(t, got, webhook.ReasonBodyTimeout)
 		}
 	})
 }
@@ -316,14 +317,14 @@ func TestTypesThatAreNotAskedForAreAcknowledgedAndDropped(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, client *http.Client) {
 		b := newBackend(t, nil)
 		s := start(t, proxied(b, "events contact.* message.received"))
-		for typ, want := range map[string]Result{
+		for typ, want := range map[string]webhook.Result{
 			"message.received":  "",
 			"contact.created":   "",
 			"contact.merged":    "", // not documented, but of the prefix
-			"message.sent":      ResultIgnored,
-			"contacts.created":  ResultIgnored,
-			"contact":           ResultIgnored,
-			"message.receivedx": ResultIgnored,
+			"message.sent":      webhook.ResultIgnored,
+			"contacts.created":  webhook.ResultIgnored,
+			"contact":           webhook.ResultIgnored,
+			"message.receivedx": webhook.ResultIgnored,
 		} {
 			expect(t, send(client, signed(s.url, envelope(newID(), typ, 0))), http.StatusOK, want)
 		}
@@ -331,7 +332,7 @@ func TestTypesThatAreNotAskedForAreAcknowledgedAndDropped(t *testing.T) {
 
 		// what was ignored is not remembered
 		id := newID()
-		expect(t, send(client, signed(s.url, envelope(id, "message.sent", 0))), http.StatusOK, ResultIgnored)
+		expect(t, send(client, signed(s.url, envelope(id, "message.sent", 0))), http.StatusOK, webhook.ResultIgnored)
 		s.reload(proxied(b, ""))
 		expect(t, send(client, signed(s.url, envelope(id, "message.sent", 0))), http.StatusOK, "")
 	})
@@ -358,11 +359,11 @@ func TestSameIDWithAnotherBodyIsAnAlarm(t *testing.T) {
 				if policy == "on_conflict deliver" {
 					expect(t, got, http.StatusOK, "")
 					b.expectCount(t, 2)
-					expect(t, send(client, signed(s.url, other)), http.StatusOK, ResultDuplicate)
+					expect(t, send(client, signed(s.url, other)), http.StatusOK, webhook.ResultDuplicate)
 				} else {
-					expect(t, got, http.StatusOK, ResultConflict)
+					expect(t, got, http.StatusOK, webhook.ResultConflict)
 					b.expectCount(t, 1)
-					expect(t, send(client, signed(s.url, body)), http.StatusOK, ResultDuplicate)
+					expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultDuplicate)
 				}
 				log := s.logs()
 				if !strings.Contains(log, `"level":"error"`) || !strings.Contains(log, id) {
@@ -384,7 +385,7 @@ func TestConflictsAmongConcurrentCopies(t *testing.T) {
 	second := sendAsync(client, signed(s.url, envelope(id, "message.failed", 0)))
 	close(release)
 	expect(t, await(t, first, "the first answer"), http.StatusOK, "")
-	expect(t, await(t, second, "the second answer"), http.StatusOK, ResultConflict)
+	expect(t, await(t, second, "the second answer"), http.StatusOK, webhook.ResultConflict)
 	b.expectCount(t, 1)
 }
 
@@ -397,7 +398,7 @@ func TestDedupeOffVerifiesAndPassesOnEveryCopy(t *testing.T) {
 		expect(t, send(client, signed(s.url, body)), http.StatusOK, "")
 	}
 	forged := signed(s.url, body)
-	forged.Header.Set(SignatureHeader, strings.Repeat("0", 64))
+	forged.Header.Set(webhook.SignatureHeader, strings.Repeat("0", 64))
 	expect(t, send(client, forged), http.StatusUnauthorized, "")
 	b.expectCount(t, 3)
 }
@@ -415,11 +416,11 @@ func TestFullStoreThatRefuses(t *testing.T) {
 	expect(t, send(client, signed(s.url, bodies[0])), http.StatusOK, "")
 	expect(t, send(client, signed(s.url, bodies[1])), http.StatusOK, "")
 	got := send(client, signed(s.url, bodies[2]))
-	expectRefusal(t, got, ReasonStoreFull)
+	expectRefusal(t, got, webhook.ReasonStoreFull)
 	if got.header.Get("Retry-After") == "" {
 		t.Error("no Retry-After")
 	}
-	expect(t, send(client, signed(s.url, bodies[0])), http.StatusOK, ResultDuplicate)
+	expect(t, send(client, signed(s.url, bodies[0])), http.StatusOK, webhook.ResultDuplicate)
 	b.expectCount(t, 2)
 }
 
@@ -448,8 +449,8 @@ func TestBackendGetsTheSameBytesWithALength(t *testing.T) {
 					if got.ContentLength != int64(len(body)) || len(got.TransferEncoding) > 0 {
 						t.Errorf("length %d, transfer encoding %v; want %d", got.ContentLength, got.TransferEncoding, len(body))
 					}
-					if got.Header.Get(SignatureHeader) != signature(testSecret, body) {
-						t.Errorf("the signature became %q", got.Header.Get(SignatureHeader))
+					if got.Header.Get(webhook.SignatureHeader) != signature(testSecret, body) {
+						t.Errorf("the signature became %q", got.Header.Get(webhook.SignatureHeader))
 					}
 					if len(got.Trailer) > 0 || got.Header.Get("Expect") != "" {
 						t.Errorf("trailer %v, expect %q", got.Trailer, got.Header.Get("Expect"))
@@ -490,36 +491,3 @@ func TestBodyCanBeReadAgainOnlyAsAWhole(t *testing.T) {
 		t.Fatal(err)
 	}
 }
-
-func TestReasonsAndResultsHaveAStatusEach(t *testing.T) {
-	var all []Reason
-	for _, line := range strings.Split(reasonsInContract, "\n") {
-		var reason Reason
-		var status int
-		if _, err := fmt.Sscan(line, &status, &reason); err != nil {
-			t.Fatal(err)
-		}
-		if reason.Status() != status {
-			t.Errorf("%s is answered with %d, want %d", reason, reason.Status(), status)
-		}
-		if slices.Contains(all, reason) {
-			t.Errorf("%s is there twice", reason)
-		}
-		all = append(all, reason)
-	}
-}
-
-const reasonsInContract = `405 method_not_allowed
-401 signature_missing
-401 signature_malformed
-413 body_too_large
-408 body_timeout
-400 body_incomplete
-401 signature_mismatch
-400 envelope_invalid
-403 event_stale
-403 event_from_future
-503 in_flight
-503 store_unavailable
-503 store_full
-502 unhandled`

@@ -13,6 +13,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/buzzbip/caddy-webhook/dedupe"
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
 // broken is a store that fails to claim or to settle, hangs when it is to
@@ -78,7 +79,7 @@ func TestStoreThatDoesNotAnswerMeansComeBackLater(t *testing.T) {
 	b := newBackend(t, nil)
 	s := start(t, proxied(b, "store broken claim")+explained)
 	got := send(newClient(t, "HTTP/1.1"), signed(s.url, eventBody(newID())))
-	expectRefusal(t, got, ReasonStoreUnavailable)
+	expectRefusal(t, got, webhook.ReasonStoreUnavailable)
 	if got.header.Get("Retry-After") == "" {
 		t.Error("no Retry-After")
 	}

@@ -10,19 +10,14 @@ import (
 	"fmt"
 	"hash"
 	"iter"
-	"net/http"
 	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 	"go.uber.org/zap"
 )
-
-// SignatureHeader carries the HMAC-SHA256 of the raw request body under the
-// webhook's signing secret, in hex. BuzzBip signs nothing else (developer
-// documentation, "Webhooks", updated 2026-06-01).
-const SignatureHeader = "X-BuzzBip-Signature"
 
 // Secret is one signing secret: a value, or a file that holds it.
 type Secret struct {
@@ -88,7 +83,7 @@ func newKeys(secrets []Secret, scope string, logger *zap.Logger) (*keyring, erro
 				return nil, fmt.Errorf("secret %s %w", label, err)
 			}
 			value = []byte(expanded)
-			if !onlyPlaceholders.MatchString(s.Value) && !looksUnexpanded(expanded) {
+			if !onlyPlaceholders.MatchString(s.Value) && !webhook.LooksUnexpanded(expanded) {
 				logger.Warn("the secret is in the configuration in clear text, so it shows in GET /config/ and in the autosave: write {env.NAME} (not {$NAME}) or {file./path}, or use secret_file", zap.String("secret", label))
 			}
 		}
@@ -120,12 +115,12 @@ type source struct {
 }
 
 func newSource(label, path string) *source {
-	return &source{label: label, path: path, readFile: readRegular}
+	return &source{label: label, path: path, readFile: webhook.ReadSecretFile}
 }
 
 // set makes a secret active, unless it cannot be one.
 func (ring *keyring) set(src *source, value []byte) error {
-	warnings, reject := secretProblems(value)
+	warnings, reject := webhook.CheckSecret(value)
 	if reject != nil {
 		return reject
 	}
@@ -254,36 +249,4 @@ func (ring *keyring) verify(body []byte, signature [sha256.Size]byte) *key {
 		}
 	}
 	return nil
-}
-
-// Sign returns the signature of a body under a secret, as BuzzBip sends it in
-// [SignatureHeader].
-func Sign(secret, body []byte) string {
-	mac := hmac.New(sha256.New, secret)
-	mac.Write(body)
-	return hex.EncodeToString(mac.Sum(nil))
-}
-
-// signatureHeaderKey is SignatureHeader as net/http spells it in a header map.
-var signatureHeaderKey = http.CanonicalHeaderKey(SignatureHeader)
-
-// parseSignature reads the signature from the headers of a request.
-func parseSignature(header http.Header) (signature [sha256.Size]byte, reason Reason, err error) {
-	values := header[signatureHeaderKey]
-	switch {
-	case len(values) == 0:
-		return signature, ReasonSignatureMissing, errors.New("the request has no " + SignatureHeader + " header")
-	case len(values) > 1:
-		return signature, ReasonSignatureMalformed, errors.New("the request has more than one " + SignatureHeader + " header")
-	}
-	if len(values[0]) != hex.EncodedLen(len(signature)) {
-		return signature, ReasonSignatureMalformed, fmt.Errorf("the %s header must be %d hex digits, not %d characters",
-			SignatureHeader, hex.EncodedLen(len(signature)), len(values[0]))
-	}
-	var digits [2 * sha256.Size]byte
-	copy(digits[:], values[0])
-	if _, err := hex.Decode(signature[:], digits[:]); err != nil {
-		return signature, ReasonSignatureMalformed, errors.New("the " + SignatureHeader + " header must be hex digits")
-	}
-	return signature, "", nil
 }

@@ -4,7 +4,6 @@ package memory
 
 import (
 	"context"
-	"errors"
 	"strconv"
 	"time"
 
@@ -12,6 +11,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/buzzbip/caddy-webhook/dedupe"
+	"github.com/buzzbip/caddy-webhook/internal/option"
 )
 
 func init() {
@@ -56,21 +56,12 @@ func (Store) CaddyModule() caddy.ModuleInfo {
 
 // Provision checks the settings.
 func (s *Store) Provision(caddy.Context) error {
-	s.limits = dedupe.Limits{Capacity: defaultCapacity}
-	if s.Capacity != nil {
-		if *s.Capacity <= 0 {
-			return errors.New("capacity must be greater than zero")
-		}
-		s.limits.Capacity = *s.Capacity
+	var err error
+	if s.limits.Capacity, err = option.Resolve("capacity", s.Capacity, defaultCapacity); err != nil {
+		return err
 	}
-	switch s.WhenFull {
-	case "", forgetOldest:
-	case refuse:
-		s.limits.RefuseWhenFull = true
-	default:
-		return errors.New("when_full must be " + forgetOldest + " or " + refuse + ", not " + strconv.Quote(s.WhenFull))
-	}
-	return nil
+	s.limits.RefuseWhenFull, err = option.Choice("when_full", s.WhenFull, forgetOldest, refuse)
+	return err
 }
 
 // UnmarshalCaddyfile sets up the store from Caddyfile tokens. Syntax:
@@ -85,9 +76,12 @@ func (s *Store) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		return d.ArgErr()
 	}
 	for d.NextBlock(0) {
-		switch option := d.Val(); option {
+		switch name := d.Val(); name {
 		case "capacity":
-			value, err := setting(d, s.Capacity != nil)
+			if err := option.Once(d, s.Capacity != nil); err != nil {
+				return err
+			}
+			value, err := option.Word(d)
 			if err != nil {
 				return err
 			}
@@ -97,31 +91,19 @@ func (s *Store) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			}
 			s.Capacity = &n
 		case "when_full":
-			value, err := setting(d, s.WhenFull != "")
+			if err := option.Once(d, s.WhenFull != ""); err != nil {
+				return err
+			}
+			value, err := option.Word(d)
 			if err != nil {
 				return err
 			}
 			s.WhenFull = value
 		default:
-			return d.Errf("unknown option %q of store memory: it has capacity and when_full", option)
+			return d.Errf("unknown option %q of store memory: it has capacity and when_full", name)
 		}
 	}
 	return nil
-}
-
-// setting reads the only argument of an option that may be given once.
-func setting(d *caddyfile.Dispenser, given bool) (value string, err error) {
-	option := d.Val()
-	if given {
-		return "", d.Errf("%s is given more than once", option)
-	}
-	if !d.AllArgs(&value) {
-		return "", d.ArgErr()
-	}
-	if value == "" {
-		return "", d.Errf("%s is empty", option)
-	}
-	return value, nil
 }
 
 // Claim implements [dedupe.Store].

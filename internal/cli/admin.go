@@ -1,4 +1,4 @@
-package buzzbip
+package cli
 
 import (
 	"cmp"
@@ -12,8 +12,8 @@ import (
 	"net/url"
 	"strings"
 	"text/tabwriter"
-	"time"
 
+	"github.com/buzzbip/caddy-webhook/internal/adminapi"
 	"github.com/caddyserver/caddy/v2"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/spf13/cobra"
@@ -46,7 +46,7 @@ func (f *adminFlags) find() (*adminEndpoint, error) {
 	if err != nil || to.PortRangeSize() > 1 {
 		return nil, fmt.Errorf("%q is not an address of an admin endpoint", address)
 	}
-	e := &adminEndpoint{address: address, url: &url.URL{Scheme: "http", Host: to.JoinHostPort(0), Path: adminPath}}
+	e := &adminEndpoint{address: address, url: &url.URL{Scheme: "http", Host: to.JoinHostPort(0), Path: adminapi.Path}}
 	e.header = http.Header{"Origin": {"http://" + e.url.Host}}
 	if to.IsUnixNetwork() {
 		to.Host, _, _ = strings.Cut(to.Host, "|") // permission bits
@@ -60,7 +60,7 @@ func (f *adminFlags) find() (*adminEndpoint, error) {
 	return e, nil
 }
 
-// request makes a request for a path below adminPath. What was answered may be
+// request makes a request for a path below adminapi.Path. What was answered may be
 // there with an error too.
 func (e *adminEndpoint) request(method, path string) (text []byte, err error) {
 	r, err := http.NewRequest(method, e.url.String()+path, nil)
@@ -89,7 +89,7 @@ func (e *adminEndpoint) foreign() error {
 
 // ask makes a request about an event and prints the answer, also one that is
 // not complete.
-func (f *adminFlags) ask(cmd *cobra.Command, asJSON bool, method, id string, print func(w io.Writer, answer eventStates)) error {
+func (f *adminFlags) ask(cmd *cobra.Command, asJSON bool, method, id string, print func(w io.Writer, answer adminapi.Event)) error {
 	endpoint, err := f.find()
 	if err != nil {
 		return err
@@ -99,7 +99,7 @@ func (f *adminFlags) ask(cmd *cobra.Command, asJSON bool, method, id string, pri
 		escaped = strings.ReplaceAll(id, ".", "%2E") // else they are steps of the path
 	}
 	text, failed := endpoint.request(method, "events/"+escaped)
-	var answer eventStates
+	var answer adminapi.Event
 	if json.Unmarshal(text, &answer) != nil || answer.Scopes == nil {
 		return cmp.Or(failed, endpoint.foreign())
 	}
@@ -111,74 +111,4 @@ func (f *adminFlags) ask(cmd *cobra.Command, asJSON bool, method, id string, pri
 		err = table.Flush()
 	}
 	return cmp.Or(failed, err)
-}
-
-func lookupCommand() *cobra.Command {
-	var admin adminFlags
-	var asJSON bool
-	cmd := &cobra.Command{
-		Use:   "lookup <id>",
-		Short: "Shows what a running Caddy knows of an event",
-		Long: `Shows what the running Caddy knows of an event, in each scope: whether it was
-delivered, and until when that is remembered, is being delivered now, or was not
-delivered, with the status or the cause of the last failed attempt. Failures are
-in the memory of this instance: the last 4096 since Caddy was started, for as long
-as the retention. An event is unseen if it never arrived, failed longer ago than
-that, has been forgotten, or was delivered under a secret that is no longer
-configured.
-
-Exit code: 0 if all stores answered, also if none knows the event; else 1.`,
-		Example: `  caddy buzzbip lookup evt_7f3a9b2c
-  caddy buzzbip lookup evt_7f3a9b2c --json --address localhost:2019`,
-		Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return admin.ask(cmd, asJSON, http.MethodGet, args[0], func(w io.Writer, answer eventStates) {
-				fmt.Fprintln(w, "SCOPE\tSTORE\tSTATE\tREMEMBERED UNTIL")
-				for _, s := range answer.Scopes {
-					until := "-"
-					if s.Expires != nil {
-						until = s.Expires.Format(time.RFC3339)
-					}
-					state := strings.ReplaceAll(s.State, "_", " ")
-					if s.LastFailure != nil {
-						state += ": last attempt failed " + s.LastFailure.String()
-					}
-					fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", s.Scope, s.Store, state, until)
-				}
-			})
-		},
-	}
-	admin.add(cmd)
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	return cmd
-}
-
-func forgetCommand() *cobra.Command {
-	var admin adminFlags
-	var asJSON bool
-	cmd := &cobra.Command{
-		Use:   "forget <id>",
-		Short: "Makes a running Caddy forget an event, so that a redelivery passes",
-		Long: `Makes the running Caddy forget that an event was delivered, in every scope. If it
-is sent again, it goes to the backend again. A delivery that is under way goes on.
-
-Exit code: 0 if all stores answered, also if none remembered the event; else 1.`,
-		Example: `  caddy buzzbip forget evt_7f3a9b2c`,
-		Args:    cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return admin.ask(cmd, asJSON, http.MethodDelete, args[0], func(w io.Writer, answer eventStates) {
-				fmt.Fprintln(w, "SCOPE\tSTORE\tFORGOTTEN")
-				for _, s := range answer.Scopes {
-					said := "unknown"
-					if s.Forgotten != nil {
-						said = map[bool]string{true: "yes", false: "no: it was not remembered"}[*s.Forgotten]
-					}
-					fmt.Fprintf(w, "%s\t%s\t%s\n", s.Scope, s.Store, said)
-				}
-			})
-		},
-	}
-	admin.add(cmd)
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	return cmd
 }

@@ -1,4 +1,4 @@
-package buzzbip
+package cli
 
 import (
 	"bytes"
@@ -8,15 +8,12 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/http/httptrace"
-	"os"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 )
 
 func checkCommand() *cobra.Command {
@@ -147,7 +144,7 @@ var checks = []check{
 	{"replayed", "the same event again: " + accepted + ", and no second delivery", (*player).replayed},
 	{"unknown type", "an event of a type that is not documented yet: " + accepted, func(p *player) finding {
 		body := p.eventOf("check.unknown", "{}")
-		return accepts(p.send(body, Sign(p.secret, body)))
+		return accepts(p.send(body, webhook.Sign(p.secret, body)))
 	}},
 	{"unsigned", "an event without a signature: 4xx", func(p *player) finding {
 		return rejects(p.send(p.event(), ""))
@@ -157,11 +154,11 @@ var checks = []check{
 	}},
 	{"forged", "an event that is signed with another secret: 4xx", func(p *player) finding {
 		body := p.event()
-		return rejects(p.send(body, Sign(append([]byte("not "), p.secret...), body)))
+		return rejects(p.send(body, webhook.Sign(append([]byte("not "), p.secret...), body)))
 	}},
 	{"tampered", "an event that was changed after it was signed: 4xx", func(p *player) finding {
 		body := p.event()
-		signature := Sign(p.secret, body)
+		signature := webhook.Sign(p.secret, body)
 		return rejects(p.send(bytes.Replace(body, []byte(`"data":{}`), []byte(`"data":{"amount":1}`), 1), signature))
 	}},
 	{"concurrent", "one event 8 times at once: 2xx for one at least, else 2xx or 5xx, and one delivery", (*player).concurrent},
@@ -211,29 +208,6 @@ func (p *player) send(body []byte, signature string) reply {
 	return post(p.client, p.url, signature, bytes.NewReader(body), senderTimeout)
 }
 
-// do makes a request and disconnects after a time.
-func do(client *http.Client, r *http.Request, timeout time.Duration) reply {
-	var sent atomic.Bool
-	ctx, cancel := context.WithTimeout(httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{
-		WroteRequest: func(written httptrace.WroteRequestInfo) { sent.Store(written.Err == nil) },
-	}), timeout)
-	defer cancel()
-	res, err := client.Do(r.WithContext(ctx))
-	if errors.Is(err, context.DeadlineExceeded) {
-		err = unansweredError{timeout}
-	}
-	if err != nil {
-		return reply{sent: sent.Load(), err: err}
-	}
-	defer res.Body.Close()
-	body, _ := io.ReadAll(io.LimitReader(res.Body, maxReply)) // the status is what counts
-	got := reply{sent: true, status: res.StatusCode, result: res.Header.Get(ResultHeader), header: res.Header, body: body}
-	if to, err := res.Location(); err == nil {
-		got.location = to.String()
-	}
-	return got
-}
-
 func (p *player) https() finding {
 	if isPlainHTTP(p.url) {
 		return p.insecurely("plain HTTP, to which BuzzBip does not deliver", "BuzzBip needs HTTPS; for tests, --insecure does without")
@@ -264,11 +238,11 @@ func (p *player) insecurely(seen, hint string) finding {
 
 func (p *player) accepted() finding {
 	p.delivered = p.event()
-	return accepts(p.send(p.delivered, Sign(p.secret, p.delivered)))
+	return accepts(p.send(p.delivered, webhook.Sign(p.secret, p.delivered)))
 }
 
 func (p *player) replayed() finding {
-	got := p.send(p.delivered, Sign(p.secret, p.delivered))
+	got := p.send(p.delivered, webhook.Sign(p.secret, p.delivered))
 	f := accepts(got)
 	if f.ok && got.result == "" {
 		f.seen += ": see for yourself that it was not processed twice"
@@ -278,7 +252,7 @@ func (p *player) replayed() finding {
 
 func (p *player) concurrent() finding {
 	body := p.event()
-	signature := Sign(p.secret, body)
+	signature := webhook.Sign(p.secret, body)
 	replies := make([]reply, 8)
 	var sending sync.WaitGroup
 	for i := range replies {
@@ -319,7 +293,7 @@ func (p *player) concurrent() finding {
 // retried disconnects as soon as the request is on its way.
 func (p *player) retried() finding {
 	body := p.event()
-	signature := Sign(p.secret, body)
+	signature := webhook.Sign(p.secret, body)
 	post(p.client, p.url, signature, bytes.NewReader(body), 20*time.Millisecond)
 	got := p.send(body, signature)
 	for end := time.Now().Add(2 * senderTimeout); got.err == nil && got.status/100 == 5 && time.Now().Before(end); {
@@ -334,26 +308,22 @@ func (p *player) wrongMethod() finding {
 	if err != nil {
 		return finding{seen: err.Error()}
 	}
-	r.Header.Set(SignatureHeader, Sign(p.secret, nil))
+	r.Header.Set(webhook.SignatureHeader, webhook.Sign(p.secret, nil))
 	return rejects(do(p.client, r, senderTimeout))
 }
 
 // closed reports whether an endpoint ended a request without an answer.
 func (r reply) closed() bool { return r.err != nil && !errors.As(r.err, new(unansweredError)) }
 
-type unansweredError struct{ within time.Duration }
-
-func (e unansweredError) Error() string { return fmt.Sprintf("no answer within %s", e.within) }
-
 func (p *player) oversized() finding {
 	body := p.eventOf(p.typ, `{"text":"`+strings.Repeat("x", p.oversize)+`"}`)
-	return rejectsOrCloses(post(p.client, p.url, Sign(p.secret, body), bytes.NewReader(body), 2*senderTimeout))
+	return rejectsOrCloses(post(p.client, p.url, webhook.Sign(p.secret, body), bytes.NewReader(body), 2*senderTimeout))
 }
 
 // slowBody promises more than it sends.
 func (p *player) slowBody() finding {
 	body := p.event()
-	signature := Sign(p.secret, body)
+	signature := webhook.Sign(p.secret, body)
 	reading, writing := io.Pipe()
 	// the client would wait for the body longer than for an answer
 	giveUp := time.AfterFunc(p.slow, func() { writing.CloseWithError(context.DeadlineExceeded) })
@@ -364,7 +334,7 @@ func (p *player) slowBody() finding {
 		return finding{seen: err.Error()}
 	}
 	r.ContentLength = int64(len(body))
-	r.Header.Set(SignatureHeader, signature)
+	r.Header.Set(webhook.SignatureHeader, signature)
 	go func() { _, _ = writing.Write(body[:len(body)/2]) }()
 	start := time.Now()
 	got := do(p.client, r, p.slow)
@@ -401,81 +371,4 @@ func (p *player) play(ctx context.Context, screen *screen) checkReport {
 		}
 	}
 	return report
-}
-
-// screen shows people how a check goes. Colors and the line that says what the
-// command waits for are for terminals only.
-type screen struct {
-	out, progress io.Writer
-	silent        bool
-	colors        bool
-	terminal      bool
-}
-
-func newScreen(out, progress io.Writer, silent bool) *screen {
-	return &screen{
-		out: out, progress: progress, silent: silent,
-		colors:   isTerminal(out) && os.Getenv("NO_COLOR") == "",
-		terminal: isTerminal(progress),
-	}
-}
-
-func isTerminal(stream any) bool {
-	file, ok := stream.(*os.File)
-	return ok && term.IsTerminal(int(file.Fd()))
-}
-
-func (s *screen) show(o outcome) {
-	if s.silent {
-		return
-	}
-	mark, color := "ok  ", "\x1b[32m"
-	switch {
-	case !o.OK:
-		mark, color = "FAIL", "\x1b[31m"
-	case o.Warning:
-		mark, color = "warn", "\x1b[33m"
-	}
-	if s.colors {
-		mark = color + mark + "\x1b[0m"
-	}
-	fmt.Fprintf(s.out, "%s  %-12s  %s\n                    seen: %s\n", mark, o.Name, o.Expected, o.Seen)
-	if o.Hint != "" {
-		fmt.Fprintf(s.out, "                    hint: %s\n", o.Hint)
-	}
-}
-
-func (s *screen) say(text string) {
-	if !s.silent {
-		fmt.Fprintln(s.out, text)
-	}
-}
-
-// wait shows how long a check has lasted, once that is a second, until it is
-// stopped.
-func (s *screen) wait(name string) (stop func()) {
-	if !s.terminal {
-		return func() {}
-	}
-	ended := make(chan struct{})
-	var shown sync.WaitGroup
-	shown.Go(func() {
-		tick := time.NewTicker(time.Second)
-		defer tick.Stop()
-		for seconds := 1; ; seconds++ {
-			select {
-			case <-ended:
-				if seconds > 1 {
-					fmt.Fprint(s.progress, "\r\x1b[K")
-				}
-				return
-			case <-tick.C:
-				fmt.Fprintf(s.progress, "\r....  %-12s  waiting, %ds\x1b[K", name, seconds)
-			}
-		}
-	})
-	return func() {
-		close(ended)
-		shown.Wait()
-	}
 }

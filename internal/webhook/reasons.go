@@ -1,4 +1,4 @@
-package buzzbip
+package webhook
 
 import "net/http"
 
@@ -24,7 +24,8 @@ const (
 	ReasonUnhandled          Reason = "unhandled"
 )
 
-var reasons = []Reason{
+// Reasons are all reasons.
+var Reasons = []Reason{
 	ReasonMethodNotAllowed, ReasonSignatureMissing, ReasonSignatureMalformed, ReasonBodyTooLarge, ReasonBodyTimeout,
 	ReasonBodyIncomplete, ReasonSignatureMismatch, ReasonEnvelopeInvalid, ReasonEventStale, ReasonEventFromFuture,
 	ReasonInFlight, ReasonStoreUnavailable, ReasonStoreFull, ReasonUnhandled,
@@ -53,6 +54,10 @@ func (r Reason) Status() int {
 	return http.StatusInternalServerError
 }
 
+// ResultHeader tells the sender the result of a request that did not reach the
+// next handlers although nothing was wrong with it.
+const ResultHeader = "X-BuzzBip-Result"
+
 // Result says what became of a request. It is what the placeholder
 // `{http.buzzbip_webhook.result}` is replaced by.
 type Result string
@@ -76,9 +81,44 @@ const (
 	ResultRejected Result = "rejected"
 )
 
-// failure reports whether the sender is to send the event again.
-func (r Result) failure() bool {
+// Failure reports whether the sender is to send the event again.
+func (r Result) Failure() bool {
 	return r == ResultFailed || r == ResultInFlight || r == ResultRejected
 }
 
-var results = []Result{ResultDelivered, ResultFailed, ResultDuplicate, ResultConflict, ResultIgnored, ResultInFlight, ResultRejected}
+// Results are all results.
+var Results = []Result{ResultDelivered, ResultFailed, ResultDuplicate, ResultConflict, ResultIgnored, ResultInFlight, ResultRejected}
+
+// Cause says why a delivery failed.
+type Cause string
+
+// The causes are a closed set.
+const (
+	// CauseStatus3xx: the backend answered with a redirect. Nobody follows it.
+	CauseStatus3xx Cause = "status_3xx"
+	CauseStatus4xx Cause = "status_4xx"
+	CauseStatus5xx Cause = "status_5xx"
+	// CauseStatusOther: the status is of no class above, and no 2xx.
+	CauseStatusOther Cause = "status_other"
+	// CauseUnreachable: there was no connection to a backend, or no backend that
+	// is healthy.
+	CauseUnreachable Cause = "unreachable"
+	// CauseTimeout: there was no answer within delivery_timeout, or within a
+	// timeout of the next handlers.
+	CauseTimeout Cause = "timeout"
+	// CauseConnectionBroken: the connection to the backend ended before its
+	// answer, or the answer was not HTTP.
+	CauseConnectionBroken Cause = "connection_broken"
+	// CauseCanceled: a handler ended the delivery itself, as abort does.
+	CauseCanceled Cause = "canceled"
+	// CauseUnhandled: no handler answered.
+	CauseUnhandled Cause = "unhandled"
+	// CausePanic: a handler panicked.
+	CausePanic Cause = "panic"
+)
+
+// Causes are all causes.
+var Causes = []Cause{
+	CauseStatus3xx, CauseStatus4xx, CauseStatus5xx, CauseStatusOther, CauseUnreachable, CauseTimeout,
+	CauseConnectionBroken, CauseCanceled, CauseUnhandled, CausePanic,
+}

@@ -1,4 +1,4 @@
-package buzzbip
+package cli
 
 import (
 	"crypto/hmac"
@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/buzzbip/caddy-webhook/internal/option"
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
@@ -55,11 +57,11 @@ Exit code: 0 if the request would be accepted; 1 if it would be rejected.`,
 			if err != nil {
 				return err
 			}
-			lenient, err := choice("--envelope", envelope, envelopeStrict, envelopeLenient)
+			lenient, err := option.Choice("--envelope", envelope, webhook.EnvelopeStrict, webhook.EnvelopeLenient)
 			if err != nil {
 				return err
 			}
-			limit, err := parseSize("--max-body-size", maxBodySize)
+			limit, err := option.ParseSize("--max-body-size", maxBodySize)
 			if err != nil {
 				return err
 			}
@@ -68,13 +70,13 @@ Exit code: 0 if the request would be accepted; 1 if it would be rejected.`,
 				if request.maxAge, err = caddy.ParseDuration(maxAge); err != nil {
 					return fmt.Errorf("--max-age %q is not a duration such as 24h or 7d", maxAge)
 				}
-				if err := positive("--max-age", caddy.Duration(request.maxAge)); err != nil {
+				if err := option.Positive("--max-age", caddy.Duration(request.maxAge)); err != nil {
 					return err
 				}
 			}
-			request.requires = requirements{createdAt: !lenient || request.maxAge > 0, data: !lenient}
+			request.requires = webhook.Requirements{CreatedAt: !lenient || request.maxAge > 0, Data: !lenient}
 			if at != "" {
-				if request.at, err = parseTime([]byte(at)); err != nil {
+				if request.at, err = webhook.ParseTime([]byte(at)); err != nil {
 					return fmt.Errorf("--at %q is not a time such as 2026-06-01T14:32:05Z", at)
 				}
 			}
@@ -97,9 +99,9 @@ Exit code: 0 if the request would be accepted; 1 if it would be rejected.`,
 		},
 	}
 	secrets.add(cmd)
-	cmd.Flags().StringVar(&signature, "signature", "", "the "+SignatureHeader+" `header`, or its value; leave it out if there was none")
-	cmd.Flags().StringVar(&envelope, "envelope", envelopeStrict, "as in the Caddyfile: strict or lenient")
-	cmd.Flags().StringVar(&maxBodySize, "max-body-size", humanize.IBytes(defaultMaxBodySize), "as in the Caddyfile")
+	cmd.Flags().StringVar(&signature, "signature", "", "the "+webhook.SignatureHeader+" `header`, or its value; leave it out if there was none")
+	cmd.Flags().StringVar(&envelope, "envelope", webhook.EnvelopeStrict, "as in the Caddyfile: strict or lenient")
+	cmd.Flags().StringVar(&maxBodySize, "max-body-size", humanize.IBytes(webhook.DefaultMaxBodySize), "as in the Caddyfile")
 	cmd.Flags().StringVar(&maxAge, "max-age", "", "as in the Caddyfile, a `duration` such as 24h (default no limit)")
 	cmd.Flags().StringVar(&at, "at", "", "when the request arrived, such as 2026-06-01T14:32:05Z (default now)")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
@@ -111,7 +113,7 @@ type capture struct {
 	body        []byte
 	signatures  []string // the lines of the header
 	secrets     []namedSecret
-	requires    requirements
+	requires    webhook.Requirements
 	maxBodySize int64
 	maxAge      time.Duration
 	at          time.Time
@@ -119,13 +121,13 @@ type capture struct {
 
 // explanation is the outcome of a request, and why.
 type explanation struct {
-	Reason Reason   `json:"reason,omitempty"` // empty: it is accepted
-	Status int      `json:"status,omitempty"`
-	Detail string   `json:"detail,omitempty"`
-	Causes []string `json:"causes,omitempty"` // likely ones, with what to do
-	Secret string   `json:"secret,omitempty"` // which of them matched
-	ID     string   `json:"id,omitempty"`
-	Type   string   `json:"type,omitempty"`
+	Reason webhook.Reason `json:"reason,omitempty"` // empty: it is accepted
+	Status int            `json:"status,omitempty"`
+	Detail string         `json:"detail,omitempty"`
+	Causes []string       `json:"causes,omitempty"` // likely ones, with what to do
+	Secret string         `json:"secret,omitempty"` // which of them matched
+	ID     string         `json:"id,omitempty"`
+	Type   string         `json:"type,omitempty"`
 }
 
 func (e explanation) print(out io.Writer) {
@@ -144,15 +146,15 @@ func (e explanation) print(out io.Writer) {
 
 // explain goes through the steps of [Handler.admit].
 func (c capture) explain() explanation {
-	rejected := func(reason Reason, err error, causes ...string) explanation {
+	rejected := func(reason webhook.Reason, err error, causes ...string) explanation {
 		return explanation{Reason: reason, Status: reason.Status(), Detail: err.Error(), Causes: causes}
 	}
 	header := make(http.Header)
 	for _, signature := range c.signatures {
-		header.Add(SignatureHeader, signature)
+		header.Add(webhook.SignatureHeader, signature)
 	}
-	signature, reason, err := parseSignature(header)
-	if reason == ReasonSignatureMissing {
+	signature, reason, err := webhook.ParseSignature(header)
+	if reason == webhook.ReasonSignatureMissing {
 		return rejected(reason, err, "the request is not from BuzzBip, or a proxy before Caddy drops headers that it does not know; if it had the header, say so with --signature")
 	}
 	if len(c.signatures) > 1 {
@@ -162,7 +164,7 @@ func (c capture) explain() explanation {
 		return rejected(reason, err, c.causes()...)
 	}
 	if int64(len(c.body)) > c.maxBodySize {
-		return rejected(ReasonBodyTooLarge, errBodyTooLarge, "if it is from BuzzBip, raise max_body_size; if the Caddyfile has another than was assumed here, say so with --max-body-size")
+		return rejected(webhook.ReasonBodyTooLarge, webhook.ErrBodyTooLarge, "if it is from BuzzBip, raise max_body_size; if the Caddyfile has another than was assumed here, say so with --max-body-size")
 	}
 	var e explanation
 	for _, secret := range c.secrets {
@@ -172,24 +174,24 @@ func (c capture) explain() explanation {
 		}
 	}
 	if e.Secret == "" {
-		return rejected(ReasonSignatureMismatch, errors.New("the signature is not that of the body under any of the secrets"), c.causes()...)
+		return rejected(webhook.ReasonSignatureMismatch, errors.New("the signature is not that of the body under any of the secrets"), c.causes()...)
 	}
-	event, err := parseEvent(c.body, c.requires)
+	event, err := webhook.ParseEvent(c.body, c.requires)
 	if err != nil {
-		return rejected(ReasonEnvelopeInvalid, fmt.Errorf("the signature is right, but the envelope is invalid: %w", err),
+		return rejected(webhook.ReasonEnvelopeInvalid, fmt.Errorf("the signature is right, but the envelope is invalid: %w", err),
 			"BuzzBip sends no such events: does something else sign with its secret? If it is BuzzBip, envelope lenient asks for less")
 	}
 	if c.maxAge > 0 {
-		switch age := c.at.Sub(event.created); {
+		switch age := c.at.Sub(event.Created); {
 		case age > c.maxAge:
-			return rejected(ReasonEventStale, fmt.Errorf("the event was %s old, which is more than max_age", age.Round(time.Second)),
+			return rejected(webhook.ReasonEventStale, fmt.Errorf("the event was %s old, which is more than max_age", age.Round(time.Second)),
 				"it is a replay, or a retry that came later than max_age allows for")
-		case age < -clockSkew:
-			return rejected(ReasonEventFromFuture, fmt.Errorf("the event was created %s after it arrived", -age.Round(time.Second)),
+		case age < -webhook.ClockSkew:
+			return rejected(webhook.ReasonEventFromFuture, fmt.Errorf("the event was created %s after it arrived", -age.Round(time.Second)),
 				"the clock of this machine is wrong")
 		}
 	}
-	e.ID, e.Type = event.id, event.typ
+	e.ID, e.Type = event.ID, event.Type
 	return e
 }
 
@@ -235,7 +237,7 @@ func (c capture) causes() []string {
 	if len(signatures) == 0 {
 		causes = []string{"the header is no HMAC in any usual encoding: was it cut off, or written by something other than BuzzBip?"}
 	}
-	if _, err := parseEvent(c.body, requirements{}); err != nil {
+	if _, err := webhook.ParseEvent(c.body, webhook.Requirements{}); err != nil {
 		causes = append(causes, fmt.Sprintf("the body is not an event as BuzzBip sends it (%v), which speaks for that", err))
 	}
 	return causes

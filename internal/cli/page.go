@@ -1,4 +1,4 @@
-package buzzbip
+package cli
 
 import (
 	"crypto/rand"
@@ -53,7 +53,7 @@ cannot be used.`,
 }
 
 // relay returns a handler that passes requests, whose paths are relative to
-// adminPath, on to the endpoint.
+// adminapi.Path, on to the endpoint.
 func (e *adminEndpoint) relay() http.Handler {
 	return &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {

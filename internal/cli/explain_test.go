@@ -1,4 +1,4 @@
-package buzzbip
+package cli
 
 import (
 	"bytes"
@@ -20,6 +20,9 @@ import (
 	"testing"
 	"time"
 	"unicode/utf16"
+
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
 func TestExplainNamesTheMistake(t *testing.T) {
@@ -56,7 +59,7 @@ func TestExplainNamesTheMistake(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.Close()
-	right := signature(secret, sent)
+	right := caddytest.SignWith(secret, sent)
 	raw, err := hex.DecodeString(right)
 	if err != nil {
 		t.Fatal(err)
@@ -65,7 +68,7 @@ func TestExplainNamesTheMistake(t *testing.T) {
 		secret, body, signature string
 		causes                  []string // each is in one of those named, in order
 	}{
-		"newline at the end of the sender's secret": {secret, sent, signature(secret+"\n", sent), []string{"from here: the sender's has a newline"}},
+		"newline at the end of the sender's secret": {secret, sent, caddytest.SignWith(secret+"\n", sent), []string{"from here: the sender's has a newline"}},
 		"blank at the end of ours":                  {secret + " ", sent, right, []string{"it has a blank or a newline"}},
 		"quotes around ours":                        {`"` + secret + `"`, sent, right, []string{"in quotes"}},
 		"byte order mark before ours":               {"\ufeff" + secret, sent, right, []string{"it begins with a byte order mark: save it as UTF-8"}},
@@ -85,10 +88,10 @@ func TestExplainNamesTheMistake(t *testing.T) {
 		"other typographic quotes":                  {"„" + secret + "’", sent, right, []string{"it is in typographic quotes"}},
 		"ours was wrapped":                          {secret[:9] + "\n" + secret[9:], sent, right, []string{"blanks or line breaks within it"}},
 		"ours is none of it":                        {strings.Repeat("A=\u200b“x\n", 1000), sent, right, []string{"another webhook", "byte for byte"}},
-		"prefix of the secret":                      {secret, sent, signature(strings.TrimPrefix(secret, "whsec_"), sent), []string{"lacks the prefix"}},
-		"secret decoded from base64":                {secret, sent, signature("0123456789abcdef", sent), []string{"decoded it from base64"}},
-		"secret decoded from hex":                   {hexSecret, sent, signature("0123456789abcdef", sent), []string{"decoded it from hex"}},
-		"empty secret":                              {secret, sent, signature("", sent), []string{"an empty secret"}},
+		"prefix of the secret":                      {secret, sent, caddytest.SignWith(strings.TrimPrefix(secret, "whsec_"), sent), []string{"lacks the prefix"}},
+		"secret decoded from base64":                {secret, sent, caddytest.SignWith("0123456789abcdef", sent), []string{"decoded it from base64"}},
+		"secret decoded from hex":                   {hexSecret, sent, caddytest.SignWith("0123456789abcdef", sent), []string{"decoded it from hex"}},
+		"empty secret":                              {secret, sent, caddytest.SignWith("", sent), []string{"an empty secret"}},
 		"base64":                                    {secret, sent, base64.StdEncoding.EncodeToString(raw), []string{"in base64"}},
 		"URL-safe base64":                           {secret, sent, base64.RawURLEncoding.EncodeToString(raw), []string{"in base64"}},
 		"prefix":                                    {secret, sent, "sha256=" + right, []string{`"sha256=" before`}},
@@ -101,21 +104,21 @@ func TestExplainNamesTheMistake(t *testing.T) {
 		"hash of the body":                          {secret, sent, hexOf(sum("without a secret", secret, sent)), []string{"proves nothing"}},
 		"hash of secret and body":                   {secret, sent, hexOf(sum("of the secret and the body", secret, sent)), []string{"not an HMAC"}},
 		"captured with a newline":                   {secret, sent + "\n", right, []string{saved}},
-		"captured without a newline":                {secret, sent, signature(secret, sent+"\n"), []string{saved}},
+		"captured without a newline":                {secret, sent, caddytest.SignWith(secret, sent+"\n"), []string{saved}},
 		"byte order mark":                           {secret, "\ufeff" + sent, right, []string{marked}},
-		"CRLF":                                      {secret, "{\r\n}", signature(secret, "{\n}"), []string{lineEnds}},
-		"LF":                                        {secret, "{\n}", signature(secret, "{\r\n}"), []string{lineEnds}},
+		"CRLF":                                      {secret, "{\r\n}", caddytest.SignWith(secret, "{\n}"), []string{lineEnds}},
+		"LF":                                        {secret, "{\n}", caddytest.SignWith(secret, "{\r\n}"), []string{lineEnds}},
 		"pretty-printed":                            {secret, strings.ReplaceAll(sent, ",", ",\n  "), right, []string{rewritten}},
-		"as Python writes JSON": {secret, sent, signature(secret, strings.NewReplacer(`":`, `": `, `,"`, `, "`, "ö", `\u00f6`, "ß", `\u00df`, "😀", `\ud83d\ude00`).Replace(sent)),
+		"as Python writes JSON": {secret, sent, caddytest.SignWith(secret, strings.NewReplacer(`":`, `": `, `,"`, `, "`, "ö", `\u00f6`, "ß", `\u00df`, "😀", `\ud83d\ude00`).Replace(sent)),
 			[]string{rewritten}},
-		"as PHP writes JSON": {secret, sent, signature(secret, strings.NewReplacer("/", `\/`, "ö", `\u00f6`, "ß", `\u00df`, "😀", `\ud83d\ude00`).Replace(sent)), []string{rewritten}},
-		"as Go writes JSON":  {secret, sent, signature(secret, strings.NewReplacer("<", `\u003c`, ">", `\u003e`).Replace(sent)), []string{rewritten}},
-		"escapes written out": {secret, sent, signature(secret, strings.NewReplacer("ö", `\u00F6`).Replace(sent)),
+		"as PHP writes JSON": {secret, sent, caddytest.SignWith(secret, strings.NewReplacer("/", `\/`, "ö", `\u00f6`, "ß", `\u00df`, "😀", `\ud83d\ude00`).Replace(sent)), []string{rewritten}},
+		"as Go writes JSON":  {secret, sent, caddytest.SignWith(secret, strings.NewReplacer("<", `\u003c`, ">", `\u003e`).Replace(sent)), []string{rewritten}},
+		"escapes written out": {secret, sent, caddytest.SignWith(secret, strings.NewReplacer("ö", `\u00F6`).Replace(sent)),
 			[]string{"another webhook", "byte for byte"}}, // only one way of escaping is usual
 		"captured with other escapes": {secret, strings.NewReplacer("ö", `\u00F6`).Replace(sent), right, []string{rewritten}},
-		"sorted":                      {secret, sent, signature(secret, `{"createdAt":"2026-06-01T14:32:00Z","data":{"a":"Größe </b> 😀","b":1,"url":"https://x/y"},"id":"evt_1","type":"message.received"}`), []string{rewritten}},
-		"mojibake":                    {secret, "{\"a\":\"GrÃ¶Ã\u009fe\"}", signature(secret, `{"a":"Größe"}`), []string{converted}},
-		"Latin-1":                     {secret, "{\"a\":\"Gr\xf6\xdfe\"}", signature(secret, `{"a":"Größe"}`), []string{converted}},
+		"sorted":                      {secret, sent, caddytest.SignWith(secret, `{"createdAt":"2026-06-01T14:32:00Z","data":{"a":"Größe </b> 😀","b":1,"url":"https://x/y"},"id":"evt_1","type":"message.received"}`), []string{rewritten}},
+		"mojibake":                    {secret, "{\"a\":\"GrÃ¶Ã\u009fe\"}", caddytest.SignWith(secret, `{"a":"Größe"}`), []string{converted}},
+		"Latin-1":                     {secret, "{\"a\":\"Gr\xf6\xdfe\"}", caddytest.SignWith(secret, `{"a":"Größe"}`), []string{converted}},
 		"gzip":                        {secret, zipped.String(), right, []string{"compressed with gzip"}},
 		"captured in base64":          {secret, base64.StdEncoding.EncodeToString([]byte(sent)), right, []string{"is in base64"}},
 		"percent-encoded":             {secret, url.QueryEscape(sent), right, []string{"percent-encoded"}},
@@ -125,13 +128,13 @@ func TestExplainNamesTheMistake(t *testing.T) {
 		"captured as a JSON string":     {secret, jsonString(sent) + "\n", right, []string{unescaped}},
 		"without the quotes":            {secret, strings.Trim(jsonString(sent), `"`), right, []string{unescaped}},
 		"with the name":                 {secret, `"body":` + jsonString(sent) + ",", right, []string{unescaped}},
-		"escapes of the body itself":    {secret, strings.Trim(jsonString(escapes), `"`), signature(secret, escapes), []string{unescaped}},
-		"as nginx logs it":              {secret, strings.NewReplacer(`"`, `\x22`, `\`, `\x5C`, "ö", `\xC3\xB6`).Replace(escapes + "ö"), signature(secret, escapes+"ö"), []string{unescaped}},
+		"escapes of the body itself":    {secret, strings.Trim(jsonString(escapes), `"`), caddytest.SignWith(secret, escapes), []string{unescaped}},
+		"as nginx logs it":              {secret, strings.NewReplacer(`"`, `\x22`, `\`, `\x5C`, "ö", `\xC3\xB6`).Replace(escapes + "ö"), caddytest.SignWith(secret, escapes+"ö"), []string{unescaped}},
 		"as Python prints it":           {secret, `b'` + strings.NewReplacer(`\`, `\\`, "'", `\'`, "ö", `\xc3\xb6`, "ß", `\xc3\x9f`, "😀", `\xf0\x9f\x98\x80`).Replace(sent) + `'`, right, []string{unescaped}},
 		"as Go prints it":               {secret, strconv.QuoteToASCII(sent), right, []string{unescaped}},
 		"as a browser copies it":        {secret, `$'` + strings.ReplaceAll(sent, "'", `\u0027`) + `'`, right, []string{surrounded}},
 		"with quotes of a shell":        {secret, `'` + sent + `'`, right, []string{surrounded}},
-		"with a quote in quotes":        {secret, `'` + strings.ReplaceAll(sent, "x/y", `it'\''s`) + `'`, signature(secret, strings.ReplaceAll(sent, "x/y", "it's")), []string{surrounded}},
+		"with a quote in quotes":        {secret, `'` + strings.ReplaceAll(sent, "x/y", `it'\''s`) + `'`, caddytest.SignWith(secret, strings.ReplaceAll(sent, "x/y", "it's")), []string{surrounded}},
 		"with curl":                     {secret, `curl -d '` + sent + `' https://hooks.example.com` + "\n", right, []string{surrounded}},
 		"with its headers":              {secret, "POST / HTTP/1.1\r\nHost: hooks.example.com\r\n\r\n" + sent, right, []string{surrounded}},
 		"in a log entry":                {secret, `{"level":"info","ts":1,"request":{"method":"POST"},"body":` + jsonString(sent) + "}\n", right, []string{inString}},
@@ -140,9 +143,9 @@ func TestExplainNamesTheMistake(t *testing.T) {
 		"in a log entry in a log entry": {secret, `{"log":` + jsonString(`{"body":`+jsonString(sent)+"}\n") + `,"stream":"stderr"}`, right, []string{inString}},
 		"in an HTTP archive":            {secret, `{"log":{"entries":[{"request":{"postData":{"mimeType":"application/json","text":` + jsonString(sent) + `}}}]}}`, right, []string{inString}},
 		"in base64 in a log entry":      {secret, `{"isBase64Encoded":true,"body":"` + base64.StdEncoding.EncodeToString([]byte(sent)) + `"}`, right, []string{inString}},
-		"in another log entry":          {secret, `{"body":` + jsonString(sent) + "}", signature(secret, sent+" "), []string{"another webhook", "byte for byte", "not an event"}},
-		"two mistakes":                  {secret, sent + "\n", "sha256=" + signature(secret+"\n", sent), []string{`"sha256=" before`, "newline or a blank at its end", saved}},
-		"another secret":                {secret, sent, signature("another secret", sent), []string{"another webhook", "byte for byte"}},
+		"in another log entry":          {secret, `{"body":` + jsonString(sent) + "}", caddytest.SignWith(secret, sent+" "), []string{"another webhook", "byte for byte", "not an event"}},
+		"two mistakes":                  {secret, sent + "\n", "sha256=" + caddytest.SignWith(secret+"\n", sent), []string{`"sha256=" before`, "newline or a blank at its end", saved}},
+		"another secret":                {secret, sent, caddytest.SignWith("another secret", sent), []string{"another webhook", "byte for byte"}},
 		"another secret, half a body":   {secret, sent[:60], right, []string{"another webhook", "byte for byte", "not an event as BuzzBip sends it"}},
 		"cut off":                       {secret, sent, right[:62], []string{"the signature was cut off"}},
 		"cut off within a byte":         {secret, sent, strings.ToUpper(right[:63]), []string{"the signature was cut off"}},
@@ -150,10 +153,10 @@ func TestExplainNamesTheMistake(t *testing.T) {
 		"empty header":                  {secret, sent, "", []string{"no HMAC in any usual encoding"}},
 		"no HMAC at all":                {secret, sent, "hello", []string{"cut off"}},
 	} {
-		e := capture{body: []byte(c.body), signatures: []string{c.signature}, secrets: []namedSecret{{"here", []byte(c.secret)}}, maxBodySize: defaultMaxBodySize, at: time.Now()}.explain()
-		wantReason := ReasonSignatureMismatch
+		e := capture{body: []byte(c.body), signatures: []string{c.signature}, secrets: []namedSecret{{"here", []byte(c.secret)}}, maxBodySize: webhook.DefaultMaxBodySize, at: time.Now()}.explain()
+		wantReason := webhook.ReasonSignatureMismatch
 		if len(c.signature) != 64 {
-			wantReason = ReasonSignatureMalformed
+			wantReason = webhook.ReasonSignatureMalformed
 		}
 		if e.Reason != wantReason || e.Status != 401 || e.Detail == "" {
 			t.Errorf("%s: rejected as %+v", name, e)
@@ -168,7 +171,7 @@ func TestExplainNamesTheMistake(t *testing.T) {
 			}
 		}
 		for _, text := range append(e.Causes, e.Detail) {
-			if strings.Contains(text, c.secret) || strings.Contains(text, signature(c.secret, c.body)) {
+			if strings.Contains(text, c.secret) || strings.Contains(text, caddytest.SignWith(c.secret, c.body)) {
 				t.Errorf("%s: it tells %q", name, text)
 			}
 		}
@@ -215,8 +218,8 @@ func TestExplainTakesTheHeaderAsItIsCopied(t *testing.T) {
 			t.Errorf("%s is read as %q, want %q", text, got, want)
 		}
 	}
-	request := capture{body: []byte("{}"), signatures: []string{hash, hash}, maxBodySize: defaultMaxBodySize}
-	if e := request.explain(); e.Reason != ReasonSignatureMalformed || len(e.Causes) != 1 || !strings.Contains(e.Causes[0], "a second time") {
+	request := capture{body: []byte("{}"), signatures: []string{hash, hash}, maxBodySize: webhook.DefaultMaxBodySize}
+	if e := request.explain(); e.Reason != webhook.ReasonSignatureMalformed || len(e.Causes) != 1 || !strings.Contains(e.Causes[0], "a second time") {
 		t.Errorf("two lines: %+v", e)
 	}
 }
@@ -247,31 +250,31 @@ func TestExplainGoesThroughTheSteps(t *testing.T) {
 	const limit = 100
 	created := time.Date(2026, 6, 1, 14, 32, 0, 0, time.UTC)
 	event := `{"id":"evt_1","type":"message.received","createdAt":"2026-06-01T14:32:00Z","data":{}}`
-	strict := requirements{createdAt: true, data: true}
+	strict := webhook.Requirements{CreatedAt: true, Data: true}
 	for name, c := range map[string]struct {
 		body     string
 		unsigned bool
-		requires requirements
+		requires webhook.Requirements
 		maxAge   time.Duration
 		at       time.Time
-		reason   Reason
+		reason   webhook.Reason
 	}{
 		"accepted":           {event, false, strict, 0, created.Add(1000 * time.Hour), ""},
-		"no signature":       {event, true, strict, 0, created, ReasonSignatureMissing},
-		"envelope":           {`{"id":"evt_1","type":"a.b"}`, false, strict, 0, created, ReasonEnvelopeInvalid},
-		"lenient envelope":   {`{"id":"evt_1","type":"a.b"}`, false, requirements{}, 0, created, ""},
+		"no signature":       {event, true, strict, 0, created, webhook.ReasonSignatureMissing},
+		"envelope":           {`{"id":"evt_1","type":"a.b"}`, false, strict, 0, created, webhook.ReasonEnvelopeInvalid},
+		"lenient envelope":   {`{"id":"evt_1","type":"a.b"}`, false, webhook.Requirements{}, 0, created, ""},
 		"within max_age":     {event, false, strict, time.Hour, created.Add(time.Hour), ""},
-		"older than max_age": {event, false, strict, time.Hour, created.Add(time.Hour + 1), ReasonEventStale},
+		"older than max_age": {event, false, strict, time.Hour, created.Add(time.Hour + 1), webhook.ReasonEventStale},
 		"within the skew":    {event, false, strict, time.Hour, created.Add(-5 * time.Minute), ""},
-		"from the future":    {event, false, strict, time.Hour, created.Add(-5*time.Minute - 1), ReasonEventFromFuture},
+		"from the future":    {event, false, strict, time.Hour, created.Add(-5*time.Minute - 1), webhook.ReasonEventFromFuture},
 		"within the size":    {event + strings.Repeat(" ", limit-len(event)), false, strict, 0, created, ""},
-		"too large":          {event + strings.Repeat(" ", limit-len(event)+1), false, strict, 0, created, ReasonBodyTooLarge},
-		"large and unsigned": {strings.Repeat(" ", limit+1), true, strict, 0, created, ReasonSignatureMissing},
-		"large and invalid":  {strings.Repeat(" ", limit+1), false, strict, 0, created, ReasonBodyTooLarge},
+		"too large":          {event + strings.Repeat(" ", limit-len(event)+1), false, strict, 0, created, webhook.ReasonBodyTooLarge},
+		"large and unsigned": {strings.Repeat(" ", limit+1), true, strict, 0, created, webhook.ReasonSignatureMissing},
+		"large and invalid":  {strings.Repeat(" ", limit+1), false, strict, 0, created, webhook.ReasonBodyTooLarge},
 	} {
 		request := capture{body: []byte(c.body), requires: c.requires, maxBodySize: limit, maxAge: c.maxAge, at: c.at,
-			secrets: []namedSecret{{"first", []byte("another secret")}, {"second", []byte(testSecret)}}}
-		if right := signature(testSecret, c.body); !c.unsigned {
+			secrets: []namedSecret{{"first", []byte("another secret")}, {"second", []byte(caddytest.Secret)}}}
+		if right := caddytest.SignWith(caddytest.Secret, c.body); !c.unsigned {
 			request.signatures = []string{right}
 		}
 		e := request.explain()

@@ -1,4 +1,4 @@
-package buzzbip
+package cli
 
 import (
 	"bytes"
@@ -9,6 +9,8 @@ import (
 	"net/url"
 	"strconv"
 	"syscall"
+
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
 // statusHints say what is likely wrong where a genuine event is not accepted.
@@ -40,7 +42,7 @@ func (r reply) hint() string {
 		return "BuzzBip does not follow redirects: use the final URL"
 	case r.status == http.StatusServiceUnavailable:
 		hint := "the store does not answer or is full, or the backend is overloaded: see Caddy's log"
-		if r.result == string(ResultInFlight) {
+		if r.result == string(webhook.ResultInFlight) {
 			hint = "this event is still being delivered"
 		}
 		if seconds, err := strconv.Atoi(r.header.Get("Retry-After")); err == nil {

@@ -1,4 +1,4 @@
-package buzzbip
+package cli
 
 import (
 	"strings"

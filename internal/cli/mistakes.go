@@ -1,4 +1,4 @@
-package buzzbip
+package cli
 
 import (
 	"bytes"
@@ -16,7 +16,6 @@ import (
 	"html"
 	"io"
 	"net/url"
-	"os"
 	"regexp"
 	"strconv"
 	"strings"
@@ -24,6 +23,7 @@ import (
 	"unicode/utf16"
 	"unicode/utf8"
 
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 	"github.com/go-json-experiment/json/jsontext"
 )
 
@@ -39,6 +39,7 @@ var algorithms = []struct {
 	description string
 	sum         func(secret, body []byte) []byte
 }{
+
 	{"", keyed(sha256.New)},
 	{"the signature was made with HMAC-SHA1, not HMAC-SHA256", keyed(sha1.New)},
 	{"the signature was made with HMAC-SHA512, not HMAC-SHA256", keyed(sha512.New)},
@@ -64,6 +65,7 @@ var secretRepairs = []struct {
 	description string
 	undo        func(secret []byte) [][]byte
 }{
+
 	{"it is in UTF-16: save it as UTF-8, without a byte order mark", fromUTF16},
 	{"it begins with a byte order mark: save it as UTF-8 without one", func(s []byte) [][]byte {
 		return [][]byte{bytes.TrimPrefix(s, []byte(byteOrderMark))}
@@ -166,41 +168,6 @@ func secretVariants(s namedSecret) []variant {
 		}
 	}
 	return found
-}
-
-// maxRawSecret is the size of the largest secret that is looked at, in bytes.
-const maxRawSecret = 64 << 10
-
-func readRawSecretFile(name string) ([]byte, error) {
-	info, err := os.Stat(name) // opening a pipe would wait for its writer
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is not a regular file: give the secret in one, or on standard input with --secret-file -", name)
-	}
-	file, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	return readRawSecret(file, name)
-}
-
-// readRawSecret reads what may be no valid secret, without the newline at its end.
-func readRawSecret(from io.Reader, name string) ([]byte, error) {
-	value, err := io.ReadAll(io.LimitReader(from, maxRawSecret+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(value) > maxRawSecret {
-		return nil, fmt.Errorf("%s is too large for a secret", name)
-	}
-	value = bytes.TrimSuffix(bytes.TrimSuffix(value, []byte("\n")), []byte("\r"))
-	if len(bytes.TrimSpace(value)) == 0 {
-		return nil, fmt.Errorf("%s is empty", name)
-	}
-	return value, nil
 }
 
 func decodeBase64(text string) ([]byte, bool) {
@@ -325,7 +292,7 @@ func bodyVariants(body []byte) []variant {
 		{jsontext.ReorderRawObjects(true)},
 		{jsontext.ReorderRawObjects(true), jsontext.SpaceAfterColon(true), jsontext.SpaceAfterComma(true)},
 	} {
-		written, err := jsontext.AppendFormat(nil, body, append(options, lax...)...)
+		written, err := jsontext.AppendFormat(nil, body, append(options, webhook.LaxJSON...)...)
 		if err != nil {
 			continue
 		}
@@ -355,7 +322,7 @@ func bodyVariants(body []byte) []variant {
 	add(wide, converted)
 
 	if zipped, err := gzip.NewReader(bytes.NewReader(body)); err == nil {
-		if plain, err := io.ReadAll(io.LimitReader(zipped, defaultMaxBodySize)); err == nil {
+		if plain, err := io.ReadAll(io.LimitReader(zipped, webhook.DefaultMaxBodySize)); err == nil {
 			add(plain, "the body is compressed with gzip, and was not when it was signed")
 		}
 	}

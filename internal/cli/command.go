@@ -1,0 +1,46 @@
+package cli
+
+import (
+	"fmt"
+
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+	"github.com/spf13/cobra"
+)
+
+func init() {
+	caddycmd.RegisterCommand(caddycmd.Command{
+		Name:  "buzzbip",
+		Usage: "<command>",
+		Short: "Signs, sends and explains BuzzBip webhooks, checks endpoints, and looks up events",
+		Long: `
+Tools for people who receive BuzzBip webhooks.
+
+Secrets are read from a file, an environment variable or standard input, so that
+they do not show in the list of processes or in the history of your shell. By
+default a secret is taken from the environment variable BUZZBIP_SECRET.
+
+Each command ends with exit code 0 if it succeeds, else with 1.`,
+		CobraFunc: func(cmd *cobra.Command) {
+			cmd.Args = cobra.NoArgs
+			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+			cmd.AddCommand(signCommand(), sendCommand(), explainCommand(), checkCommand(), pageCommand(), lookupCommand(), forgetCommand())
+			// Caddy's own ends with a page that has none of this
+			cmd.SetHelpTemplate(cmd.HelpTemplate() + "\nFull documentation is available at:\n" + documentation + "\n")
+			cmd.SetFlagErrorFunc(withUsage)
+			for _, cmd := range append(cmd.Commands(), cmd) {
+				args := cmd.Args
+				cmd.Args = func(cmd *cobra.Command, given []string) error { return withUsage(cmd, args(cmd, given)) }
+			}
+		},
+	})
+}
+
+const documentation = "https://github.com/buzzbip/caddy-webhook#tools"
+
+// withUsage adds to an error of the command line how to write it.
+func withUsage(cmd *cobra.Command, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%w\nUsage: %s\nMore:  %s --help", err, cmd.UseLine(), cmd.CommandPath())
+}

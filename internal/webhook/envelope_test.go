@@ -1,0 +1,292 @@
+package webhook
+
+import (
+	"bytes"
+	"encoding/json"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+var (
+	strict  = Requirements{CreatedAt: true, Data: true}
+	lenient = Requirements{}
+)
+
+// withMembers returns a valid envelope but for members to add or replace.
+func withMembers(members ...string) string {
+	all := []string{`"id":"evt_1"`, `"type":"message.sent"`, `"createdAt":"2026-06-01T14:32:00Z"`, `"data":{}`}
+	for _, m := range members {
+		name, _, _ := strings.Cut(m, ":")
+		if i := slices.IndexFunc(all, func(s string) bool { return strings.HasPrefix(s, name+":") }); i >= 0 {
+			all[i] = m
+			continue
+		}
+		all = append(all, m)
+	}
+	return "{" + strings.Join(all, ",") + "}"
+}
+
+func without(name string) string {
+	for _, m := range []string{`"id":"evt_1",`, `"type":"message.sent",`, `"createdAt":"2026-06-01T14:32:00Z",`, `,"data":{}`} {
+		if strings.Contains(m, `"`+name+`"`) {
+			return strings.Replace(withMembers(), m, "", 1)
+		}
+	}
+	panic(name)
+}
+
+// nested returns an object that is n deep.
+func nested(n int) string {
+	return strings.Repeat(`{"a":`, n-1) + "{}" + strings.Repeat("}", n-1)
+}
+
+func TestEnvelope(t *testing.T) {
+	tests := []struct {
+		name            string
+		body            string
+		strict, lenient bool // accepted
+	}{
+		{"the documented example", `{
+  "id": "evt_7f3a9b2c",
+  "type": "message.received",
+  "createdAt": "2026-06-01T14:32:00Z",
+  "data": { }
+}`, true, true},
+		{"other members", withMembers(`"workspace":"w_1"`, `"nested":{"id":1,"id":2}`, `"n":null`), true, true},
+		{"space around", " \t\r\n" + withMembers() + " \t\r\n", true, true},
+		{"escapes in a name", withMembers(`"\u0069d":"evt_1"`), false, false}, // id twice
+		{"name that is escaped", strings.Replace(withMembers(), `"id"`, `"\u0069\u0064"`, 1), true, true},
+		{"offset and fraction in createdAt", withMembers(`"createdAt":"2026-06-01T14:32:00.123456+02:00"`), true, true},
+		{"lower case in createdAt", withMembers(`"createdAt":"2026-06-01t14:32:00z"`), true, true},
+		{"id of 256 bytes", withMembers(`"id":"` + strings.Repeat("x", 256) + `"`), true, true},
+		{"id of 256 bytes, escaped", withMembers(`"id":"` + strings.Repeat(`\u0078`, 256) + `"`), true, true},
+		{"pair of escapes in id", withMembers(`"id":"\ud83d\ude00"`), true, true},
+		{"names repeat inside data", withMembers(`"data":{"a":1,"a":2,"id":"x","id":"y"}`), true, true},
+		{"half a character inside data", withMembers(`"data":{"text":"\ud83d","\ude00":1}`), true, true},
+		{"half a character in another member", withMembers(`"note":"\ud83d"`, `"\ude00":1`), true, true},
+		{"100 deep", withMembers(`"data":` + nested(99)), true, true},
+		{"100 deep in an array", withMembers(`"list":` + strings.Repeat("[", 99) + strings.Repeat("]", 99)), true, true},
+		{"many brackets in a string", withMembers(`"data":{"text":"` + strings.Repeat("[{", 1000) + `"}`), true, true},
+		{"many siblings", withMembers(`"data":{"list":[` + strings.Repeat("{},", 1000) + `{}]}`), true, true},
+
+		{"nothing", "", false, false},
+		{"space", "  \n", false, false},
+		{"array", "[" + withMembers() + "]", false, false},
+		{"string", `"id"`, false, false},
+		{"null", "null", false, false},
+		{"byte order mark", "\ufeff" + withMembers(), false, false},
+		{"UTF-16", "\x00{\x00}", false, false},
+		{"something after it", withMembers() + "x", false, false},
+		{"another object after it", withMembers() + withMembers(), false, false},
+		{"NUL after it", withMembers() + "\x00", false, false},
+		{"cut off", withMembers()[:40], false, false},
+		{"trailing comma", strings.TrimSuffix(withMembers(), "}") + ",}", false, false},
+		{"single quotes", strings.ReplaceAll(withMembers(), `"`, `'`), false, false},
+		{"comment", "/**/" + withMembers(), false, false},
+		{"number with a leading zero", withMembers(`"data":{"n":01}`), false, false},
+		{"NaN", withMembers(`"data":{"n":NaN}`), false, false},
+		{"control character in a string", withMembers("\"data\":{\"text\":\"a\nb\"}"), false, false},
+		{"bad UTF-8 in id", withMembers("\"id\":\"a\xff\""), false, false},
+		{"bad UTF-8 in data", withMembers("\"data\":{\"text\":\"a\xff\"}"), false, false},
+		{"surrogate in UTF-8", withMembers("\"data\":{\"text\":\"\xed\xa0\x80\"}"), false, false},
+		{"101 deep", withMembers(`"data":` + nested(100)), false, false},
+		{"101 deep in an array", withMembers(`"list":` + strings.Repeat("[", 100) + strings.Repeat("]", 100)), false, false},
+		{"very deep", withMembers(`"data":` + nested(200_000)), false, false},
+
+		{"no id", without("id"), false, false},
+		{"no type", without("type"), false, false},
+		{"no createdAt", without("createdAt"), false, true},
+		{"no data", without("data"), false, true},
+		{"empty id", withMembers(`"id":""`), false, false},
+		{"empty type", withMembers(`"type":""`), false, false},
+		{"id that is a number", withMembers(`"id":1`), false, false},
+		{"id that is null", withMembers(`"id":null`), false, false},
+		{"type that is a list", withMembers(`"type":["message.sent"]`), false, false},
+		{"id of 257 bytes", withMembers(`"id":"` + strings.Repeat("x", 257) + `"`), false, false},
+		{"type of 257 bytes", withMembers(`"type":"` + strings.Repeat("x", 257) + `"`), false, false},
+		{"half a character in id", withMembers(`"id":"\ud83d"`), false, false},
+		{"half a character in type", withMembers(`"type":"\ude00"`), false, false},
+		{"createdAt that is no time", withMembers(`"createdAt":"yesterday"`), false, true},
+		{"createdAt without an offset", withMembers(`"createdAt":"2026-06-01T14:32:00"`), false, true},
+		{"createdAt with a short hour", withMembers(`"createdAt":"2026-06-01T4:32:00Z"`), false, true},
+		{"createdAt with a comma", withMembers(`"createdAt":"2026-06-01T14:32:00,5Z"`), false, true},
+		{"createdAt that is no date", withMembers(`"createdAt":"2026-02-30T14:32:00Z"`), false, true},
+		{"createdAt that is a number", withMembers(`"createdAt":1780324320`), false, true},
+		{"data that is null", withMembers(`"data":null`), false, true},
+		{"data that is a list", withMembers(`"data":[]`), false, true},
+		{"data that is a string", withMembers(`"data":"{}"`), false, true},
+
+		{"id twice", `{"id":"evt_0",` + withMembers()[1:], false, false},
+		{"type twice", `{"type":"message.sent",` + withMembers()[1:], false, false},
+		{"createdAt twice", `{"createdAt":"2026-06-01T14:32:00Z",` + withMembers()[1:], false, false},
+		{"data twice", `{"data":{},` + withMembers()[1:], false, false},
+		{"another member twice", withMembers(`"x":1`)[:len(withMembers(`"x":1`))-1] + `,"\u0078":2}`, false, false},
+		{"id in another case beside it", withMembers(`"ID":"evt_2"`), false, false},
+		{"type in another case beside it", withMembers(`"Type":"message.sent"`), false, false},
+		{"createdAt in another case beside it", withMembers(`"createdat":"2026-06-01T14:32:00Z"`), false, true},
+		{"data in another case beside it", withMembers(`"DATA":{}`), false, true},
+		{"id in another case instead", strings.Replace(withMembers(), `"id"`, `"Id"`, 1), false, false},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			for _, mode := range []struct {
+				name     string
+				required Requirements
+				accepted bool
+			}{{"strict", strict, test.strict}, {"lenient", lenient, test.lenient}} {
+				if _, err := ParseEvent([]byte(test.body), mode.required); (err == nil) != mode.accepted {
+					t.Errorf("%s: accepted %v, want %v (%v)", mode.name, err == nil, mode.accepted, err)
+				}
+			}
+		})
+	}
+}
+
+func TestTimesAreReadAsInRFC3339(t *testing.T) {
+	for text, want := range map[string]string{ // what it is in UTC; "": it is rejected
+		"2026-06-01T14:32:00Z":                "2026-06-01T14:32:00Z",
+		"2026-06-01t14:32:00z":                "2026-06-01T14:32:00Z",
+		"2026-06-01T14:32:00.1234567890123Z":  "2026-06-01T14:32:00.123456789Z",
+		"2026-06-01T14:32:00-00:00":           "2026-06-01T14:32:00Z",
+		"2026-06-01T00:00:00+23:59":           "2026-05-31T00:01:00Z",
+		"2026-06-01T00:00:00-23:59":           "2026-06-01T23:59:00Z",
+		"2024-02-29T00:00:00Z":                "2024-02-29T00:00:00Z",
+		"0000-01-01T00:00:00Z":                "0000-01-01T00:00:00Z",
+		"2016-12-31T23:59:60Z":                "2017-01-01T00:00:00Z",
+		"2016-12-31t23:59:60.5z":              "2017-01-01T00:00:00.5Z",
+		"2017-01-01T00:59:60+01:00":           "2017-01-01T00:00:00Z",
+		"2017-01-01T05:29:60.999999999+05:30": "2017-01-01T00:00:00.999999999Z",
+		"1990-12-31T15:59:60-08:00":           "1991-01-01T00:00:00Z", // an example of RFC 3339
+		"2027-02-14T23:59:60Z":                "2027-02-15T00:00:00Z", // which days have one is not known in advance
+
+		"2026-06-01T14:32:00+24:00":  "",
+		"2026-06-01T14:32:00-24:00":  "",
+		"2026-06-01T14:32:00+23:60":  "",
+		"2026-06-01T14:32:00-00:60":  "",
+		"2026-06-01T14:32:00+24:60":  "",
+		"2026-06-01T14:32:00.5+24:0": "",
+		"2026-06-01T14:32:60Z":       "", // not the last second of a day
+		"2016-12-31T23:59:60+01:00":  "",
+		"2016-12-31T23:59:61Z":       "",
+		"2016-12-31T23:59:600Z":      "",
+		"2016-12-32T23:59:60Z":       "",
+		"2016-12-31T23:59:60":        "",
+		"2016-12-31T23:59:60,5Z":     "",
+		"2026-02-29T00:00:00Z":       "",
+		"2026-06-01T24:00:00Z":       "",
+		"2026-06-01T4:32:00Z":        "",
+		"2026-06-01T14:32:00,5Z":     "",
+		"2026-06-01T14:32:00.Z":      "",
+		"2026-06-01T14:32:00":        "",
+		"2026-06-01T14:32Z":          "",
+		"2026-06-01 14:32:00Z":       "",
+		"2026-06-01T14:32:00 Z":      "",
+		" 2026-06-01T14:32:00Z":      "",
+		"2026-06-01T14:32:00+0100":   "",
+		"2026-06-01T14:32:00+01":     "",
+		"2026-06-01T14:32:00ZZ":      "",
+		"20260601T143200Z":           "",
+		"12026-06-01T14:32:00Z":      "",
+		"":                           "",
+	} {
+		got, err := ParseTime([]byte(text))
+		if err != nil {
+			if want != "" {
+				t.Errorf("%q: %v", text, err)
+			}
+		} else if got := got.UTC().Format(time.RFC3339Nano); got != want {
+			t.Errorf("%q is %s, want %q", text, got, want)
+		}
+	}
+}
+
+func TestLeapSecondIsNoReasonToLoseAnEvent(t *testing.T) {
+	body := withMembers(`"createdAt":"2017-01-01T00:59:60+01:00"`)
+	e, err := ParseEvent([]byte(body), strict)
+	if err != nil || !e.Created.Equal(time.Date(2017, time.January, 1, 0, 0, 0, 0, time.UTC)) {
+		t.Errorf("created %v, %v", e.Created, err)
+	}
+}
+
+// The grammar of RFC 3339, section 5.6; days of months are checked elsewhere.
+var rfc3339 = regexp.MustCompile(`^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])[Tt]([01]\d|2[0-3]):[0-5]\d:([0-5]\d|60)(\.\d+)?([Zz]|[+-]([01]\d|2[0-3]):[0-5]\d)$`)
+
+func FuzzTime(f *testing.F) {
+	for _, text := range []string{
+		"2026-06-01T14:32:00Z", "2026-06-01t14:32:00.5z", "2016-12-31T23:59:60Z", "2017-01-01T00:59:60.5+01:00",
+		"2026-06-01T14:32:00+24:00", "2026-06-01T14:32:00-23:60", "2026-06-01T4:32:00Z", "2026-06-01T14:32:00,5Z",
+	} {
+		f.Add([]byte(text))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		got, err := ParseTime(text)
+		inGrammar := rfc3339.Match(text)
+		if err == nil && !inGrammar {
+			t.Fatalf("%q was accepted", text)
+		}
+		day := 0
+		if inGrammar {
+			day, _ = strconv.Atoi(string(text[len("2006-01-"):len("2006-01-02")]))
+		}
+		if leap := inGrammar && string(text[len("2006-01-02T15:04:"):len("2006-01-02T15:04:05")]) == "60"; err != nil && inGrammar && day <= 28 && !leap {
+			t.Fatalf("%q was rejected: %v", text, err)
+		} else if err == nil && leap && got.UTC().Truncate(time.Second).Format(time.TimeOnly) != "00:00:00" {
+			t.Fatalf("%q is %v", text, got)
+		}
+	})
+}
+
+func TestEventIsReadFromItsEnvelope(t *testing.T) {
+	body := []byte(`{ "data" : {"a": [1, "}"]} , "type":"message.\u0073ent","x":{},"id":"\u00e9vt", "createdAt":"2026-06-01T14:32:00Z"}`)
+	e, err := ParseEvent(body, strict)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e.ID != "évt" || e.Type != "message.sent" || e.CreatedAt != "2026-06-01T14:32:00Z" || string(e.Data) != `{"a": [1, "}"]}` {
+		t.Errorf("got %q %q %q %s", e.ID, e.Type, e.CreatedAt, e.Data)
+	}
+}
+
+// A body that is accepted must mean the same to every parser. encoding/json
+// stands for the others: it takes the last of several members and does not
+// look at their case.
+func FuzzEnvelope(f *testing.F) {
+	for _, body := range []string{
+		withMembers(), withMembers(`"ID":"x"`), withMembers(`"\u0069d":"x"`), withMembers(`"data":{"a":"\ud83d"}`),
+		withMembers(`"x":[[[{"y":1e9}]]]`), "\ufeff{}", "{}", `{"id":1}`, withMembers("\"id\":\"\xff\""), withMembers() + "{}",
+	} {
+		f.Add([]byte(body))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		original := bytes.Clone(body)
+		e, err := ParseEvent(body, strict)
+		if !bytes.Equal(body, original) {
+			t.Fatal("the body was changed")
+		}
+		if l, lenientErr := ParseEvent(body, lenient); err == nil && (lenientErr != nil || l.ID != e.ID || l.Type != e.Type) {
+			t.Fatalf("strict gave %+v, lenient %+v, %v", e, l, lenientErr)
+		}
+		if err != nil {
+			return
+		}
+		var other struct {
+			ID        string
+			Type      string
+			CreatedAt string
+			Data      json.RawMessage
+		}
+		if err := json.Unmarshal(body, &other); err != nil {
+			t.Fatalf("accepted what encoding/json does not: %v", err)
+		}
+		if other.ID != e.ID || other.Type != e.Type || other.CreatedAt != e.CreatedAt || !bytes.Equal(other.Data, e.Data) {
+			t.Fatalf("read %+v, encoding/json %+v", e, other)
+		}
+		if e.ID == "" || e.Type == "" || e.Created.IsZero() && !strings.HasPrefix(e.CreatedAt, "0001-01-01") {
+			t.Fatalf("incomplete: %+v", e)
+		}
+	})
+}
