@@ -31,15 +31,17 @@ type Store interface {
 	// ctx is done, and must be settled.
 	Claim(ctx context.Context, r Request) (Verdict, error)
 
-	// Settle ends a claim: a delivered id is remembered for the retention that
+	// Settle ends a claim: a delivered ID is remembered for the retention that
 	// its request named, counted from now; any other is as it was before the
-	// claim, and goes to whoever waits for it first. Only the present owner can
-	// settle: for a claim whose token is out of date nothing happens and nil is
-	// returned. An error means that the outcome is known only to this process
-	// so far.
+	// claim, and the first request that waits for it gets the claim. Only the
+	// present owner can end its claim: a late settlement, with a token that is
+	// out of date, takes nothing from it and returns nil. A late success is
+	// recorded all the same, unless the ID was delivered since; see
+	// [Claim.Replaces]. An error means that the outcome is known only to this
+	// process so far.
 	//
-	// ctx must not be that of the request or of the configuration: both may be
-	// gone by the time a delivery ends.
+	// ctx bounds how long the caller waits. It must not be that of the request
+	// or of the configuration: both may be gone by the time a delivery ends.
 	Settle(ctx context.Context, c Claim, delivered bool) error
 
 	// Lookup tells what is known of an id.
@@ -109,6 +111,10 @@ type Claim struct {
 	// Token is the fencing token: it tells this claim from every earlier and
 	// later one on the same id.
 	Token uint64
+	// Replaces is the digest of the earlier delivery in spite of which
+	// Redeliver got the claim; 0: there was none. A late success is recorded
+	// only over this delivery: another one has happened since the claim.
+	Replaces Digest
 }
 
 // Status is what a store knows of an id. The zero value means unseen.
@@ -134,6 +140,10 @@ type Stats struct {
 	// Evicted counts the ids that were forgotten before their retention had
 	// passed, for lack of room, since the process began to use the store.
 	Evicted uint64
+	// Forgotten counts the ids that this process had recorded in a shared
+	// store and that the store no longer knew before their retention had
+	// passed.
+	Forgotten uint64
 	// Err says why the store runs on the memory of this process alone, or
 	// refuses; nil means that it works as configured.
 	Err error

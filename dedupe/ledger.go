@@ -47,7 +47,7 @@ type flight struct {
 // landing tells a waiter how a flight ended.
 type landing struct {
 	token  uint64 // if not zero: the flight failed, and the waiter owns the id
-	digest Digest // else: what was delivered
+	digest Digest // what was delivered: just now or, with a token, before
 }
 
 // Claim is [Store.Claim] within one process.
@@ -65,7 +65,7 @@ func (l *Ledger) Claim(ctx context.Context, r Request, limits Limits) (Verdict, 
 			return Verdict{}, ErrInFlight
 		}
 		if end.token != 0 {
-			return r.claimed(end.token), nil
+			return r.claimed(end.token, end.digest), nil
 		}
 		if v, known := r.Compare(end.digest); known {
 			return v, nil
@@ -82,12 +82,14 @@ func (l *Ledger) claim(r Request, limits Limits) (Verdict, *flight, error) {
 	now := time.Now().UnixNano()
 	s := l.scope(r.Scope, now)
 	l.forget(s, limits, 0, now)
+	var replaces Digest
 	remembered := s.delivered.find(r.Key)
 	if remembered != nil && remembered.expires > now {
 		if v, known := r.Compare(remembered.digest); known {
 			l.mu.Unlock()
 			return v, nil, nil
 		}
+		replaces = remembered.digest
 	}
 	if f := s.flights[r.Key]; f != nil {
 		return Verdict{}, f, nil
@@ -98,7 +100,7 @@ func (l *Ledger) claim(r Request, limits Limits) (Verdict, *flight, error) {
 	}
 	f := &flight{token: l.nextToken()}
 	s.flights[r.Key] = f
-	return r.claimed(f.token), nil, nil
+	return r.claimed(f.token, replaces), nil, nil
 }
 
 // wait joins f's waiters and releases mu, which guards them, until f has
@@ -125,45 +127,87 @@ func (f *flight) wait(ctx context.Context, deadline <-chan time.Time, mu *sync.M
 }
 
 // Settle is [Store.Settle] within one process, for a delivery that ended at a
-// time. It reports whether the claim was the present one.
+// time. It reports whether the claim was the present one: a late success may
+// have been recorded although it was not.
 func (l *Ledger) Settle(c Claim, delivered bool, at time.Time, limits Limits) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now().UnixNano()
 	s := l.scope(c.Scope, now)
 	f := s.flights[c.Key]
-	if f == nil || f.token != c.Token {
+	present := f != nil && f.token == c.Token
+	if !delivered {
+		if present {
+			l.release(s, f, c.Key, now)
+		}
+		return present
+	}
+	if !present && !s.takesLate(c, now) {
 		return false
 	}
-	if !delivered {
-		next := f.waiters.Front()
-		if next == nil {
-			delete(s.flights, c.Key)
-			return true
-		}
-		f.token = l.nextToken()
-		f.waiters.Remove(next).(chan landing) <- landing{token: f.token}
-		return true
-	}
-	delete(s.flights, c.Key)
 	l.remember(s, c.Request, limits, at.UnixNano(), now)
-	for w := f.waiters.Front(); w != nil; w = w.Next() {
-		w.Value.(chan landing) <- landing{digest: c.Digest}
+	if f != nil {
+		f.answer(c.Digest)
 	}
-	return true
+	if present {
+		delete(s.flights, c.Key)
+	}
+	return present
 }
 
-// Owns reports whether a claim is the present one on its id, which is what
-// Settle goes by.
+// release ends a flight that failed: its first waiter owns the id next.
+func (l *Ledger) release(s *scope, f *flight, key Key, now int64) {
+	next := f.waiters.Front()
+	if next == nil {
+		delete(s.flights, key)
+		return
+	}
+	f.token = l.nextToken()
+	handover := landing{token: f.token}
+	if before := s.delivered.find(key); before != nil && before.expires > now {
+		handover.digest = before.digest
+	}
+	f.waiters.Remove(next).(chan landing) <- handover
+}
+
+// answer tells all waiters what was delivered.
+func (f *flight) answer(delivered Digest) {
+	for w := f.waiters.Front(); w != nil; w = f.waiters.Front() {
+		f.waiters.Remove(w).(chan landing) <- landing{digest: delivered}
+	}
+}
+
+// takesLate reports whether a success of a claim that is not the present one
+// is recorded: not if the id was delivered since the claim.
+func (s *scope) takesLate(c Claim, now int64) bool {
+	known := s.delivered.find(c.Key)
+	return known == nil || known.expires <= now || c.Replaces != 0 && known.digest == c.Replaces
+}
+
+// Owns reports whether a claim is the present one on its id.
 func (l *Ledger) Owns(c Claim) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	return l.owns(c)
+}
+
+// owns is Owns with l.mu held.
+func (l *Ledger) owns(c Claim) bool {
 	s := l.scopes[c.Scope]
 	if s == nil {
 		return false
 	}
 	f := s.flights[c.Key]
 	return f != nil && f.token == c.Token
+}
+
+// Records reports whether Settle would record a success of a claim: the
+// present one, or one that is late while the id was not delivered since.
+func (l *Ledger) Records(c Claim) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := l.scopes[c.Scope]
+	return s == nil || l.owns(c) || s.takesLate(c, time.Now().UnixNano())
 }
 
 // Remember remembers an id as delivered at a time, with the digest and for the
@@ -285,8 +329,8 @@ func (l *Ledger) nextToken() uint64 {
 	return l.tokens
 }
 
-func (r Request) claimed(token uint64) Verdict {
-	return Verdict{State: Claimed, Claim: Claim{Request: r, Token: token}}
+func (r Request) claimed(token uint64, replaces Digest) Verdict {
+	return Verdict{State: Claimed, Claim: Claim{Request: r, Token: token, Replaces: replaces}}
 }
 
 // Compare answers a request for an id that was delivered with a digest. What

@@ -57,7 +57,7 @@ type record struct {
 // whether the claim was the present one.
 func (f *file) settle(ctx context.Context, c dedupe.Claim, delivered bool) (settled bool, err error) {
 	now := time.Now()
-	if delivered && f.ledger.Owns(c) {
+	if delivered && f.ledger.Records(c) {
 		at := now.UnixNano()
 		added := change{record: record{c.Scope, c.Key, c.Digest, at + min(int64(c.Retention), math.MaxInt64-at)}}
 		if was := f.ledger.Lookup(c.Scope, c.Key); was.Delivered {

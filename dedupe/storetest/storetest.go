@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"sync"
 	"testing"
 	"time"
@@ -38,7 +39,8 @@ func Test(t *testing.T, c Config) {
 		{"a waiter leaves with its context", contextEnds},
 		{"waiters are answered after success", waitersSucceed},
 		{"exactly one waiter takes over after a failure", waiterTakesOver},
-		{"only the present owner settles", oldTokens},
+		{"only the present owner ends its claim", oldTokens},
+		{"a late success is recorded unless the ID was delivered since", lateTokens},
 		{"scopes are apart", scopes},
 		{"retention counts from the success", retention},
 		{"each id keeps its own retention", retentions},
@@ -52,8 +54,9 @@ func Test(t *testing.T, c Config) {
 	}
 	if c.Shared {
 		t.Run("a claim ends with its lease", func(t *testing.T) { leaseEnds(newSuite(t, c)) })
-		t.Run("a late end changes nothing once another owns the id", func(t *testing.T) { lateEnd(newSuite(t, c)) })
-		t.Run("a late success counts while nobody else owns the id", func(t *testing.T) { lateSuccess(newSuite(t, c)) })
+		t.Run("a late settlement takes nothing from another owner", func(t *testing.T) { lateEnd(newSuite(t, c)) })
+		t.Run("a late success counts although its lease has ended", func(t *testing.T) { lateSuccess(newSuite(t, c)) })
+		t.Run("a late redelivery replaces what was delivered before it", func(t *testing.T) { lateRedelivery(newSuite(t, c)) })
 	}
 	t.Run("sequences agree with a model", func(t *testing.T) { testSequences(t, c) })
 	t.Run("histories are linearizable", func(t *testing.T) { testHistories(t, c) })
@@ -300,15 +303,42 @@ func oldTokens(s *suite) {
 	old := s.expect(s.a, s.arrival("a", 1), dedupe.Claimed)
 	s.settle(s.a, old, false)
 	owner := s.expect(s.a, s.arrival("a", 2), dedupe.Claimed)
-	for _, delivered := range []bool{true, false} {
-		s.settle(s.a, old, delivered)
-		s.expect(s.b, s.arrival("a", 1), dedupe.ErrInFlight)
-	}
+	s.settle(s.a, old, false)
+	s.expect(s.b, s.arrival("a", 1), dedupe.ErrInFlight)
 	s.settle(s.a, owner, true)
 	for _, delivered := range []bool{true, false} {
 		s.settle(s.a, old, delivered)
 		s.settle(s.a, owner, delivered)
 		s.expect(s.b, s.arrival("a", 2), dedupe.Delivered)
+	}
+}
+
+func lateTokens(s *suite) {
+	for _, success := range []bool{true, false} {
+		id := map[bool]string{true: "success", false: "failure"}[success]
+		old := s.expect(s.a, s.arrival(id, 1), dedupe.Claimed)
+		s.settle(s.a, old, false)
+		owner := s.expect(s.b, s.arrival(id, 2), dedupe.Claimed)
+		s.settle(s.a, old, true)
+		s.expectOwned(id)
+		s.expect(s.a, s.arrival(id, 1), dedupe.Delivered)
+		s.settle(s.b, owner, success)
+		s.expect(s.a, s.arrival(id, map[bool]dedupe.Digest{true: 2, false: 1}[success]), dedupe.Delivered)
+	}
+	old := s.expect(s.a, s.arrival("delivered since", 1), dedupe.Claimed)
+	s.settle(s.a, old, false)
+	s.deliver(s.b, s.arrival("delivered since", 2))
+	s.settle(s.a, old, true)
+	s.expect(s.b, s.arrival("delivered since", 2), dedupe.Delivered)
+}
+
+// expectOwned checks that an ID is in flight, whether it was delivered or not.
+func (s *suite) expectOwned(id string) {
+	s.Helper()
+	for _, store := range []dedupe.Store{s.a, s.b} {
+		if known, err := store.Lookup(s.Context(), s.scope, dedupe.KeyOf(id)); err != nil || !known.InFlight {
+			s.Fatalf("%s is looked up as %+v, error %v: its owner has lost it", id, known, err)
+		}
 	}
 }
 
@@ -487,19 +517,46 @@ func leaseEnds(s *suite) {
 
 func lateEnd(s *suite) {
 	for _, success := range []bool{true, false} {
-		id := map[bool]string{true: "success", false: "failure"}[success]
-		old := s.expect(s.a, s.brief(id, 1), dedupe.Claimed)
-		owner := s.eventually(s.b, s.arrival(id, 2), dedupe.Claimed)
-		s.settle(s.a, old, success)
-		s.expect(s.a, s.arrival(id, 1), dedupe.ErrInFlight)
-		s.settle(s.b, owner, true)
-		s.expect(s.a, s.arrival(id, 2), dedupe.Delivered)
+		for _, ownerSucceeds := range []bool{true, false} {
+			id := fmt.Sprintf("%v, and the owner's: %v", success, ownerSucceeds)
+			old := s.expect(s.a, s.brief(id, 1), dedupe.Claimed)
+			owner := s.eventually(s.b, s.arrival(id, 2), dedupe.Claimed)
+			s.settle(s.a, old, success)
+			s.expectOwned(id)
+			s.settle(s.b, owner, ownerSucceeds)
+			switch {
+			case ownerSucceeds:
+				s.expect(s.a, s.arrival(id, 2), dedupe.Delivered)
+			case success: // an event that was acknowledged is not forgotten
+				s.expect(s.b, s.arrival(id, 1), dedupe.Delivered)
+			default:
+				s.settle(s.b, s.expect(s.b, s.arrival(id, 1), dedupe.Claimed), false)
+			}
+		}
 
-		id += " after the other's"
-		old = s.expect(s.a, s.brief(id, 1), dedupe.Claimed)
+		id := fmt.Sprint(success, " after the other's")
+		old := s.expect(s.a, s.brief(id, 1), dedupe.Claimed)
 		s.settle(s.b, s.eventually(s.b, s.arrival(id, 2), dedupe.Claimed), true)
 		s.settle(s.a, old, success)
 		s.expect(s.a, s.arrival(id, 2), dedupe.Delivered)
+	}
+}
+
+func lateRedelivery(s *suite) {
+	for _, since := range []bool{true, false} {
+		id := fmt.Sprint("delivered since: ", since)
+		s.deliver(s.a, s.arrival(id, 1))
+		old := s.expect(s.a, redeliver(s.brief(id, 2)), dedupe.Claimed)
+		owner := s.eventually(s.b, redeliver(s.arrival(id, 3)), dedupe.Claimed)
+		want := dedupe.Digest(2)
+		if since {
+			s.settle(s.b, owner, true)
+			want = 3
+		}
+		s.settle(s.a, old, true)
+		s.expect(s.a, s.arrival(id, want), dedupe.Delivered)
+		s.settle(s.b, owner, false)
+		s.expect(s.b, s.arrival(id, want), dedupe.Delivered)
 	}
 }
 

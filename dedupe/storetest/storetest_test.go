@@ -44,6 +44,7 @@ type faulty struct {
 	settle func(dedupe.Claim, bool) (dedupe.Claim, bool)
 	answer func(dedupe.Request, dedupe.Verdict, error) (dedupe.Verdict, error)
 	forget bool // does nothing
+	late   bool // a late success is dropped
 }
 
 func (f faulty) Claim(ctx context.Context, r dedupe.Request) (dedupe.Verdict, error) {
@@ -62,6 +63,9 @@ func (f faulty) Claim(ctx context.Context, r dedupe.Request) (dedupe.Verdict, er
 }
 
 func (f faulty) Settle(ctx context.Context, c dedupe.Claim, delivered bool) error {
+	if f.late && !f.ledger.Owns(c) {
+		return nil
+	}
 	if f.settle != nil {
 		c, delivered = f.settle(c, delivered)
 	}
@@ -95,7 +99,8 @@ var faults = map[string]faulty{
 		claim:  func(r dedupe.Request) dedupe.Request { r.Scope = "all"; return r },
 		settle: func(c dedupe.Claim, d bool) (dedupe.Claim, bool) { c.Scope = "all"; return c, d },
 	},
-	"forgetting does nothing": {forget: true},
+	"forgetting does nothing":    {forget: true},
+	"late successes are dropped": {late: true},
 }
 
 const faultVariable = "STORETEST_FAULT"
