@@ -41,8 +41,8 @@ const (
 	// that the outcome can be recorded.
 	leaseMargin = 15 * time.Second
 
-	// settleTimeout is how long a sender waits until its success is recorded,
-	// if the store knows no time of its own.
+	// settleTimeout is how long a sender waits at most until its success is
+	// recorded.
 	settleTimeout = 2 * time.Second
 )
 

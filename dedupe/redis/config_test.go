@@ -2,6 +2,7 @@ package redis
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -62,6 +63,7 @@ func TestRefusedAtLoad(t *testing.T) {
 		"needs the URL of a server":                    {},
 		"URL 1: its scheme must be redis://":           {"urls": []string{"http://user:s3cret@a"}},
 		"URL 1: it is not of the form":                 {"urls": []string{"redis://user:s3cret/x@a"}},
+		"must be percent-encoded in a password":        {"urls": []string{"redis://:1234/s3cret@a"}},
 		"URL 2: it is not of the form":                 {"urls": []string{"redis://a", "redis://a:s3cret:1"}},
 		"URL 1: it has a parameter other than":         {"urls": []string{"redis://a?master=x"}},
 		"URL 2 differs from the first in more than":    {"urls": []string{"redis://user:s3cret@a", "redis://b"}},
@@ -70,6 +72,9 @@ func TestRefusedAtLoad(t *testing.T) {
 		"braces in a password":                         {"urls": []string{"redis://:x{s3cret}x@a"}},
 		"key_prefix must not contain braces":           {"urls": one, "key_prefix": "x}"},
 		"timeout must be greater than zero":            {"urls": one, "timeout": 0},
+		"timeout must be at most 5s, not 5.1s":         {"urls": one, "timeout": "5100ms"},
+		"must be the number of a database":             {"urls": []string{"redis://a/s3cret"}},
+		"what follows the port":                        {"urls": []string{"redis://a/1/2"}},
 		`when_down must be memory or refuse, not "no"`: {"urls": one, "when_down": "no"},
 		"ca is for rediss:// only":                     {"urls": one, "ca": empty},
 		"ca: open ":                                    {"urls": []string{"rediss://a"}, "ca": empty + ".not"},
@@ -102,6 +107,27 @@ func TestDefaults(t *testing.T) {
 	}
 	if s.settings.prefix != "buzzbip:" || s.settings.timeout != time.Second || s.settings.refuse {
 		t.Errorf("the defaults are %+v", s.settings)
+	}
+}
+
+// Hosting providers hand out URLs that end with a slash.
+func TestURLMayEndWithASlash(t *testing.T) {
+	for url, want := range map[string]string{
+		"redis://host:6379/":                       "redis://host:6379",
+		"redis://host:6379/3/":                     "redis://host:6379/3",
+		"rediss://u:p%2Fw%40:%3A@host/":            "rediss://u:p%2Fw%40:%3A@host",
+		"redis://:p@host/?addr=b:1&master_set=m":   "redis://:p@host?addr=b:1&master_set=m",
+		"redis://:p@host/7/?addr=b:1&master_set=m": "redis://:p@host/7?addr=b:1&master_set=m",
+		"redis://[::1]:6379/":                      "redis://[::1]:6379",
+	} {
+		s, without := &Store{URLs: []string{url}}, &Store{URLs: []string{want}}
+		if err := errors.Join(s.resolve(), without.resolve()); err != nil {
+			t.Errorf("%s: %v", url, err)
+			continue
+		}
+		if s.settings.id != without.settings.id {
+			t.Errorf("%s gives %+v, and without the slash %+v", url, s.settings.client, without.settings.client)
+		}
 	}
 }
 

@@ -4,11 +4,12 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/base64"
-	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -20,44 +21,45 @@ import (
 )
 
 const (
-	// unclaimed marks the tokens of claims that Redis may not know of.
-	unclaimed = 1 << 63
-
-	// ownCapacity is how many ids an instance remembers by itself, in each
+	// ownCapacity is how many IDs an instance remembers by itself, in each
 	// scope, for when Redis is down.
 	ownCapacity = 1_000_000
 
 	minRetry, maxRetry = 50 * time.Millisecond, time.Second
 
-	// idle is how long a note can go unnoticed, when it is a connection with
-	// other settings that could not deliver it.
+	// idle is how often Redis is told of claims that it may have lost, and of
+	// outcomes that a connection with other settings could not tell.
 	idle = time.Second
 
 	// maxOperations is how many operations go on at a time.
 	maxOperations = 512
 
-	// flushed is how many notes go to Redis at a time.
-	flushed = 256
+	// batch is how many claims or outcomes go to Redis at a time.
+	batch = 256
 )
 
 // pollInterval is how often a claim of another instance is asked after, in case
 // the message of its end was lost.
 var pollInterval = 250 * time.Millisecond
 
-// instance is what this process knows of the ids in one place, whatever the
+// instance is what this process knows of the IDs in one place, whatever the
 // settings of the connections to it are.
 type instance struct {
 	name string // tells it from the instances of other processes
-	// flights are the deliveries of this process. It remembers nothing: its
-	// claims have no retention.
-	flights dedupe.Ledger
+	// local lets one request at a time through for each ID. It remembers
+	// nothing: its claims have no retention.
+	local dedupe.Ledger
+	// inFlight is what this process delivers now.
+	inFlight flights
 	// own is what this process delivered.
 	own dedupe.Ledger
 	// pending is what Redis is still to be told.
 	pending pending
+	// losses are the IDs of own that Redis did not know any more.
+	losses losses
 }
 
-// instances are never forgotten, as the ids in memory are not: by backend.
+// instances are never forgotten, as the IDs in memory are not: by backend.
 var instances sync.Map
 
 func instanceFor(backend string) *instance {
@@ -78,19 +80,21 @@ type connection struct {
 	ready  chan struct{}
 	check  chan struct{} // wakes up run
 	slots  chan struct{} // taken by operations: rueidis blocks at 1024, whatever their context
-	last   sync.Once
+	onExit sync.Once
+
+	inspected atomic.Bool // the settings of Redis, after it has answered for the first time
 
 	mu      sync.Mutex
 	down    error                    // nil: it works, as far as is known
 	failed  []string                 // the keys of what failed when it went down
-	kept    bool                     // pending holds a reference
-	waiters map[string]chan struct{} // by KEYS[1]
-	// elsewhere tells when it went down while another instance delivered an
-	// id and this one waited for that: by KEYS[1].
-	elsewhere map[string]time.Time
-	// forgotten counts the deliveries, since it went down, that there is no
+	pinned  bool                     // pending holds a reference
+	waiters map[string]chan struct{} // by the key of a delivered ID
+	// lostTrack tells when it went down while another instance delivered an
+	// ID and this one waited for that: by the key of a delivered ID.
+	lostTrack map[string]time.Time
+	// dropped counts the deliveries, since it went down, that there is no
 	// room for in pending.
-	forgotten int
+	dropped int
 }
 
 func connect(s settings) *connection {
@@ -98,16 +102,16 @@ func connect(s settings) *connection {
 	c := &connection{
 		settings: s, scripts: newScripts(), instance: instanceFor(s.backend), stop: stop,
 		ready: make(chan struct{}), check: make(chan struct{}, 1), slots: make(chan struct{}, maxOperations),
-		waiters: make(map[string]chan struct{}), elsewhere: make(map[string]time.Time),
+		waiters: make(map[string]chan struct{}), lostTrack: make(map[string]time.Time),
 	}
 	go c.run(ctx)
 	return c
 }
 
-// lastCall tells Redis what is pending, for the process is about to end, and
+// flushOnExit tells Redis what is pending, for the process is about to end, and
 // reports whether it has not done so before. It takes the timeout at most.
-func (c *connection) lastCall() (first bool) {
-	c.last.Do(func() {
+func (c *connection) flushOnExit() (first bool) {
+	c.onExit.Do(func() {
 		first = true
 		if c.pending.len() == 0 {
 			return
@@ -145,12 +149,16 @@ func (c *connection) run(ctx context.Context) {
 		if err == nil {
 			err = c.catchUp(ctx)
 		}
-		c.letGo()
+		if err == nil && !c.inspected.Load() {
+			c.inspect(ctx)
+			c.inspected.Store(true)
+		}
+		c.unpin()
 		wait, check := time.Duration(idle), c.check
 		if err == nil {
 			retry = minRetry
 		} else {
-			// whatever happens meanwhile: else each event would ask again
+			// whatever happens until then: else each event would ask again
 			wait, check = retry, nil
 			retry = min(2*retry, maxRetry)
 		}
@@ -178,15 +186,15 @@ func (c *connection) dial() error {
 	return nil
 }
 
-// listen wakes up who waits for a claim of another instance.
+// listen wakes up the requests that wait for a claim of another instance.
 func (c *connection) listen(ctx context.Context) {
 	select {
 	case <-c.ready:
 	case <-ctx.Done():
 	}
+	warned := false
 	for ctx.Err() == nil {
-		// what goes wrong here shows in the operations, and they poll
-		_ = c.client.Receive(ctx, c.client.B().Subscribe().Channel(c.channel()).Build(), func(m rueidis.PubSubMessage) {
+		err := c.client.Receive(ctx, c.client.B().Subscribe().Channel(c.channel()).Build(), func(m rueidis.PubSubMessage) {
 			c.mu.Lock()
 			defer c.mu.Unlock()
 			select {
@@ -194,6 +202,12 @@ func (c *connection) listen(ctx context.Context) {
 			default: // nobody waits here, or is awake already
 			}
 		})
+		// what else goes wrong here shows in the operations, and they poll
+		if forbidden(err) && !warned {
+			warned = true
+			logger().Warn("the ACL of Redis does not permit the channel: duplicates that wait for another instance learn late of the end of a delivery, because they have to ask again; allow the channel",
+				zap.Strings("addresses", c.settings.client.InitAddress), zap.String("channel", c.channel()), zap.Duration("asked_every", pollInterval))
+		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(maxRetry):
@@ -204,23 +218,29 @@ func (c *connection) listen(ctx context.Context) {
 func (c *connection) channel() string { return c.prefix + "ended" }
 
 // catchUp finds out whether Redis is back, if it was down, and tells it what
-// is pending.
+// this instance delivers and has delivered in the meantime.
 func (c *connection) catchUp(ctx context.Context) error {
 	c.mu.Lock()
 	down, failed := c.down, c.failed
 	c.mu.Unlock()
+	registerFrom := time.Now().Add(-idle)
 	if down != nil {
 		if err := c.probe(ctx, failed); err != nil {
 			return err
 		}
 		c.setUp()
+		registerFrom = time.Now() // it may have lost all of them
+	}
+	// before the outcomes: they are few, and retries of them may be under way
+	if err := c.register(ctx, c.inFlight.toRegister(registerFrom)); err != nil {
+		return err
 	}
 	for {
-		notes := c.pending.some(flushed)
-		if len(notes) == 0 {
+		outcomes := c.pending.next(batch)
+		if len(outcomes) == 0 {
 			return nil
 		}
-		if err := c.flush(ctx, notes); err != nil {
+		if err := c.flush(ctx, outcomes); err != nil {
 			return err
 		}
 	}
@@ -228,7 +248,7 @@ func (c *connection) catchUp(ctx context.Context) error {
 
 // probe runs the scripts, for a server that answers and does not let them write
 // is of no use, and where the operation failed that found Redis down, for that
-// may be one node of many.
+// may be one node of many. The keys are of this instance alone.
 func (c *connection) probe(ctx context.Context, failed []string) error {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
@@ -237,68 +257,120 @@ func (c *connection) probe(ctx context.Context, failed []string) error {
 	}
 	var keys []string
 	for _, key := range failed {
-		keys = append(keys, c.prefix+"probe:"+strings.TrimPrefix(key, c.prefix))
+		keys = append(keys, c.prefix+"probe:"+c.name+":"+strings.TrimPrefix(key, c.prefix))
 	}
 	token := c.token(0)
 	if err := c.claimScript.Exec(ctx, c.client, keys, []string{token, "", "1000", "0"}).Error(); err != nil {
 		return err
 	}
-	return c.settleScript.Exec(ctx, c.client, keys, []string{token, "", "1", c.channel(), "0", "0"}).Error()
+	return c.settleScript.Exec(ctx, c.client, keys, []string{token, "", "1", "", c.channel()}).Error()
 }
 
-func (c *connection) flush(ctx context.Context, notes []note) error {
+// register tells Redis of claims that it may not know: those that this instance
+// granted by itself, and those that Redis lost. Each keeps what remains of its
+// lease.
+func (c *connection) register(ctx context.Context, unknown []flight) error {
+	var lost, taken atomic.Int64
+	for some := range slices.Chunk(unknown, batch) {
+		err := together(ctx, c, some, func(f flight) id { return f.id }, func(ctx context.Context, f flight) error {
+			args := []string{c.token(f.token), milliseconds(time.Until(f.expires))}
+			reply, err := c.registerScript.Exec(ctx, c.client, c.keys(f.id), args).ToString()
+			state := registered
+			switch {
+			case err != nil:
+				state = f.state
+			case reply == "taken":
+				state = contested
+			}
+			switch present := c.inFlight.setState(f, state); {
+			case !present: // it has ended since, and nobody else would end the claim
+				c.queue(ended{f.id, outcome{token: f.token, expires: f.expires.UnixNano()}})
+			case reply == "added" && f.state == registered:
+				lost.Add(1)
+			case state == contested && f.state != contested:
+				taken.Add(1)
+			}
+			if err != nil && ofKey(err) {
+				return nil // the claim or its settlement says so
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if n := lost.Load(); n > 0 {
+		logger().Warn("Redis had lost claims of deliveries that are under way, and was told of them again",
+			zap.Strings("addresses", c.settings.client.InitAddress), zap.Int64("deliveries", n))
+	}
+	if n := taken.Load(); n > 0 {
+		logger().Warn("another instance delivers events that this one is delivering, too: Redis did not know of the claims in time",
+			zap.Strings("addresses", c.settings.client.InitAddress), zap.Int64("deliveries", n))
+	}
+	return nil
+}
+
+func (c *connection) flush(ctx context.Context, outcomes []ended) error {
+	return together(ctx, c, outcomes, func(e ended) id { return e.id }, func(ctx context.Context, e ended) error {
+		err := c.record(ctx, e)
+		if err == nil || ofKey(err) { // it would not fare better later
+			c.pending.remove(e)
+		}
+		return err
+	})
+}
+
+// together runs an operation for each of some items at the same time, so that
+// they go to Redis in one write. An error that is about one ID is logged.
+func together[T any](ctx context.Context, c *connection, some []T, of func(T) id, operation func(context.Context, T) error) error {
 	ctx, cancel := context.WithTimeout(ctx, max(c.timeout, time.Second))
 	defer cancel()
 	var all errgroup.Group
-	for _, n := range notes {
-		all.Go(func() error { // together, they go in one write
-			err := c.tell(ctx, n)
-			if err != nil {
-				c.setDown(err, c.keys(n.id))
-			} else {
-				c.pending.remove(n)
+	for _, item := range some {
+		all.Go(func() error {
+			err := operation(ctx, item)
+			if err == nil {
+				return nil
 			}
+			keys := c.keys(of(item))
+			if ofKey(err) {
+				c.reportKey(keys, err)
+				return nil
+			}
+			c.setDown(err, keys)
 			return err
 		})
 	}
 	return all.Wait()
 }
 
-// tell settles in Redis.
-func (c *connection) tell(ctx context.Context, n note) error {
-	args := []string{n.token, "", milliseconds(time.Until(n.expires)), c.channel(), flag(n.unclaimed), flag(n.unclaimed && n.redelivered)}
-	if n.delivered {
-		args[1] = encode(n.digest)
-	}
-	return c.settleScript.Exec(ctx, c.client, c.keys(n.id), args).Error()
-}
-
-// note keeps what Redis could not be told, and the connection until it was.
-func (c *connection) note(n note) {
+// queue keeps an outcome that Redis could not be told, and the connection until
+// it was.
+func (c *connection) queue(e ended) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.pending.add(n) && n.delivered {
-		if c.forgotten == 0 {
+	if !c.pending.add(e) && e.delivered {
+		if c.dropped == 0 {
 			logger().Error("Redis has been down for so long that there is no room to keep what it is to be told: more events that are delivered until it is back will be delivered again if they are sent again",
 				zap.Strings("addresses", c.settings.client.InitAddress), zap.Int("to_be_recorded", pendingCapacity))
 		}
-		c.forgotten++
+		c.dropped++
 	}
-	if !c.kept {
-		c.kept = true
+	if !c.pinned {
+		c.pinned = true
 		_, _, _ = connections.LoadOrNew(c.id, func() (caddy.Destructor, error) { return nil, errors.New("not held by its user") })
 	}
 	c.wake()
 }
 
-// letGo gives back what note holds, when nothing is pending: it was told, maybe
+// unpin gives back what queue holds, when nothing is pending: it was told, maybe
 // by another connection, or has expired.
-func (c *connection) letGo() {
+func (c *connection) unpin() {
 	c.mu.Lock()
-	kept := c.kept && len(c.pending.some(1)) == 0
-	c.kept = c.kept && !kept
+	unpinned := c.pinned && len(c.pending.next(1)) == 0
+	c.pinned = c.pinned && !unpinned
 	c.mu.Unlock()
-	if kept {
+	if unpinned {
 		_, _ = connections.Delete(c.id)
 	}
 }
@@ -328,37 +400,42 @@ func (c *connection) setUp() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.down = nil
-	clear(c.elsewhere)
+	c.lostTrack = make(map[string]time.Time)
 	logger().Info("Redis is back", zap.Strings("addresses", c.settings.client.InitAddress), zap.Int("to_be_recorded", c.pending.len()))
-	if c.forgotten > 0 {
+	if c.dropped > 0 {
 		logger().Error("there was no room to keep all that Redis was to be told: some events that were delivered will be delivered again if they are sent again",
-			zap.Strings("addresses", c.settings.client.InitAddress), zap.Int("deliveries", c.forgotten))
-		c.forgotten = 0
+			zap.Strings("addresses", c.settings.client.InitAddress), zap.Int("deliveries", c.dropped))
+		c.dropped = 0
 	}
 }
 
 // logger is that of the present configuration.
 func logger() *zap.Logger { return caddy.Log().Named("http.buzzbip_webhook.stores.redis") }
 
-// errUntried means that an operation was not tried because Redis is down.
-type errUntried struct{ error }
+// reportKey logs an error that is about the keys of one ID. The scope is part of
+// the keys, and may be derived from a secret, so it is not shown.
+func (c *connection) reportKey(keys []string, err error) {
+	_, tag, _ := strings.Cut(keys[0], "{")
+	tag, _, _ = strings.Cut(tag, "}")
+	logger().Error("an event cannot be deduplicated by Redis, because one of its keys is of no use: delete the key",
+		zap.Strings("addresses", c.settings.client.InitAddress), zap.String("keys", c.prefix+"*:{"+tag+"}*"), zap.Error(err))
+}
 
-// do runs an operation until it succeeds or the timeout has passed; then Redis
-// counts as down, and no operation is tried any more until it is back.
-func (c *connection) do(keys []string, operation func(ctx context.Context) error) error {
+// do runs an operation until it succeeds, the timeout has passed or ctx is
+// done. After the timeout Redis counts as down, and no operation is tried any
+// more until it is back. An error that is about the keys alone is returned at
+// once, and changes nothing for other events.
+func (c *connection) do(ctx context.Context, keys []string, operation func(ctx context.Context) error) error {
 	if down := c.isDown(); down != nil {
 		return errUntried{down}
 	}
-	// not the context of a request: a claim must not be lost with its sender
-	ctx, cancel := context.WithTimeout(context.Background(), c.timeout)
+	bounded, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	select {
 	case c.slots <- struct{}{}:
 		defer func() { <-c.slots }()
-	case <-ctx.Done():
-		err := fmt.Errorf("no answer within %s", c.timeout)
-		c.setDown(err, keys)
-		return errUntried{err}
+	case <-bounded.Done():
+		return errUntried{c.timedOut(ctx, keys, bounded.Err())}
 	}
 	if down := c.isDown(); down != nil { // by now
 		return errUntried{down}
@@ -368,26 +445,43 @@ func (c *connection) do(keys []string, operation func(ctx context.Context) error
 		var err error
 		select {
 		case <-c.ready:
-			err = operation(ctx)
-		case <-ctx.Done():
+			err = operation(bounded)
+		case <-bounded.Done():
 			err = errors.New("there is no connection yet")
 		}
 		if err == nil {
 			return nil
 		}
-		if last == nil || ctx.Err() == nil {
+		if ofKey(err) {
+			c.reportKey(keys, err)
+			return err
+		}
+		if last == nil || bounded.Err() == nil {
 			last = err // rather than that the time was up
 		}
 		select {
-		case <-ctx.Done():
-			if errors.Is(last, context.DeadlineExceeded) {
-				last = fmt.Errorf("no answer within %s", c.timeout)
-			}
-			c.setDown(last, keys)
-			return last
+		case <-bounded.Done():
+			return c.timedOut(ctx, keys, last)
 		case <-time.After(minRetry):
 		}
 	}
+}
+
+// timedOut returns why an operation did not succeed in time. If the time was
+// that of Redis, and not only that of the caller, which is ctx, Redis is down.
+func (c *connection) timedOut(ctx context.Context, keys []string, err error) error {
+	byCaller := ctx.Err() != nil
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+		if byCaller {
+			err = fmt.Errorf("no answer in time: %w", err)
+		} else {
+			err = fmt.Errorf("no answer within %s", c.timeout)
+		}
+	}
+	if !byCaller {
+		c.setDown(err, keys)
+	}
+	return err
 }
 
 func (c *connection) isDown() error {
@@ -401,27 +495,35 @@ func (c *connection) keys(of id) []string {
 	return []string{c.prefix + "done:" + tag, c.prefix + "claim:" + tag}
 }
 
-func (c *connection) token(t uint64) string {
-	return fmt.Sprintf("%s%016x", c.name, t&^unclaimed)
+// await returns what tells that another instance has ended its claim on an ID.
+// Only the one request of this process that asks waits for it.
+func (c *connection) await(key string) <-chan struct{} {
+	ended := make(chan struct{}, 1)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.waiters[key] = ended
+	return ended
 }
 
-func flag(set bool) string {
-	if set {
-		return "1"
+func (c *connection) leave(key string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.waiters, key)
+}
+
+// loseTrack records that another instance had an ID when Redis went down.
+func (c *connection) loseTrack(key string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.down != nil && c.lostTrack[key].IsZero() {
+		c.lostTrack[key] = time.Now()
 	}
-	return "0"
 }
 
-// milliseconds is at least 1: Redis knows no shorter time.
-func milliseconds(d time.Duration) string { return fmt.Sprint(max(d.Milliseconds(), 1)) }
-
-func encode(d dedupe.Digest) string {
-	return string(binary.BigEndian.AppendUint64(nil, uint64(d)))
-}
-
-func decode(digest string) (dedupe.Digest, error) {
-	if len(digest) != 8 {
-		return 0, fmt.Errorf("a key holds %d bytes where 8 belong: it is not of this plugin's making", len(digest))
-	}
-	return dedupe.Digest(binary.BigEndian.Uint64([]byte(digest))), nil
+// lostTrackSince reports whether that was after a time: a request that has
+// waited in this process since then is not to deliver it either.
+func (c *connection) lostTrackSince(key string, t time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.lostTrack[key].After(t)
 }

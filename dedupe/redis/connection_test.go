@@ -48,7 +48,7 @@ func TestStaysDownWhileScriptsFail(t *testing.T) {
 				t.Errorf("it was up meanwhile: first %v, then %v", down, now)
 			}
 			server.Do(how.end...)
-			waitFor(t, "the server to work again", func() bool { return up(s) && s.pendingNotes() == 0 })
+			waitFor(t, "the server to work again", func() bool { return up(s) && s.pendingOutcomes() == 0 })
 			expect(t, newInstance(t, config(server)), arrival("a", 1), dedupe.Delivered)
 		})
 	}
@@ -254,7 +254,7 @@ func TestConnectionThatNeverWorkedEndsWhenItIsLetGo(t *testing.T) {
 			r := arrival("a", 1)
 			r.Lease, r.Retention = time.Millisecond, time.Millisecond
 			_ = s.Settle(context.Background(), expect(t, s, r, dedupe.Claimed), true)
-			if up(s) || s.pendingNotes() == 0 {
+			if up(s) || s.pendingOutcomes() == 0 {
 				t.Error("it seems to work")
 			}
 			expectEnd(t, s)
@@ -294,7 +294,7 @@ func TestConnectionEndsWhenAnotherHasToldWhatWasPending(t *testing.T) {
 	_ = wrong.Settle(context.Background(), expect(t, wrong, arrival("a", 1), dedupe.Claimed), true)
 	right := mustLoad(t, at("right"))
 	cleanUp(t, wrong)
-	waitFor(t, "what was pending to be told", func() bool { return right.pendingNotes() == 0 })
+	waitFor(t, "what was pending to be told", func() bool { return right.pendingOutcomes() == 0 })
 	waitFor(t, "the connection with the wrong password to end", func() bool {
 		_, held := connections.References(wrong.settings.id)
 		return !held

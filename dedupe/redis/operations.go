@@ -2,200 +2,270 @@ package redis
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"time"
+
+	"github.com/redis/rueidis"
 
 	"github.com/buzzbip/caddy-webhook/dedupe"
 )
 
-// claim lets one request of this process through for an id at a time, which
+// attempt is a request that asks for a claim on behalf of all requests of this
+// instance with its ID.
+type attempt struct {
+	dedupe.Request
+	id
+	token   uint64
+	arrived time.Time
+}
+
+// answer is what an attempt learns of its ID.
+type answer struct {
+	state answerState
+	// digest of the body that was delivered; with a claim, of the one that it
+	// replaces, or 0
+	digest dedupe.Digest
+	lasts  time.Duration // how long the claim of another instance does
+}
+
+type answerState uint8
+
+const (
+	granted        answerState = iota // by Redis
+	grantedLocally                    // by this instance, as Redis did not answer
+	delivered
+	taken // another instance has the claim
+)
+
+// claim lets one request of this instance through for an ID at a time, which
 // then asks Redis on behalf of all.
 func (c *connection) claim(ctx context.Context, r dedupe.Request) (dedupe.Verdict, error) {
-	giveUp := time.Now().Add(r.Wait)
-	local := r
-	local.Retention = 0
-	v, err := c.flights.Claim(ctx, local, dedupe.Limits{})
+	arrived := time.Now()
+	v, err := c.local.Claim(ctx, unremembered(r), dedupe.Limits{})
 	if err != nil || v.State != dedupe.Claimed {
 		return v, err
 	}
-	flight := v.Claim
-	token := flight.Token
-	delivered, err := c.ask(ctx, r, giveUp, &token)
+	a := attempt{r, id{r.Scope, r.Key}, v.Claim.Token, arrived}
+	got, err := c.ask(ctx, a)
 	if err != nil {
-		c.flights.Settle(flight, false, time.Now(), dedupe.Limits{})
+		c.local.Settle(v.Claim, false, time.Now(), dedupe.Limits{})
 		return dedupe.Verdict{}, err
 	}
-	if delivered != nil {
-		flight.Digest = *delivered
-		c.flights.Settle(flight, true, time.Now(), dedupe.Limits{})
-		v, _ = r.Compare(*delivered)
+	if got.state == delivered {
+		v.Claim.Digest = got.digest
+		c.local.Settle(v.Claim, true, time.Now(), dedupe.Limits{})
+		v, _ = r.Compare(got.digest)
 		return v, nil
 	}
-	return dedupe.Verdict{State: dedupe.Claimed, Claim: dedupe.Claim{Request: r, Token: token}}, nil
+	f := flight{id: a.id, token: a.token, began: time.Now(), state: registered}
+	f.expires = f.began.Add(r.Lease)
+	if got.state == grantedLocally {
+		f.state = unregistered
+	} else if got.digest == 0 {
+		c.noticeLoss(a.id)
+	}
+	c.inFlight.begin(f)
+	return dedupe.Verdict{State: dedupe.Claimed, Claim: dedupe.Claim{Request: r, Token: a.token, Replaces: got.digest}}, nil
 }
 
-// ask returns the digest under which an id was delivered and that answers r,
-// or nil when r has been granted the claim.
-func (c *connection) ask(ctx context.Context, r dedupe.Request, giveUp time.Time, token *uint64) (*dedupe.Digest, error) {
-	of := id{r.Scope, r.Key}
-	if n, ok := c.pending.find(of); ok {
-		if _, known := r.Compare(n.digest); known {
-			return &n.digest, nil
+// unremembered is a request for the ledger that remembers nothing.
+func unremembered(r dedupe.Request) dedupe.Request {
+	r.Retention = 0
+	return r
+}
+
+// ask asks Redis for a claim, and waits while another instance has it.
+func (c *connection) ask(ctx context.Context, a attempt) (answer, error) {
+	if o, ok := c.pending.delivery(a.id); ok {
+		if _, known := a.Compare(o.digest); known {
+			return answer{state: delivered, digest: o.digest}, nil
 		}
 	}
-	keys := c.keys(of)
-	args := []string{c.token(*token), encode(r.Digest), milliseconds(r.Lease), flag(r.Redeliver)}
-	var ended chan struct{}
+	giveUp := a.arrived.Add(a.Wait)
+	var ended <-chan struct{}
 	for {
-		var delivered *dedupe.Digest
-		var lasts time.Duration
-		err := c.do(keys, func(ctx context.Context) error {
-			answer, err := c.claimScript.Exec(ctx, c.client, keys, args).ToMessage()
-			if err != nil {
-				return err
-			}
-			if answer.IsInt64() {
-				ms, err := answer.AsInt64()
-				lasts = time.Duration(max(ms, 1)) * time.Millisecond
-				return err
-			}
-			digest, err := answer.ToString()
-			if err != nil || digest == "" {
-				return err
-			}
-			d, err := decode(digest)
-			delivered = &d
-			return err
-		})
-		elsewhere := err != nil && (ended != nil || c.lostSince(keys[0], giveUp.Add(-r.Wait)))
-		if err != nil && (c.refuse || elsewhere) && !errors.As(err, new(errUntried)) { // it may have been granted all the same
-			c.note(note{id: of, token: args[0], expires: time.Now().Add(r.Lease)})
+		got, err := c.askOnce(a)
+		if err != nil {
+			return c.withoutRedis(a, ended != nil, err)
 		}
-		switch {
-		case err != nil && c.refuse:
-			return nil, err
-		case elsewhere: // another instance has it, as far as is known
-			c.loseSight(keys[0])
-			return nil, dedupe.ErrInFlight
-		case err != nil:
-			*token |= unclaimed
-			if s := c.own.Lookup(r.Scope, r.Key); s.Delivered {
-				if _, known := r.Compare(s.Digest); known {
-					return &s.Digest, nil
-				}
-			}
-			return nil, nil
-		case lasts == 0:
-			return delivered, nil
+		if got.state != taken {
+			return got, nil
 		}
-
 		if ended == nil {
-			ended = c.await(keys[0])
-			defer c.leave(keys[0])
+			key := c.keys(a.id)[0]
+			ended = c.await(key)
+			defer c.leave(key)
 			continue // it may have ended before we listened
 		}
 		left := time.Until(giveUp)
 		if left <= 0 {
-			return nil, dedupe.ErrInFlight
+			return answer{}, dedupe.ErrInFlight
 		}
 		select {
 		case <-ended:
-		case <-time.After(min(left, lasts, pollInterval)):
+		case <-time.After(min(left, got.lasts, pollInterval)):
 		case <-ctx.Done():
-			return nil, dedupe.ErrInFlight
+			return answer{}, dedupe.ErrInFlight
 		}
 	}
 }
 
-// await returns what tells that an id is not in flight any more elsewhere. Only
-// the one request of this process that asks waits for it.
-func (c *connection) await(key string) chan struct{} {
-	ended := make(chan struct{}, 1)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.waiters[key] = ended
-	return ended
-}
-
-func (c *connection) leave(key string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	delete(c.waiters, key)
-}
-
-// loseSight notes that another instance had an id when Redis went down.
-func (c *connection) loseSight(key string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.down != nil && c.elsewhere[key].IsZero() {
-		c.elsewhere[key] = time.Now()
-	}
-}
-
-// lostSince reports whether that was after a time: who has waited in this
-// process since then is not to deliver it either.
-func (c *connection) lostSince(key string, t time.Time) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.elsewhere[key].After(t)
-}
-
-// settle reports whether the claim was the present one in this process.
-func (c *connection) settle(claim dedupe.Claim, delivered bool) (settled bool, err error) {
-	flight := claim
-	flight.Token &^= unclaimed
-	flight.Retention = 0
-	if !c.flights.Owns(flight) {
-		return false, nil
-	}
-	n := note{
-		id: id{claim.Scope, claim.Key}, token: c.token(claim.Token), unclaimed: claim.Token&unclaimed != 0, redelivered: claim.Redeliver,
-		delivered: delivered, digest: claim.Digest, expires: time.Now().Add(claim.Lease),
-	}
-	if delivered {
-		now := time.Now()
-		n.expires = now.Add(claim.Retention)
-		c.own.Remember(claim.Request, now, ownLimits)
-	}
-	err = c.do(c.keys(n.id), func(ctx context.Context) error { return c.tell(ctx, n) })
-	if err != nil {
-		c.note(n)
-	} else if delivered {
-		c.pending.forget(n.id) // an earlier delivery of the id
-	}
-	return c.flights.Settle(flight, delivered, time.Now(), dedupe.Limits{}), err
-}
-
-func (c *connection) lookup(scope string, key dedupe.Key) (dedupe.Status, error) {
-	of := id{scope, key}
-	status := c.flights.Lookup(scope, key)
-	if n, ok := c.pending.find(of); ok {
-		status.Delivered, status.Digest, status.Expires = true, n.digest, n.expires
-		return status, nil
-	}
-	keys := c.keys(of)
-	err := c.do(keys, func(ctx context.Context) error {
-		answer, err := c.lookupScript.Exec(ctx, c.client, keys, nil).ToArray()
+func (c *connection) askOnce(a attempt) (got answer, err error) {
+	keys, args := c.keys(a.id), []string{c.token(a.token), encode(a.Digest), milliseconds(a.Lease), flag(a.Redeliver)}
+	// not the context of the request: a claim must not be lost with its sender
+	err = c.do(context.Background(), keys, func(ctx context.Context) error {
+		reply, err := c.claimScript.Exec(ctx, c.client, keys, args).ToArray()
 		if err != nil {
 			return err
 		}
-		if len(answer) != 3 {
-			return fmt.Errorf("%d values where 3 belong", len(answer))
+		got, err = parseAnswer(reply)
+		return err
+	})
+	return got, err
+}
+
+// parseAnswer reads what claimScript answers.
+func parseAnswer(reply []rueidis.RedisMessage) (got answer, err error) {
+	if len(reply) != 2 {
+		return got, fmt.Errorf("the claim was answered with %d values instead of 2", len(reply))
+	}
+	state, err := reply[0].ToString()
+	if err != nil {
+		return got, err
+	}
+	if state == "taken" {
+		ms, err := reply[1].AsInt64()
+		if err == nil && ms < 0 {
+			err = fmt.Errorf("%w: it does not expire", errForeign)
 		}
-		claims, err := answer[2].AsInt64()
+		return answer{state: taken, lasts: time.Duration(max(ms, 1)) * time.Millisecond}, err
+	}
+	digest, err := reply[1].ToString()
+	if err != nil {
+		return got, err
+	}
+	if state == "granted" {
+		got.state = granted
+		if digest == "" {
+			return got, nil
+		}
+	} else {
+		got.state = delivered
+	}
+	got.digest, err = decode(digest)
+	return got, err
+}
+
+// withoutRedis decides on a claim that Redis has not answered, with an error
+// that says why, possibly while the attempt waited for another instance.
+//
+// An event whose own keys are of no use is treated as if Redis were down for
+// it alone: with when_down memory this instance goes by its own memory, so that
+// the event is not lost; with refuse it fails, as a second delivery cannot be
+// ruled out.
+func (c *connection) withoutRedis(a attempt, waited bool, err error) (answer, error) {
+	key := c.keys(a.id)[0]
+	tried := !errors.As(err, new(errUntried))
+	own := c.own.Lookup(a.Scope, a.Key)
+	_, known := a.Compare(own.Digest)
+	var got answer
+	switch {
+	case c.refuse:
+	case waited || c.lostTrackSince(key, a.arrived): // another instance has it, as far as is known
+		c.loseTrack(key)
+		err = dedupe.ErrInFlight
+	case own.Delivered && known:
+		got, err = answer{state: delivered, digest: own.Digest}, nil
+	default:
+		return answer{state: grantedLocally, digest: own.Digest}, nil
+	}
+	if tried { // Redis may have granted it all the same
+		c.queue(ended{a.id, outcome{token: a.token, expires: unixAfter(a.Lease)}})
+	}
+	return got, err
+}
+
+// settle reports whether the claim was the present one in this instance.
+func (c *connection) settle(ctx context.Context, claim dedupe.Claim, success bool) (settled bool, err error) {
+	local := claim
+	local.Request = unremembered(claim.Request)
+	present := c.local.Owns(local)
+	if !present && !success {
+		return false, nil
+	}
+	e := ended{id{claim.Scope, claim.Key}, outcome{
+		token: claim.Token, delivered: success, digest: claim.Digest, replaces: claim.Replaces, expires: unixAfter(claim.Lease),
+	}}
+	if f, ok := c.inFlight.end(e.id, e.token); ok {
+		// what Redis knew when the claim was made is unknown here
+		e.replacesAny = f.state == unregistered && claim.Redeliver
+	}
+	if success {
+		e.expires = unixAfter(claim.Retention)
+		if present {
+			c.own.Remember(claim.Request, time.Now(), ownLimits)
+		} else {
+			c.own.Settle(claim, true, time.Now(), ownLimits)
+		}
+	}
+	err = c.do(ctx, c.keys(e.id), func(ctx context.Context) error { return c.record(ctx, e) })
+	switch {
+	case err != nil && !ofKey(err):
+		c.queue(e)
+	case err == nil && success:
+		c.pending.supersede(e.id, e.token)
+	}
+	return present && c.local.Settle(local, success, time.Now(), dedupe.Limits{}), err
+}
+
+// record tells Redis of an outcome.
+func (c *connection) record(ctx context.Context, e ended) error {
+	digest, replaces := "", ""
+	if e.delivered {
+		digest = encode(e.digest)
+	}
+	switch {
+	case e.replacesAny:
+		replaces = "any"
+	case e.replaces != 0:
+		replaces = encode(e.replaces)
+	}
+	left := time.Until(time.Unix(0, e.expires))
+	args := []string{c.token(e.token), digest, milliseconds(left), replaces, c.channel()}
+	return c.settleScript.Exec(ctx, c.client, c.keys(e.id), args).Error()
+}
+
+func (c *connection) lookup(ctx context.Context, of id) (dedupe.Status, error) {
+	status := c.local.Lookup(of.scope, of.key)
+	if o, ok := c.pending.delivery(of); ok {
+		status.Delivered, status.Digest, status.Expires = true, o.digest, time.Unix(0, o.expires)
+		return status, nil
+	}
+	keys := c.keys(of)
+	err := c.do(ctx, keys, func(ctx context.Context) error {
+		reply, err := c.lookupScript.Exec(ctx, c.client, keys, nil).ToArray()
+		if err != nil {
+			return err
+		}
+		if len(reply) != 3 {
+			return fmt.Errorf("the lookup was answered with %d values instead of 3", len(reply))
+		}
+		claims, err := reply[2].AsInt64()
 		if err != nil {
 			return err
 		}
 		status.InFlight = claims > 0
-		if answer[0].IsNil() {
+		if reply[0].IsNil() {
 			return nil
 		}
-		digest, err := answer[0].ToString()
+		digest, err := reply[0].ToString()
 		if err != nil {
 			return err
 		}
-		ms, err := answer[1].AsInt64()
+		ms, err := reply[1].AsInt64()
 		if err != nil {
 			return err
 		}
@@ -206,13 +276,12 @@ func (c *connection) lookup(scope string, key dedupe.Key) (dedupe.Status, error)
 	return status, err
 }
 
-func (c *connection) forget(scope string, key dedupe.Key) (bool, error) {
-	of := id{scope, key}
-	_, remembered := c.pending.find(of)
-	c.pending.forget(of)
-	c.own.Forget(scope, key)
+func (c *connection) forget(ctx context.Context, of id) (bool, error) {
+	_, remembered := c.pending.delivery(of)
+	c.pending.forgetDelivery(of)
+	c.own.Forget(of.scope, of.key)
 	keys := c.keys(of)
-	err := c.do(keys, func(ctx context.Context) error {
+	err := c.do(ctx, keys, func(ctx context.Context) error {
 		deleted, err := c.client.Do(ctx, c.client.B().Del().Key(keys[0]).Build()).AsInt64()
 		remembered = remembered || deleted > 0
 		return err
@@ -224,7 +293,8 @@ func (c *connection) stats() dedupe.Stats {
 	stats := c.own.Stats(dedupe.Limits{}) // what own has no room for Redis still knows
 	stats.Backing = c.backend
 	stats.Evicted = c.pending.evictions()
-	for scope, s := range c.flights.Stats(dedupe.Limits{}).Scopes {
+	stats.Forgotten = c.losses.total()
+	for scope, s := range c.local.Stats(dedupe.Limits{}).Scopes {
 		own := stats.Scopes[scope]
 		own.InFlight = s.InFlight
 		stats.Scopes[scope] = own
@@ -233,4 +303,35 @@ func (c *connection) stats() dedupe.Stats {
 	defer c.mu.Unlock()
 	stats.Err = c.down
 	return stats
+}
+
+// token is one that other instances have not. Its number has leading zeros, so
+// that scripts can compare it.
+func (c *connection) token(number uint64) string { return fmt.Sprintf("%s%020d", c.name, number) }
+
+func flag(set bool) string {
+	if set {
+		return "1"
+	}
+	return "0"
+}
+
+// milliseconds is at least 1: Redis knows no shorter time.
+func milliseconds(d time.Duration) string { return fmt.Sprint(max(d.Milliseconds(), 1)) }
+
+// unixAfter is when a time has passed, as a Unix time in nanoseconds.
+func unixAfter(d time.Duration) int64 {
+	now := time.Now().UnixNano()
+	return now + min(int64(d), math.MaxInt64-now)
+}
+
+func encode(d dedupe.Digest) string {
+	return string(binary.BigEndian.AppendUint64(nil, uint64(d)))
+}
+
+func decode(digest string) (dedupe.Digest, error) {
+	if len(digest) != 8 {
+		return 0, foreignLength(len(digest))
+	}
+	return dedupe.Digest(binary.BigEndian.Uint64([]byte(digest))), nil
 }

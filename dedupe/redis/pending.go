@@ -7,124 +7,132 @@ import (
 	"github.com/buzzbip/caddy-webhook/dedupe"
 )
 
-// pendingCapacity bounds the notes that are kept, each of which takes a few
-// hundred bytes.
+// pendingCapacity bounds the outcomes that are kept. Each takes up to 170
+// bytes.
 var pendingCapacity = 1_000_000
 
-// id is an event's id in its scope.
-type id struct {
-	scope string
-	key   dedupe.Key
+// outcome is how a delivery ended.
+type outcome struct {
+	token       uint64
+	digest      dedupe.Digest
+	replaces    dedupe.Digest // if it was to replace an earlier delivery: see [dedupe.Claim]
+	expires     int64         // when it is of no use any more: Unix time in nanoseconds
+	delivered   bool
+	replacesAny bool // it was to replace whatever was delivered earlier
 }
 
-// note is the end of a delivery that Redis does not know of yet.
-type note struct {
+func (o outcome) valid() bool { return time.Now().UnixNano() < o.expires }
+
+// ended is an ID with its outcome.
+type ended struct {
 	id
-	token     string
-	delivered bool
-	digest    dedupe.Digest
-	expires   time.Time // when it is of no use any more
-	unclaimed bool      // perhaps: Redis was away
-	// redelivered: the id was delivered before, perhaps, with another body
-	redelivered bool
+	outcome
 }
 
-// pending holds notes until Redis has taken them. The zero value is ready for
-// use, and its methods are safe for concurrent use.
+// pending holds outcomes until Redis has taken them: one for each ID, for what
+// an instance says of its last claim counts for the earlier ones, too. The zero
+// value is ready for use, and its methods are safe for concurrent use.
 type pending struct {
-	mu        sync.Mutex
-	notes     map[string]note // by token
-	delivered map[id]string   // the token of the note
-	evicted   uint64          // deliveries that there was no room for
+	mu      sync.Mutex
+	byID    map[id]outcome // nil when it is empty, for a map does not shrink
+	evicted uint64         // deliveries that there was no room for
 }
 
-// add keeps a note, and reports whether there was room for it.
-func (p *pending) add(n note) bool {
+// add keeps an outcome, and reports whether there was room for it.
+func (p *pending) add(e ended) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if older, ok := p.notes[p.delivered[n.id]]; ok && n.delivered {
-		p.drop(older) // Redis would be told in no particular order
+	old, known := p.byID[e.id]
+	if known && old.delivered && !e.delivered && old.valid() {
+		// a redelivery has failed: what was delivered before it still counts
+		old.token = max(old.token, e.token)
+		e.outcome = old
 	}
-	if len(p.notes) >= pendingCapacity {
-		p.valid(1)
+	if !known && len(p.byID) >= pendingCapacity {
+		p.some(1)
 	}
-	if len(p.notes) >= pendingCapacity {
-		if n.delivered {
+	if !known && len(p.byID) >= pendingCapacity {
+		if e.delivered {
 			p.evicted++
 		}
 		return false
 	}
-	if p.notes == nil {
-		p.notes, p.delivered = make(map[string]note), make(map[id]string)
+	if p.byID == nil {
+		p.byID = make(map[id]outcome)
 	}
-	p.notes[n.token] = n
-	if n.delivered {
-		p.delivered[n.id] = n.token
-	}
+	p.byID[e.id] = e.outcome
 	return true
 }
 
-// find returns the note of the delivery of an id.
-func (p *pending) find(of id) (note, bool) {
+// delivery returns the outcome of an ID that was delivered.
+func (p *pending) delivery(of id) (outcome, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	n, ok := p.notes[p.delivered[of]]
-	return n, ok && time.Now().Before(n.expires)
+	o := p.byID[of]
+	return o, o.delivered && o.valid()
 }
 
-// forget drops the note of the delivery of an id.
-func (p *pending) forget(of id) {
+// forgetDelivery leaves nothing to be told but that a claim has ended.
+func (p *pending) forgetDelivery(of id) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if token, ok := p.delivered[of]; ok {
-		p.drop(p.notes[token])
+	if o, ok := p.byID[of]; ok {
+		o.delivered = false
+		p.byID[of] = o
 	}
 }
 
-// some returns up to a number of notes, and drops those that have expired.
-func (p *pending) some(count int) []note {
+// next returns up to a number of outcomes, and drops those that have expired.
+func (p *pending) next(count int) []ended {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.valid(count)
+	return p.some(count)
 }
 
-// valid is some with p.mu held.
-func (p *pending) valid(count int) []note {
-	var some []note
-	now := time.Now()
-	for _, n := range p.notes {
-		if !now.Before(n.expires) {
-			p.drop(n)
+// some is next with p.mu held.
+func (p *pending) some(count int) (some []ended) {
+	for of, o := range p.byID {
+		if !o.valid() {
+			p.delete(of)
 			continue
 		}
-		if some = append(some, n); len(some) == count {
+		if some = append(some, ended{of, o}); len(some) == count {
 			break
 		}
 	}
 	return some
 }
 
-// remove drops a note, unless there is a newer one with its token.
-func (p *pending) remove(n note) {
+// remove drops an outcome, unless there is a newer one of its ID.
+func (p *pending) remove(e ended) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.notes[n.token] == n {
-		p.drop(n)
+	if p.byID[e.id] == e.outcome {
+		p.delete(e.id)
 	}
 }
 
-// drop is called with p.mu held.
-func (p *pending) drop(n note) {
-	delete(p.notes, n.token)
-	if p.delivered[n.id] == n.token {
-		delete(p.delivered, n.id)
+// supersede drops the outcome of an ID: Redis knows a later one.
+func (p *pending) supersede(of id, token uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if o, ok := p.byID[of]; ok && o.token <= token {
+		p.delete(of)
+	}
+}
+
+// delete is called with p.mu held.
+func (p *pending) delete(of id) {
+	delete(p.byID, of)
+	if len(p.byID) == 0 {
+		p.byID = nil
 	}
 }
 
 func (p *pending) len() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return len(p.notes)
+	return len(p.byID)
 }
 
 // evictions returns how many deliveries there was no room for.

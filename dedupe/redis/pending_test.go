@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -68,7 +69,7 @@ func TestWhatThereIsNoRoomForInAnOutageIsLoggedAndCounted(t *testing.T) {
 			t.Errorf("in outage %d, the log has said so %d times", outage, got)
 		}
 		server.Restart()
-		waitFor(t, "Redis to be back", func() bool { return up(s) && s.pendingNotes() == 0 })
+		waitFor(t, "Redis to be back", func() bool { return up(s) && s.pendingOutcomes() == 0 })
 		if got := strings.Count(log(), `"deliveries":3`); got != outage {
 			t.Errorf("after outage %d, the log has told the number %d times", outage, got)
 		}
@@ -94,7 +95,7 @@ func TestWhatHasExpiredMakesRoomInAnOutage(t *testing.T) {
 		t.Errorf("%d ids count as evicted", got)
 	}
 	server.Restart()
-	waitFor(t, "Redis to know", func() bool { return up(s) && s.pendingNotes() == 0 })
+	waitFor(t, "Redis to know", func() bool { return up(s) && s.pendingOutcomes() == 0 })
 	expect(t, newInstance(t, config(server)), arrival("c", 1), dedupe.Delivered)
 }
 
@@ -126,9 +127,77 @@ func TestLastOfSeveralDeliveriesCountsAfterAnOutage(t *testing.T) {
 		deliverDown(t, s, again)
 	}
 	server.Restart()
-	waitFor(t, "Redis to know", func() bool { return up(s) && s.pendingNotes() == 0 })
+	waitFor(t, "Redis to know", func() bool { return up(s) && s.pendingOutcomes() == 0 })
 	other := newInstance(t, config(server))
 	for n := range events {
 		expect(t, other, arrival(fmt.Sprint(n), 2), dedupe.Delivered)
+	}
+}
+
+// heap is how much memory is in use.
+func heap() int64 {
+	runtime.GC()
+	runtime.GC() // for what the first has finalized
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+// The figures are those of docs/STORES.md.
+func TestMemoryOfAnOutageIsBoundedAndGivenBack(t *testing.T) {
+	server := redistest.Start(t)
+	server.Kill()
+	s := newInstance(t, config(server, "timeout", "100ms"))
+	deliverDown(t, s, arrival("first", 1))
+	const ids = 300_000
+	before := heap()
+	for n := range ids {
+		deliverDown(t, s, arrival(fmt.Sprint(n), 1))
+	}
+	taken := heap() - before
+	t.Logf("%d bytes for each ID in an outage", taken/ids)
+	if most := int64(240 * ids); taken > most {
+		t.Errorf("%d IDs take %d bytes, want %d at most", ids, taken, most)
+	}
+	server.Restart()
+	waitFor(t, "Redis to know", func() bool { return up(s) && s.pendingOutcomes() == 0 })
+	left := heap() - before
+	t.Logf("%d bytes for each ID afterwards", left/ids)
+	if most := int64(75 * ids); left > most {
+		t.Errorf("%d IDs take %d bytes after the outage, want %d at most", ids, left, most)
+	}
+	runtime.KeepAlive(s)
+}
+
+// What an instance says of its last claim on an ID counts for the earlier ones.
+func TestPendingHasOneOutcomeForEachID(t *testing.T) {
+	at := func(token uint64, delivered bool, digest dedupe.Digest) outcome {
+		return outcome{token: token, delivered: delivered, digest: digest, expires: unixAfter(time.Hour)}
+	}
+	var p pending
+	a := id{"scope", dedupe.KeyOf("a")}
+	p.add(ended{a, at(1, false, 0)})
+	p.add(ended{a, at(2, true, 7)})
+	p.add(ended{a, at(3, false, 0)}) // a redelivery
+	if o, ok := p.delivery(a); !ok || o.digest != 7 || o.token != 3 || p.len() != 1 {
+		t.Errorf("got %+v %v, and %d outcomes", o, ok, p.len())
+	}
+	told := p.next(1)[0]
+	p.add(ended{a, at(4, true, 8)})
+	p.remove(told) // and not what came while it was told
+	if o, ok := p.delivery(a); !ok || o.digest != 8 {
+		t.Errorf("got %+v %v", o, ok)
+	}
+	p.forgetDelivery(a)
+	if _, ok := p.delivery(a); ok || p.len() != 1 {
+		t.Error("it was not forgotten, or the end of its claim was")
+	}
+	p.supersede(a, 3)
+	if p.len() != 1 {
+		t.Error("an earlier claim has ended a later one")
+	}
+	p.supersede(a, 5)
+	if p.len() != 0 || p.byID != nil {
+		t.Error("something is left")
 	}
 }

@@ -32,6 +32,10 @@ func init() {
 const (
 	defaultKeyPrefix = "buzzbip:"
 	defaultTimeout   = time.Second
+	// maxTimeout leaves most of the 15 seconds by which a lease is longer than
+	// its delivery: a claim may take as long to be answered, and its end to be
+	// recorded.
+	maxTimeout = 5 * time.Second
 
 	memory = "memory"
 	refuse = "refuse"
@@ -53,8 +57,8 @@ type Store struct {
 	// What all keys begin with. Default: `buzzbip:`.
 	KeyPrefix string `json:"key_prefix,omitempty"`
 
-	// How long Redis may take for one operation, until it counts as down.
-	// Default: 1s.
+	// How long Redis may take for one operation, until it counts as down: at
+	// most 5s. Default: 1s.
 	Timeout *caddy.Duration `json:"timeout,omitempty"`
 
 	// What to do while Redis is down: `memory` lets events pass, deduplicated
@@ -98,33 +102,36 @@ func (s *Store) Provision(caddy.Context) error {
 	if err := s.resolve(); err != nil {
 		return err
 	}
+	if s.settings.timeout > maxTimeout { // tests of a busy machine wait longer
+		return fmt.Errorf("timeout must be at most %s, not %s: a claim could end before its delivery is recorded", maxTimeout, s.settings.timeout)
+	}
 	s.provisioned = true
 	s.acquire()
 	return nil
 }
 
-// Cleanup lets go of the connection.
+// Cleanup releases the connection.
 func (s *Store) Cleanup() error {
 	if !s.provisioned {
 		return nil
 	}
 	if caddy.Exiting() {
-		lastCalls()
+		flushAllOnExit()
 	}
 	s.release()
 	return nil
 }
 
-// lastCalls is for all connections: one of an earlier configuration may be kept
-// by what is pending, and another one may be able to tell it.
-func lastCalls() {
+// flushAllOnExit is for all connections: one of an earlier configuration may be
+// kept by what is pending, and another one may be able to tell it.
+func flushAllOnExit() {
 	var all sync.WaitGroup
 	var mu sync.Mutex
 	lost, told := 0, make(map[*instance]struct{})
 	connections.Range(func(_, value any) bool {
 		c := value.(*connection)
 		all.Go(func() {
-			if !c.lastCall() {
+			if !c.flushOnExit() {
 				return
 			}
 			mu.Lock()
@@ -132,7 +139,7 @@ func lastCalls() {
 			told[c.instance] = struct{}{}
 			c.mu.Lock()
 			defer c.mu.Unlock()
-			lost += c.forgotten
+			lost += c.dropped
 		})
 		return true
 	})
@@ -153,6 +160,7 @@ func (s *Store) acquire() *connection {
 
 func (s *Store) release() { _, _ = connections.Delete(s.settings.id) }
 
+// resolve makes the settings of the configuration.
 func (s *Store) resolve() error {
 	set := settings{prefix: defaultKeyPrefix, timeout: defaultTimeout}
 	repl := caddy.NewReplacer()
@@ -179,46 +187,13 @@ func (s *Store) resolve() error {
 	default:
 		return fmt.Errorf("when_down must be %s or %s, not %q", memory, refuse, s.WhenDown)
 	}
-
-	if len(s.URLs) == 0 {
-		return errors.New("store redis needs the URL of a server, such as redis://127.0.0.1:6379")
+	var err error
+	if set.client, err = s.resolveURLs(repl); err != nil {
+		return err
 	}
-	for i, raw := range s.URLs {
-		expanded, err := repl.ReplaceOrErr(raw, true, true)
-		if err != nil {
-			return fmt.Errorf("URL %d: a placeholder in it is unknown or empty: check that the environment variable is set; braces in a password are to be percent-encoded", i+1)
-		}
-		option, err := parseURL(expanded)
-		if err != nil {
-			return fmt.Errorf("URL %d: %w", i+1, err)
-		}
-		if i == 0 {
-			set.client = option
-			continue
-		}
-		addresses := append(set.client.InitAddress, option.InitAddress...)
-		set.client.InitAddress, option.InitAddress = nil, nil
-		if identity(set.client) != identity(option) {
-			return fmt.Errorf("URL %d differs from the first in more than the address: the servers of a store have scheme, user, password, database and parameters in common", i+1)
-		}
-		set.client.InitAddress = addresses
-	}
-	var ca []byte
-	if s.CA != "" {
-		path, err := repl.ReplaceOrErr(s.CA, true, true)
-		if err != nil {
-			return fmt.Errorf("ca: %w", err)
-		}
-		if set.client.TLSConfig == nil {
-			return errors.New("ca is for rediss:// only")
-		}
-		if ca, err = os.ReadFile(path); err != nil {
-			return fmt.Errorf("ca: %w", err)
-		}
-		set.client.TLSConfig.RootCAs = x509.NewCertPool()
-		if !set.client.TLSConfig.RootCAs.AppendCertsFromPEM(ca) {
-			return fmt.Errorf("ca: there is no certificate in %s", path)
-		}
+	ca, err := s.addCA(&set.client, repl)
+	if err != nil {
+		return err
 	}
 	set.client.Sentinel.TLSConfig = set.client.TLSConfig
 	set.client.Sentinel.TopologyRefreshInterval = 5 * time.Second
@@ -230,11 +205,62 @@ func (s *Store) resolve() error {
 	set.client.DisableRetry = true
 	set.client.ClientName = "buzzbip_webhook"
 
-	slices.Sort(set.client.InitAddress)
 	set.backend = fmt.Sprintf("%q %q %d %q", set.client.InitAddress, set.client.Sentinel.MasterSet, set.client.SelectDB, set.prefix)
 	set.id = fmt.Sprintf("%x", sha256.Sum256(fmt.Appendf(nil, "%s %s %s %t %s", set.backend, identity(set.client), set.timeout, set.refuse, ca)))
 	s.settings = set
 	return nil
+}
+
+// resolveURLs makes one client of all URLs, with the addresses in order.
+func (s *Store) resolveURLs(repl *caddy.Replacer) (client rueidis.ClientOption, err error) {
+	if len(s.URLs) == 0 {
+		return client, errors.New("store redis needs the URL of a server, such as redis://127.0.0.1:6379")
+	}
+	for i, raw := range s.URLs {
+		expanded, err := repl.ReplaceOrErr(raw, true, true)
+		if err != nil {
+			return client, fmt.Errorf("URL %d: a placeholder in it is unknown or empty: check that the environment variable is set; braces in a password are to be percent-encoded", i+1)
+		}
+		option, err := parseURL(expanded)
+		if err != nil {
+			return client, fmt.Errorf("URL %d: %w", i+1, err)
+		}
+		if i == 0 {
+			client = option
+			continue
+		}
+		addresses := append(client.InitAddress, option.InitAddress...)
+		client.InitAddress, option.InitAddress = nil, nil
+		if identity(client) != identity(option) {
+			return client, fmt.Errorf("URL %d differs from the first in more than the address: the servers of a store have scheme, user, password, database and parameters in common", i+1)
+		}
+		client.InitAddress = addresses
+	}
+	slices.Sort(client.InitAddress)
+	return client, nil
+}
+
+// addCA lets a client trust the authorities of ca, whose certificates it
+// returns.
+func (s *Store) addCA(client *rueidis.ClientOption, repl *caddy.Replacer) (certificates []byte, err error) {
+	if s.CA == "" {
+		return nil, nil
+	}
+	path, err := repl.ReplaceOrErr(s.CA, true, true)
+	if err != nil {
+		return nil, fmt.Errorf("ca: %w", err)
+	}
+	if client.TLSConfig == nil {
+		return nil, errors.New("ca is for rediss:// only")
+	}
+	if certificates, err = os.ReadFile(path); err != nil {
+		return nil, fmt.Errorf("ca: %w", err)
+	}
+	client.TLSConfig.RootCAs = x509.NewCertPool()
+	if !client.TLSConfig.RootCAs.AppendCertsFromPEM(certificates) {
+		return nil, fmt.Errorf("ca: there is no certificate in %s", path)
+	}
+	return certificates, nil
 }
 
 // identity stands for what connections have to have in common, besides the
@@ -253,6 +279,19 @@ func parseURL(raw string) (rueidis.ClientOption, error) {
 	}
 	if u.Scheme != "redis" && u.Scheme != "rediss" {
 		return rueidis.ClientOption{}, errors.New("its scheme must be redis:// or, with TLS, rediss://")
+	}
+	// hosting providers write a slash at the end
+	if trimmed := strings.TrimRight(u.Path, "/"); trimmed != u.Path {
+		u.Path, u.RawPath = trimmed, ""
+		raw = u.String()
+	}
+	if database := strings.TrimPrefix(u.Path, "/"); database != "" {
+		if strings.Contains(database, "@") { // the slash was that of a password
+			return rueidis.ClientOption{}, invalid
+		}
+		if n, err := strconv.Atoi(database); err != nil || n < 0 {
+			return rueidis.ClientOption{}, errors.New("what follows the port must be the number of a database, as in redis://host:6379/0")
+		}
 	}
 	for parameter := range u.Query() {
 		switch parameter {
@@ -335,10 +374,10 @@ func (s *Store) Claim(ctx context.Context, r dedupe.Request) (dedupe.Verdict, er
 }
 
 // Settle implements [dedupe.Store].
-func (s *Store) Settle(_ context.Context, claim dedupe.Claim, delivered bool) error {
+func (s *Store) Settle(ctx context.Context, claim dedupe.Claim, delivered bool) error {
 	c := s.acquire()
 	defer s.release()
-	settled, err := c.settle(claim, delivered)
+	settled, err := c.settle(ctx, claim, delivered)
 	if settled {
 		s.release() // what Claim kept
 	}
@@ -346,17 +385,17 @@ func (s *Store) Settle(_ context.Context, claim dedupe.Claim, delivered bool) er
 }
 
 // Lookup implements [dedupe.Store].
-func (s *Store) Lookup(_ context.Context, scope string, key dedupe.Key) (dedupe.Status, error) {
+func (s *Store) Lookup(ctx context.Context, scope string, key dedupe.Key) (dedupe.Status, error) {
 	c := s.acquire()
 	defer s.release()
-	return c.lookup(scope, key)
+	return c.lookup(ctx, id{scope, key})
 }
 
 // Forget implements [dedupe.Store].
-func (s *Store) Forget(_ context.Context, scope string, key dedupe.Key) (bool, error) {
+func (s *Store) Forget(ctx context.Context, scope string, key dedupe.Key) (bool, error) {
 	c := s.acquire()
 	defer s.release()
-	return c.forget(scope, key)
+	return c.forget(ctx, id{scope, key})
 }
 
 // Stats implements [dedupe.Store]. It counts what this process delivered and

@@ -96,7 +96,7 @@ func (s *Store) abandon() {
 		}
 	}()
 	for c := s.acquire(); c.pending.len() > 0; {
-		for _, n := range c.pending.some(flushed) {
+		for _, n := range c.pending.next(batch) {
 			c.pending.remove(n)
 		}
 	}
@@ -146,16 +146,16 @@ func deliver(t testing.TB, s *Store, r dedupe.Request) {
 }
 
 // claimAsync makes a claim that may have to wait.
-func claimAsync(t testing.TB, s *Store, r dedupe.Request) <-chan answer {
-	answers := make(chan answer, 1)
+func claimAsync(t testing.TB, s *Store, r dedupe.Request) <-chan result {
+	answers := make(chan result, 1)
 	go func() {
 		v, err := s.Claim(context.Background(), r)
-		answers <- answer{v, err}
+		answers <- result{v, err}
 	}()
 	return answers
 }
 
-type answer struct {
+type result struct {
 	dedupe.Verdict
 	err error
 }
@@ -272,6 +272,7 @@ func TestWaiterAsksAgainWhenItIsNotTold(t *testing.T) {
 	waiter := claimAsync(t, b, waiting(arrival("a", 1)))
 	waitFor(t, "the waiter", func() bool { return waits(b, "a") })
 	// the end of a claim that nobody publishes
+	setBegin(a, "a", time.Now().Add(time.Hour)) // else it is registered again
 	server.Do("DEL", a.key("a"))
 	got := await(t, waiter, "the waiter's answer")
 	if got.err != nil || got.State != dedupe.Claimed {
@@ -332,7 +333,7 @@ func TestMemoryTakesOverWhileRedisIsDown(t *testing.T) {
 			_ = s.Settle(context.Background(), expect(t, s, arrival("failed", 1), dedupe.Claimed), false)
 
 			how.end(server)
-			waitFor(t, "Redis to be back", func() bool { return up(s) && up(other) && s.pendingNotes() == 0 })
+			waitFor(t, "Redis to be back", func() bool { return up(s) && up(other) && s.pendingOutcomes() == 0 })
 			for _, id := range []string{"before", "in flight", "during"} {
 				expect(t, other, arrival(id, 1), dedupe.Delivered)
 				expect(t, s, arrival(id, 1), dedupe.Delivered)
@@ -353,7 +354,7 @@ func TestWaiterDoesNotDeliverWhenRedisGoesAway(t *testing.T) {
 	waitFor(t, "the waiter", func() bool { return waits(b, "a") })
 	behind := claimAsync(t, b, waiting(arrival("a", 1)))
 	server.Kill()
-	for name, waiter := range map[string]<-chan answer{"the waiter": first, "who waited behind it": behind} {
+	for name, waiter := range map[string]<-chan result{"the waiter": first, "who waited behind it": behind} {
 		if got := await(t, waiter, "the answer to "+name); !errors.Is(got.err, dedupe.ErrInFlight) {
 			t.Errorf("%s got %+v", name, got)
 		}
@@ -378,7 +379,7 @@ func TestWaiterThatGaveUpLeavesNoClaim(t *testing.T) {
 			}
 			time.Sleep(crashed.Lease) // by the clock of Redis
 			server.Resume()
-			waitFor(t, "Redis to be back", func() bool { return up(b) && b.pendingNotes() == 0 })
+			waitFor(t, "Redis to be back", func() bool { return up(b) && b.pendingOutcomes() == 0 })
 			expect(t, newInstance(t, config(server)), arrival("a", 1), dedupe.Claimed)
 		})
 	}
@@ -394,18 +395,18 @@ func TestRedeliveryInAnOutageCountsAfterwards(t *testing.T) {
 	deliverDown(t, s, changed)
 	expect(t, s, changed, dedupe.Delivered)
 	server.Restart()
-	waitFor(t, "Redis to know", func() bool { return up(s) && s.pendingNotes() == 0 })
+	waitFor(t, "Redis to know", func() bool { return up(s) && s.pendingOutcomes() == 0 })
 	expect(t, s, changed, dedupe.Delivered)
 	expect(t, newInstance(t, config(server)), changed, dedupe.Delivered)
 }
 
-func (s *Store) pendingNotes() int {
+func (s *Store) pendingOutcomes() int {
 	defer s.release()
 	return s.acquire().pending.len()
 }
 
-// A claim that Redis did not hear of can meet one that it granted meanwhile:
-// both deliveries happened, and the success of either counts.
+// A claim that Redis has lost can meet one that it granted since: both
+// deliveries happened, and the success of either counts.
 func TestSuccessOfAClaimFromTheOutageCountsThoughAnotherOwnsTheID(t *testing.T) {
 	server := redistest.Start(t)
 	s, other := newInstance(t, config(server, "timeout", "200ms")), newInstance(t, config(server, "timeout", "200ms"))
@@ -413,7 +414,9 @@ func TestSuccessOfAClaimFromTheOutageCountsThoughAnotherOwnsTheID(t *testing.T) 
 	during := expect(t, s, arrival("a", 1), dedupe.Claimed)
 	server.Resume()
 	waitFor(t, "Redis to be back", func() bool { return up(s) && up(other) })
-	server.Do("DEL", other.key("a")) // in case the claim had arrived all the same
+	waitFor(t, "Redis to know of the claim", func() bool { return claimedBy(server, s, "a") })
+	setBegin(s, "a", time.Now().Add(time.Hour)) // it is not registered again
+	server.Do("DEL", other.key("a"))
 	after := expect(t, other, arrival("a", 1), dedupe.Claimed)
 	settle(t, s, during, true)
 	settle(t, other, after, false)
@@ -454,7 +457,7 @@ func TestRefusesWhileRedisIsDown(t *testing.T) {
 				t.Error("a success that only this process knows of was reported as recorded")
 			}
 			how.end(server)
-			waitFor(t, "Redis to be back", func() bool { return up(s) && s.pendingNotes() == 0 })
+			waitFor(t, "Redis to be back", func() bool { return up(s) && s.pendingOutcomes() == 0 })
 			expect(t, s, arrival("in flight", 1), dedupe.Delivered)
 			// what may have been claimed while nobody got the answer is free
 			deliver(t, s, arrival("during", 1))
@@ -473,7 +476,7 @@ func TestStartsWhileRedisIsDown(t *testing.T) {
 				t.Error("a success that only this process knows of was reported as recorded")
 			}
 			how.end(server)
-			waitFor(t, "Redis to be there", func() bool { return up(s) && s.pendingNotes() == 0 })
+			waitFor(t, "Redis to be there", func() bool { return up(s) && s.pendingOutcomes() == 0 })
 			expect(t, newInstance(t, config(server)), arrival("a", 1), dedupe.Delivered)
 		})
 	}
@@ -495,7 +498,7 @@ func TestServerThatCannotWriteIsDown(t *testing.T) {
 				t.Errorf("settled with error %v", err)
 			}
 			server.Do(how.end...)
-			waitFor(t, "the server to write again", func() bool { return up(s) && s.pendingNotes() == 0 })
+			waitFor(t, "the server to write again", func() bool { return up(s) && s.pendingOutcomes() == 0 })
 			expect(t, newInstance(t, config(server)), arrival("a", 1), dedupe.Delivered)
 		})
 	}
@@ -515,7 +518,7 @@ func TestReloadWithOtherSettingsKeepsWhatRedisDoesNotKnowYet(t *testing.T) {
 	_ = old.Settle(context.Background(), inFlight, true)
 	expect(t, reloaded, arrival("in flight", 1), dedupe.Delivered)
 	server.Restart()
-	waitFor(t, "Redis to know", func() bool { return reloaded.pendingNotes() == 0 })
+	waitFor(t, "Redis to know", func() bool { return reloaded.pendingOutcomes() == 0 })
 	other := newInstance(t, config(server))
 	expect(t, other, arrival("a", 1), dedupe.Delivered)
 	expect(t, other, arrival("in flight", 1), dedupe.Delivered)
@@ -556,7 +559,7 @@ func TestLookupAndForget(t *testing.T) {
 	expect(t, a, arrival("a", 7), dedupe.Claimed)
 }
 
-func TestLastCallRecordsWhatIsPending(t *testing.T) {
+func TestFlushOnExitRecordsWhatIsPending(t *testing.T) {
 	server := redistest.Start(t)
 	s := newInstance(t, config(server, "timeout", "200ms"))
 	server.Pause()
@@ -565,9 +568,9 @@ func TestLastCallRecordsWhatIsPending(t *testing.T) {
 		return !up(s)
 	})
 	server.Resume()
-	s.acquire().lastCall()
+	s.acquire().flushOnExit()
 	s.release()
-	if left := s.pendingNotes(); left != 0 {
+	if left := s.pendingOutcomes(); left != 0 {
 		t.Errorf("%d notes are left", left)
 	}
 	if server.Do("KEYS", "buzzbip:done:*") == "" {
@@ -576,7 +579,7 @@ func TestLastCallRecordsWhatIsPending(t *testing.T) {
 }
 
 // Each store of a configuration makes the call.
-func TestLastCallIsMadeOnce(t *testing.T) {
+func TestFlushOnExitHappensOnce(t *testing.T) {
 	log := logged(t)
 	server := redistest.Start(t)
 	s := newInstance(t, config(server, "timeout", "200ms"))
@@ -590,14 +593,14 @@ func TestLastCallIsMadeOnce(t *testing.T) {
 	reloaded.acquire()
 	t.Cleanup(reloaded.abandon)
 	for range 3 {
-		lastCalls()
+		flushAllOnExit()
 	}
 	if got := strings.Count(log(), "Caddy stops before Redis was back"); got != 1 {
 		t.Errorf("the log says %d times that something is lost, want once", got)
 	}
 }
 
-func TestLastCallDoesNotWaitForNothing(t *testing.T) {
+func TestFlushOnExitDoesNotWaitForNothing(t *testing.T) {
 	server := redistest.Start(t)
 	server.Pause()
 	defer server.Resume()
@@ -605,7 +608,7 @@ func TestLastCallDoesNotWaitForNothing(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		s.acquire().lastCall()
+		s.acquire().flushOnExit()
 		s.release()
 	}()
 	await(t, done, "the end of the call")
@@ -634,4 +637,293 @@ func TestWhatIsPendingOutlivesTheConfiguration(t *testing.T) {
 	server.Restart()
 	waitFor(t, "Redis to know the event", func() bool { return server.Do("KEYS", "buzzbip:done:*") != "" })
 	waitFor(t, "the connection to end", func() bool { n, exists := connections.References(s.settings.id); return !exists && n == 0 })
+}
+
+// claimedBy reports whether Redis has a claim of an instance on an ID.
+func claimedBy(server *redistest.Server, s *Store, event string) bool {
+	c := s.acquire()
+	defer s.release()
+	return strings.HasPrefix(server.Do("GET", s.key(event)), c.name)
+}
+
+// A retry that reaches another instance after an outage finds out what is being
+// delivered, and waits for it.
+func TestWhatIsInFlightWhenRedisComesBackIsKnownToOtherInstances(t *testing.T) {
+	for name, how := range whileDown {
+		for _, policy := range []string{"memory", "refuse"} {
+			for _, success := range []bool{true, false} {
+				t.Run(fmt.Sprintf("%s, when_down %s, success %v", name, policy, success), func(t *testing.T) {
+					server := redistest.Start(t) // without persistence: it loses what it knew
+					a := newInstance(t, config(server, "timeout", "200ms", "when_down", policy))
+					b := newInstance(t, config(server, "timeout", "200ms", "when_down", policy))
+					inFlight := map[string]dedupe.Claim{"before": expect(t, a, arrival("before", 1), dedupe.Claimed)}
+					ended := expect(t, a, arrival("ended", 1), dedupe.Claimed)
+					how.begin(server)
+					if policy == "memory" {
+						r := arrival("during", 1)
+						r.Lease = 10 * time.Minute
+						inFlight["during"] = expect(t, a, r, dedupe.Claimed)
+					}
+					_ = a.Settle(context.Background(), ended, true)
+					how.end(server)
+					waitFor(t, "Redis to be back", func() bool { return up(a) && up(b) && a.pendingOutcomes() == 0 })
+					for id, c := range inFlight {
+						waitFor(t, "Redis to know of "+id, func() bool { return claimedBy(server, a, id) })
+						if left, err := strconv.Atoi(server.Do("PTTL", a.key(id))); err != nil || left <= 0 || left > int(c.Lease.Milliseconds()) {
+							t.Errorf("%s has a lease of %d ms, error %v; it was %s", id, left, err, c.Lease)
+						}
+						expectInFlight(t, b, arrival(id, 1))
+						waiter := claimAsync(t, b, waiting(arrival(id, 1)))
+						waitFor(t, "the waiter", func() bool { return waits(b, id) })
+						settle(t, a, c, success)
+						got := await(t, waiter, "the waiter's answer")
+						if want := map[bool]dedupe.State{true: dedupe.Delivered, false: dedupe.Claimed}[success]; got.err != nil || got.State != want {
+							t.Errorf("%s: the waiter got %+v, want the state %d", id, got, want)
+						}
+						if got.State == dedupe.Claimed {
+							settle(t, b, got.Claim, true)
+						}
+					}
+					expect(t, b, arrival("ended", 1), dedupe.Delivered)
+				})
+			}
+		}
+	}
+}
+
+// A lease that is registered again does not begin anew.
+func TestRegisteredLeaseIsWhatRemainsOfIt(t *testing.T) {
+	server := redistest.Start(t)
+	a, b := newInstance(t, config(server, "timeout", "200ms")), newInstance(t, config(server, "timeout", "200ms"))
+	r := arrival("a", 1)
+	r.Lease = 3 * time.Second
+	claimed := time.Now()
+	expect(t, a, r, dedupe.Claimed)
+	waitFor(t, "some of the lease to pass", func() bool { return time.Since(claimed) > time.Second })
+	server.Do("FLUSHALL")
+	waitFor(t, "Redis to know of it again, or the lease to end", func() bool {
+		return claimedBy(server, a, "a") || time.Since(claimed) > r.Lease
+	})
+	if left, _ := strconv.Atoi(server.Do("PTTL", a.key("a"))); left > int((r.Lease - time.Second).Milliseconds()) {
+		t.Errorf("it lasts %d ms more, of %s that began %s ago", left, r.Lease, time.Since(claimed))
+	}
+	got := await(t, claimAsync(t, b, waiting(r)), "the lease to end")
+	if took := time.Since(claimed); got.err != nil || got.State != dedupe.Claimed || took < r.Lease-100*time.Millisecond {
+		t.Errorf("after %s: %+v", took, got)
+	}
+}
+
+// An instance that has no outage sees its claims lost, too.
+func TestClaimsThatRedisLostAreRegisteredAgain(t *testing.T) {
+	log := logged(t)
+	server := redistest.Start(t)
+	a, b := newInstance(t, config(server)), newInstance(t, config(server))
+	c := expect(t, a, arrival("a", 1), dedupe.Claimed)
+	server.Do("FLUSHALL")
+	waitFor(t, "Redis to know of it again", func() bool { return claimedBy(server, a, "a") })
+	waiter := claimAsync(t, b, waiting(arrival("a", 1)))
+	waitFor(t, "the waiter", func() bool { return waits(b, "a") })
+	settle(t, a, c, true)
+	if got := await(t, waiter, "the waiter's answer"); got.err != nil || got.State != dedupe.Delivered {
+		t.Errorf("the waiter got %+v", got)
+	}
+	if server.Do("EXISTS", a.key("a")) != "0" {
+		t.Error("there is a claim after the end")
+	}
+	if !strings.Contains(log(), "Redis had lost claims") {
+		t.Error("the log does not say that Redis had lost a claim")
+	}
+}
+
+// Both deliver, but none takes the claim of the other.
+func TestClaimThatIsRegisteredLateTakesNothingFromItsOwner(t *testing.T) {
+	log := logged(t)
+	server := redistest.Start(t)
+	a, b := newInstance(t, config(server)), newInstance(t, config(server))
+	late := expect(t, a, arrival("a", 1), dedupe.Claimed)
+	setBegin(a, "a", time.Now().Add(time.Hour)) // so it is not registered yet
+	server.Do("FLUSHALL")
+	owner := expect(t, b, arrival("a", 1), dedupe.Claimed)
+	setBegin(a, "a", time.Time{})
+	waitFor(t, "a to see that", func() bool {
+		return strings.Contains(log(), "another instance delivers events that this one is delivering")
+	})
+	if !claimedBy(server, b, "a") {
+		t.Error("the owner has lost its claim")
+	}
+	settle(t, b, owner, false)
+	waitFor(t, "the claim that is left to be known", func() bool { return claimedBy(server, a, "a") })
+	settle(t, a, late, true)
+	expect(t, b, arrival("a", 1), dedupe.Delivered)
+}
+
+// setBegin changes when the delivery of an ID seems to have begun.
+func setBegin(s *Store, event string, began time.Time) {
+	c := s.acquire()
+	defer s.release()
+	c.inFlight.mu.Lock()
+	defer c.inFlight.mu.Unlock()
+	of := id{"scope", dedupe.KeyOf(event)}
+	f := c.inFlight.byID[of]
+	f.began = began
+	c.inFlight.byID[of] = f
+}
+
+// A claim must not be registered after its end: nobody would end it.
+func TestNoClaimIsLeftBehindByDeliveriesThatEndWhileTheyAreRegistered(t *testing.T) {
+	server := redistest.Start(t)
+	s := newInstance(t, config(server))
+	c := s.acquire()
+	defer s.release()
+	var claims []dedupe.Claim
+	for n := range 200 {
+		claims = append(claims, expect(t, s, arrival(fmt.Sprint(n), 1), dedupe.Claimed))
+	}
+	due := c.inFlight.toRegister(time.Now())
+	if len(due) != len(claims) {
+		t.Fatalf("%d claims are to be registered, want %d", len(due), len(claims))
+	}
+	for _, claim := range claims {
+		settle(t, s, claim, false)
+	}
+	if err := c.register(t.Context(), due); err != nil { // too late
+		t.Fatal(err)
+	}
+	waitFor(t, "no claim to be left", func() bool { return server.Do("KEYS", "buzzbip:claim:*") == "" })
+}
+
+// Whatever Redis keeps at the keys of an event harms this event only.
+func TestKeyOfAnotherKindHarmsOneEvent(t *testing.T) {
+	for name, spoil := range map[string]func(server *redistest.Server, delivered, claim string){
+		"a list as the claim":          func(s *redistest.Server, _, claim string) { s.Do("RPUSH", claim, "x") },
+		"a list as the delivery":       func(s *redistest.Server, delivered, _ string) { s.Do("RPUSH", delivered, "x") },
+		"a hash as both":               func(s *redistest.Server, d, c string) { s.Do("HSET", d, "x", "y"); s.Do("HSET", c, "x", "y") },
+		"a digest of the wrong length": func(s *redistest.Server, delivered, _ string) { s.Do("SET", delivered, "x") },
+		"a claim that does not expire": func(s *redistest.Server, _, claim string) { s.Do("SET", claim, "x") },
+	} {
+		for _, policy := range []string{"memory", "refuse"} {
+			t.Run(name+", when_down "+policy, func(t *testing.T) {
+				log := logged(t)
+				server := redistest.Start(t)
+				s, other := newInstance(t, config(server, "when_down", policy)), newInstance(t, config(server))
+				bad := s.key("bad")
+				spoil(server, strings.Replace(bad, "claim:", "done:", 1), bad)
+
+				v, err := s.Claim(t.Context(), arrival("bad", 1))
+				if policy == "refuse" {
+					if err == nil || errors.Is(err, dedupe.ErrInFlight) {
+						t.Errorf("got state %d and error %v", v.State, err)
+					}
+				} else {
+					if err != nil || v.State != dedupe.Claimed {
+						t.Fatalf("got state %d and error %v: the event is lost", v.State, err)
+					}
+					_ = s.Settle(context.Background(), v.Claim, true)
+					expect(t, s, arrival("bad", 1), dedupe.Delivered)
+				}
+				if text := log(); !strings.Contains(text, `"level":"error"`) || !strings.Contains(text, "one of its keys is of no use") || strings.Contains(text, "}scope") {
+					t.Errorf("the log says: %s", text)
+				}
+				if !up(s) || strings.Contains(log(), "Redis is down") {
+					t.Errorf("the store is down: %v", s.Stats().Err)
+				}
+				deliver(t, s, arrival("good", 1))
+				expect(t, other, arrival("good", 1), dedupe.Delivered)
+				waitFor(t, "nothing to be left to be told", func() bool { return s.pendingOutcomes() == 0 })
+			})
+		}
+	}
+}
+
+// makeList makes a list of a key, whatever it is: at once, for a claim that is
+// lost is registered again.
+func makeList(server *redistest.Server, key string) {
+	server.Do("EVAL", "redis.call('DEL', KEYS[1]) return redis.call('RPUSH', KEYS[1], 'x')", "1", key)
+}
+
+// A key that turns bad while its event is being delivered, and while Redis is
+// down.
+func TestKeyOfAnotherKindAtTheEndOfADelivery(t *testing.T) {
+	server := redistest.Start(t, strings.Fields(durable)...)
+	s := newInstance(t, config(server, "timeout", "200ms"))
+	c := expect(t, s, arrival("bad", 1), dedupe.Claimed)
+	makeList(server, s.key("bad"))
+	if err := s.Settle(context.Background(), c, true); err == nil {
+		t.Error("a success that is not recorded was reported as recorded")
+	}
+	expect(t, s, arrival("bad", 1), dedupe.Delivered)
+
+	c = expect(t, s, arrival("later", 1), dedupe.Claimed)
+	makeList(server, s.key("later"))
+	server.Kill()
+	_ = s.Settle(context.Background(), c, true)
+	deliverDown(t, s, arrival("good", 1))
+	server.Restart()
+	waitFor(t, "Redis to know the rest", func() bool { return up(s) && s.pendingOutcomes() == 0 })
+	expect(t, newInstance(t, config(server)), arrival("good", 1), dedupe.Delivered)
+	deliver(t, s, arrival("afterwards", 1))
+	if !up(s) {
+		t.Error("the store is down")
+	}
+}
+
+func TestSettleKeepsToTheBoundOfItsCaller(t *testing.T) {
+	server := redistest.Start(t)
+	s := newInstance(t, config(server, "timeout", "1h"))
+	c := expect(t, s, arrival("a", 1), dedupe.Claimed)
+	server.Pause()
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- s.Settle(ctx, c, true) }()
+	if err := await(t, done, "the settlement"); err == nil {
+		t.Error("what Redis was not told was reported as recorded")
+	}
+	if !up(s) {
+		t.Error("Redis is down although it has not taken longer than its timeout")
+	}
+	expect(t, s, arrival("a", 1), dedupe.Delivered)
+	server.Resume()
+	waitFor(t, "Redis to know", func() bool { return s.pendingOutcomes() == 0 })
+	expect(t, newInstance(t, config(server)), arrival("a", 1), dedupe.Delivered)
+}
+
+func TestEventsThatRedisHasLostAreCounted(t *testing.T) {
+	log := logged(t)
+	server := redistest.Start(t)
+	s, other := newInstance(t, config(server)), newInstance(t, config(server))
+	forgotten := func(want uint64) {
+		t.Helper()
+		if got := s.Stats().Forgotten; got != want {
+			t.Errorf("%d events count as forgotten, want %d", got, want)
+		}
+	}
+	for n := range 3 {
+		deliver(t, s, arrival(fmt.Sprint(n), 1))
+	}
+	changed := arrival("0", 2)
+	changed.Redeliver = true
+	deliver(t, s, changed)
+	if ok, err := s.Forget(t.Context(), "scope", dedupe.KeyOf("1")); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	deliver(t, s, arrival("1", 1))
+	short := arrival("short", 1)
+	short.Retention = time.Millisecond
+	deliver(t, s, short)
+	time.Sleep(10 * time.Millisecond)
+	deliver(t, s, short)
+	forgotten(0)
+	server.Do("FLUSHALL")
+	expect(t, other, arrival("new", 1), dedupe.Claimed)
+	for n := range 3 {
+		deliver(t, s, arrival(fmt.Sprint(n), 1))
+	}
+	forgotten(3)
+	if got := strings.Count(log(), "Redis no longer knows an event"); got != 1 {
+		t.Errorf("the log says so %d times, want once a minute", got)
+	}
+	if other.Stats().Forgotten != 0 {
+		t.Error("another instance counts them, too")
+	}
 }

@@ -209,7 +209,7 @@ func expectRecovery(t *testing.T, stop func() map[string]int, a, b *Store) {
 	waitFor(t, "both to be back", func() bool { return up(a) && up(b) })
 	time.Sleep(200 * time.Millisecond)
 	deliveries := stop()
-	waitFor(t, "all to be recorded", func() bool { return up(a) && up(b) && a.pendingNotes()+b.pendingNotes() == 0 })
+	waitFor(t, "all to be recorded", func() bool { return up(a) && up(b) && a.pendingOutcomes()+b.pendingOutcomes() == 0 })
 	expectOnce(t, deliveries, 2, a, b) // at most once for each instance
 	deliver(t, a, arrival("afterwards", 1))
 	expect(t, b, arrival("afterwards", 1), dedupe.Delivered)
