@@ -115,6 +115,7 @@ type storeCollector struct{}
 var (
 	rememberedDesc = storeDesc("remembered_events", "Delivered event ids that are remembered; with redis, those that this instance delivered.")
 	evictedDesc    = storeDesc("evicted_events_total", "Event ids that were forgotten before their retention had passed, for lack of room.")
+	forgottenDesc  = storeDesc("store_forgotten_events_total", "Event IDs that the store no longer knew, although this instance had recorded them there.")
 	storeUpDesc    = storeDesc("store_up", "1 while the store works, 0 while it runs on the memory of this instance alone, or refuses.")
 )
 
@@ -126,6 +127,7 @@ func storeDesc(name, help string) *prometheus.Desc {
 func (storeCollector) Describe(descs chan<- *prometheus.Desc) {
 	descs <- rememberedDesc
 	descs <- evictedDesc
+	descs <- forgottenDesc
 	descs <- storeUpDesc
 }
 
@@ -135,7 +137,7 @@ func (storeCollector) Collect(values chan<- prometheus.Metric) {
 	if app == nil {
 		return
 	}
-	type sum struct{ remembered, evicted, up float64 }
+	type sum struct{ remembered, evicted, forgotten, up float64 }
 	sums := make(map[string]*sum)
 	for _, s := range app.backings() {
 		of := sums[s.kind]
@@ -147,6 +149,7 @@ func (storeCollector) Collect(values chan<- prometheus.Metric) {
 			of.remembered += float64(scope.Delivered)
 		}
 		of.evicted += float64(s.stats.Evicted)
+		of.forgotten += float64(s.stats.Forgotten)
 		if s.stats.Err != nil {
 			of.up = 0
 		}
@@ -154,6 +157,7 @@ func (storeCollector) Collect(values chan<- prometheus.Metric) {
 	for name, of := range sums {
 		values <- prometheus.MustNewConstMetric(rememberedDesc, prometheus.GaugeValue, of.remembered, name)
 		values <- prometheus.MustNewConstMetric(evictedDesc, prometheus.CounterValue, of.evicted, name)
+		values <- prometheus.MustNewConstMetric(forgottenDesc, prometheus.CounterValue, of.forgotten, name)
 		values <- prometheus.MustNewConstMetric(storeUpDesc, prometheus.GaugeValue, of.up, name)
 	}
 }

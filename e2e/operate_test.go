@@ -271,6 +271,7 @@ func TestMetricsCountWhatHappensAcrossReloads(t *testing.T) {
 			`remembered_events{store="memory"}`:                                         4,
 			`remembered_events{store="redis"}`:                                          0,
 			`evicted_events_total{store="memory"}`:                                      0,
+			`store_forgotten_events_total{store="redis"}`:                               0,
 			`store_up{store="memory"}`:                                                  1,
 			`store_up{store="redis"}`:                                                   0,
 			`store_errors_total{operation="claim",store="redis"}`:                       1,

@@ -358,3 +358,109 @@ func TestRedisWhereOnlyFIPSIsAllowed(t *testing.T) {
 		t.Errorf("the other instance answered %d %s", got.Status, got.Result)
 	}
 }
+
+// Two Caddys, one of which delivers while Redis comes back: a retry that
+// reaches the other waits for the delivery, or is asked to retry.
+func TestDeliveryUnderWayWhenRedisComesBackIsNotRepeatedByAnotherInstance(t *testing.T) {
+	release := make(chan struct{})
+	b := caddytest.NewBackend(t, func(http.ResponseWriter, *http.Request) { <-release })
+	end := sync.OnceFunc(func() { close(release) })
+	defer end()
+	server := redistest.Start(t)
+	urls, caddies := onRedis(t, server, b, 2, "duplicate_wait 300ms", "timeout 200ms")
+	before, during := caddytest.NewEvent(), caddytest.NewEvent()
+	answers := make(chan caddytest.Answer, 2)
+	deliver := func(body string) {
+		go func() { answers <- caddytest.Post(t.Context(), urls[0], body) }()
+		caddytest.WaitFor(t, "the delivery", func() bool { return b.Count(body) == 1 })
+	}
+	deliver(before)
+	server.Kill()
+	deliver(during)
+	server.Restart() // without persistence
+	for _, c := range caddies {
+		caddytest.WaitFor(t, "Redis to be back", func() bool { return c.Metric(`store_up{store="redis"}`) == 1 })
+	}
+	caddytest.WaitFor(t, "Redis to know of both", func() bool {
+		return strings.Count(server.Do("KEYS", "buzzbip:claim:*"), "claim:") == 2
+	})
+	for _, body := range []string{before, during} {
+		if got := caddytest.Post(t.Context(), urls[1], body); got.Status != http.StatusServiceUnavailable || got.Result != "in_flight" {
+			t.Errorf("the other instance answered %d %s", got.Status, got.Result)
+		}
+	}
+	end()
+	for range 2 {
+		if got := <-answers; got.Status != http.StatusOK {
+			t.Errorf("the sender got %d %s", got.Status, got.Result)
+		}
+	}
+	for _, body := range []string{before, during} {
+		if got := caddytest.Post(t.Context(), urls[1], body); got.Result != "duplicate" || b.Count(body) != 1 {
+			t.Errorf("afterwards the other instance answered %d %s, and the backend got %d", got.Status, got.Result, b.Count(body))
+		}
+	}
+}
+
+func TestEventsThatRedisHasLostAreCountedAndLogged(t *testing.T) {
+	server := redistest.Start(t)
+	b := caddytest.NewBackend(t, nil)
+	urls, caddies := onRedis(t, server, b, 1, "", "")
+	c := caddies[0]
+	body := caddytest.NewEvent()
+	for range 2 {
+		if got := caddytest.Post(t.Context(), urls[0], body); got.Status != http.StatusOK {
+			t.Fatalf("answered %d %s", got.Status, got.Result)
+		}
+		if n := c.Metric(`store_forgotten_events_total{store="redis"}`); n != 0 {
+			t.Errorf("%v events count as forgotten", n)
+		}
+	}
+	server.Do("FLUSHALL")
+	if got := caddytest.Post(t.Context(), urls[0], body); got.Status != http.StatusOK || b.Count(body) != 2 {
+		t.Errorf("answered %d %s, and the backend got it %d times", got.Status, got.Result, b.Count(body))
+	}
+	if n := c.Metric(`store_forgotten_events_total{store="redis"}`); n != 1 {
+		t.Errorf("%v events count as forgotten, want 1", n)
+	}
+	if !strings.Contains(c.Log.String(), "Redis no longer knows an event") {
+		t.Error("the log does not say so")
+	}
+}
+
+// An event whose key in Redis is of no use is delivered, and harms no other.
+func TestKeyOfAnotherKindInRedisLosesNoEvent(t *testing.T) {
+	server := redistest.Start(t)
+	b := caddytest.NewBackend(t, nil)
+	urls, caddies := onRedis(t, server, b, 1, "", "")
+	c := caddies[0]
+	bad := caddytest.NewEvent()
+	if got := caddytest.Post(t.Context(), urls[0], bad); got.Status != http.StatusOK {
+		t.Fatalf("answered %d %s", got.Status, got.Result)
+	}
+	key := server.Do("KEYS", "buzzbip:done:*")
+	server.Do("DEL", key)
+	server.Do("RPUSH", key, "x")
+	for range 2 {
+		if got := caddytest.Post(t.Context(), urls[0], bad); got.Status != http.StatusOK {
+			t.Errorf("answered %d %s", got.Status, got.Result)
+		}
+		good := caddytest.NewEvent()
+		if got := caddytest.Post(t.Context(), urls[0], good); got.Status != http.StatusOK || got.Result != "" {
+			t.Errorf("another event was answered %d %s", got.Status, got.Result)
+		}
+	}
+	if n := b.Count(bad); n != 1 { // this instance knows by itself
+		t.Errorf("the backend got it %d times", n)
+	}
+	log := c.Log.String()
+	if c.Metric(`store_up{store="redis"}`) != 1 || strings.Contains(log, "Redis is down") {
+		t.Error("the store was down")
+	}
+	if !strings.Contains(log, "one of its keys is of no use") {
+		t.Error("the log does not say so")
+	}
+	if scope := key[strings.IndexByte(key, '}')+1:]; strings.Contains(log, scope) {
+		t.Error("the log shows what is derived from a secret")
+	}
+}
