@@ -116,9 +116,9 @@ func (a *App) overview() adminapi.Overview {
 	defer a.mu.Unlock()
 	names := a.scopeNames()
 	for _, h := range a.handlers {
-		for k := range h.keys.all() {
+		for k := range h.secrets.keys() {
 			use := adminapi.Secret{Secret: k.label, Scope: names[k.scope]}
-			if last := k.last.Load(); last != 0 {
+			if last := k.lastMatch.Load(); last != 0 {
 				at := time.Unix(0, last).UTC()
 				use.LastMatch = &at
 			}

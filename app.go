@@ -55,7 +55,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 // admin API of the handlers.
 func (a *App) Start() error {
 	for _, h := range a.handlers {
-		for k := range h.keys.all() {
+		for k := range h.secrets.keys() {
 			// so that the first match is seen as a rise, and none as 0
 			metrics.signatureMatches.WithLabelValues(k.label)
 		}
@@ -131,7 +131,7 @@ func (a *App) backings() []*backing {
 		if stats.Err != nil {
 			b.stats.Err = stats.Err
 		}
-		for k := range h.keys.all() {
+		for k := range h.secrets.keys() {
 			if slices.ContainsFunc(b.scopes, func(s scope) bool { return s.id == k.scope }) {
 				continue
 			}
@@ -154,7 +154,7 @@ func (a *App) scopeNames() map[string]string {
 	names := make(map[string]string)
 	taken := make(map[string]int)
 	for _, h := range a.handlers {
-		for k := range h.keys.all() {
+		for k := range h.secrets.keys() {
 			if names[k.scope] != "" {
 				continue
 			}

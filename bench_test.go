@@ -60,8 +60,8 @@ func BenchmarkBareHMAC(b *testing.B) {
 
 func BenchmarkVerify(b *testing.B) {
 	benchmark(b, func(b *testing.B, body []byte) {
-		keys := newKeyring(b, Secret{Value: testSecret})
-		sum := newKey("", []byte(testSecret)).sign(body)
+		keys := newSecrets(b, Secret{Value: testSecret})
+		sum := newKey("", []byte(testSecret), "").sign(body)
 		for b.Loop() {
 			if keys.verify(body, sum) == nil {
 				b.Fatal("refused")
@@ -105,7 +105,7 @@ func BenchmarkServeHTTP(b *testing.B) {
 			benchmark(b, func(b *testing.B, body []byte) {
 				h := &Handler{Secrets: []Secret{{Value: testSecret}}, Scope: b.Name()}
 				provision(b, h)
-				mac := newKey("1", []byte(testSecret))
+				mac := newKey("1", []byte(testSecret), "")
 				place := bytes.Index(body, []byte("evt_7f3a9b2c"))
 				n := 0
 				for b.Loop() {

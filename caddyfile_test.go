@@ -124,8 +124,8 @@ func TestRefusedAtLoad(t *testing.T) {
 		"missing file":                  {Handler{Secrets: []Secret{{Value: "{file./no/such/file}"}}}, "secret 1 cannot be read: stat /no/such/file"},
 		"empty file":                    {Handler{Secrets: []Secret{{Value: "{file." + empty + "}"}}}, "is empty"},
 		"unknown placeholder":           {Handler{Secrets: []Secret{{Value: "{http.request.host}"}}}, "a placeholder in it is unknown"},
-		"repeated label":                {Handler{Secrets: []Secret{{Value: "a", Label: "x"}, {Value: "b", Label: "x"}}}, `two secrets are labelled "x"`},
-		"label that is a place":         {Handler{Secrets: []Secret{{Value: "a", Label: "2"}, {Value: "b"}}}, `two secrets are labelled "2"`},
+		"repeated label":                {Handler{Secrets: []Secret{{Value: "a", Label: "x"}, {Value: "b", Label: "x"}}}, `two secrets have the label "x"`},
+		"label that is a place":         {Handler{Secrets: []Secret{{Value: "a", Label: "2"}, {Value: "b"}}}, `two secrets have the label "2"`},
 		"bad pattern":                   {Handler{Secrets: one, Events: []string{"*"}}, `"*" is no pattern`},
 		"bad envelope":                  {Handler{Secrets: one, Envelope: "loose"}, `envelope must be strict or lenient, not "loose"`},
 		"bad on_conflict":               {Handler{Secrets: one, OnConflict: "keep"}, `on_conflict must be drop or deliver, not "keep"`},
@@ -171,7 +171,7 @@ func TestAcceptedAtLoad(t *testing.T) {
 		t.Fatal(err)
 	}
 	body := []byte("body")
-	expected := newKey("", []byte(testSecret)).sign(body)
+	expected := newKey("", []byte(testSecret), "").sign(body)
 	for name, h := range map[string]Handler{
 		"variable":                    {Secrets: []Secret{{Value: "{env.BUZZBIP_TEST_SECRET}"}}},
 		"file with a final newline":   {Secrets: []Secret{{Value: "{file." + file + "}"}}},
@@ -181,7 +181,7 @@ func TestAcceptedAtLoad(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			provision(t, &h)
-			if h.keys.verify(body, expected) == nil {
+			if h.secrets.verify(body, expected) == nil {
 				t.Error("the secret is not in force")
 			}
 		})
@@ -195,7 +195,7 @@ func TestDefaults(t *testing.T) {
 		h.duplicateWait != 8*time.Second || h.maxAge != 0 || h.retention != 24*time.Hour || h.requires != (webhook.Requirements{CreatedAt: true, Data: true}) {
 		t.Errorf("the defaults are %+v", h)
 	}
-	if first, second := h.keys.sources[0].label, h.keys.sources[1].label; first != "1" || second != "old" {
+	if first, second := h.secrets.list[0].label, h.secrets.list[1].label; first != "1" || second != "old" {
 		t.Errorf("the labels are %q, %q", first, second)
 	}
 }

@@ -37,8 +37,8 @@ func awaitDeliveries(gracePeriod context.Context) error {
 // attempt is one delivery: a verified event with the next handlers.
 type attempt struct {
 	*Handler
-	d         *delivery
-	event     webhook.Event   // that of d, which a buzzbip_webhook behind this one uses too
+	state     *requestState
+	event     webhook.Event   // that of state, which a buzzbip_webhook behind this one uses too
 	request   *dedupe.Request // nil without deduplication
 	claim     *dedupe.Claim   // nil if there is none to settle
 	start     time.Time
@@ -52,15 +52,15 @@ func (a *attempt) run(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 	// the sender may disconnect: the delivery goes on without it
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(sender), a.deliveryTimeout)
 	defer cancel()
-	sent := &sending{body: a.d.body}
+	sent := &sending{body: a.state.body}
 	if a.request != nil {
 		chains.add(a.request, sent)
 		defer chains.remove(a.request, sent)
 	}
 
-	a.d.result = webhook.ResultFailed
+	a.state.result = webhook.ResultFailed
 	if a.claim != nil {
-		a.d.claimed = true
+		a.state.claimed = true
 	}
 	rec := &responseRecorder{
 		ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w},
@@ -75,7 +75,7 @@ func (a *attempt) run(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 			a.settle()
 		}
 		inFlight.Add(-1)
-		metrics.deliveryDuration.WithLabelValues(eventTypeLabel(a.d)).Observe(time.Since(a.start).Seconds())
+		metrics.deliveryDuration.WithLabelValues(eventTypeLabel(a.state)).Observe(time.Since(a.start).Seconds())
 		if sender.Err() != nil {
 			metrics.abandoned.Inc()
 		}
@@ -106,13 +106,13 @@ func (a *attempt) run(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 	case err != nil:
 		return err
 	}
-	return a.refuse(a.d, w, r, webhook.ReasonUnhandled, errors.New("no handler after buzzbip_webhook answered: is there a reverse_proxy or the like for this request?"))
+	return a.reject(a.state, w, r, webhook.ReasonUnhandled, errors.New("no handler after buzzbip_webhook answered: is there a reverse_proxy or the like for this request?"))
 }
 
 // succeed is called when the next handlers write a 2xx, before the sender sees
 // it.
 func (a *attempt) succeed(status int) int {
-	a.delivered, a.d.result = true, webhook.ResultDelivered
+	a.delivered, a.state.result = true, webhook.ResultDelivered
 	if a.claim != nil {
 		failures.remove(a.failureKey())
 	}
@@ -124,18 +124,18 @@ func (a *attempt) settle() {
 	if a.claim == nil {
 		return
 	}
-	a.d.claimed = false
+	a.state.claimed = false
 	ctx, cancel := context.WithTimeout(context.Background(), settleTimeout)
 	defer cancel()
 	if err := a.store.Settle(ctx, *a.claim, a.delivered); err != nil {
-		a.sampled.log(a.logger, zapcore.ErrorLevel, "failed to record the outcome of a delivery", func() []zap.Field {
+		a.sampled.log(a.logger, zapcore.ErrorLevel, "failed to record the outcome of a delivery", "", func() []zap.Field {
 			return []zap.Field{zap.String("event_id", a.event.ID), zap.Bool("delivered", a.delivered), zap.Error(err)}
 		})
 	}
 }
 
 func (a *attempt) reportChain() {
-	a.sampled.log(a.logger, zapcore.ErrorLevel, "the backend answered that it waits for this delivery: behind it is another buzzbip_webhook with the same scope and store; set dedupe off, or another scope, at one of the two", func() []zap.Field {
+	a.sampled.log(a.logger, zapcore.ErrorLevel, "the backend waits for the delivery that it is to answer: it is another buzzbip_webhook with the same scope and store; set dedupe off, or another scope, at one of the two", "", func() []zap.Field {
 		return []zap.Field{zap.String("event_id", a.event.ID), zap.String("event_type", a.event.Type)}
 	})
 }

@@ -18,16 +18,16 @@ type errorRoute struct{}
 // acknowledging an event: they shape the answer, but a 2xx would tell the sender
 // not to send it again.
 func (errorRoute) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	d := deliveryOf(r)
-	if d == nil || !d.result.Failure() {
+	state := stateOf(r)
+	if state == nil || !state.result.Failure() {
 		return next.ServeHTTP(w, r)
 	}
-	setBody(r, d.errorBody())
-	setBodyPlaceholders(r, d.errorBody())
+	setBody(r, state.errorBody())
+	setBodyPlaceholders(r, state.errorBody())
 	return next.ServeHTTP(&responseRecorder{
 		ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w},
 		onSuccess: func(status int) int {
-			if d.result.Failure() { // else a buzzbip_webhook in them has delivered it
+			if state.result.Failure() { // else a buzzbip_webhook in them has delivered it
 				return errorStatus(r)
 			}
 			return status

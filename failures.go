@@ -21,29 +21,28 @@ import (
 	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
-// statusCanceled is what reverse_proxy writes when the context of a request was
-// canceled. The sender cannot do that here.
+// statusCanceled is what reverse_proxy writes when the context of the request is
+// canceled. Here only handlers can do that, not the sender.
 const statusCanceled = 499
 
-// fail reports a delivery that failed. It is called before the claim is
-// settled, so that a later success removes what is remembered of it.
+// fail reports a failed delivery. It is called before the claim is settled:
+// after that, the success of another delivery may already have been recorded.
 func (a *attempt) fail(r *http.Request, status int, err error, panicked any, timedOut bool) {
 	duration := time.Since(a.start)
 	f := &adminapi.Failure{Time: time.Now().UTC(), Duration: duration.Seconds()}
-	f.Cause, f.Status = causeOf(status, err, panicked, timedOut, a.d.reason == webhook.ReasonUnhandled)
+	f.Cause, f.Status = causeOf(status, err, panicked, timedOut, a.state.reason == webhook.ReasonUnhandled)
 	metrics.failures.WithLabelValues(string(f.Cause)).Inc()
 	if a.claim != nil {
 		failures.add(a.failureKey(), *f, a.claim.Retention)
 	}
-	if a.d.failure == nil { // else another buzzbip_webhook behind this one has logged it
+	if a.state.failure == nil { // else another buzzbip_webhook behind this one has logged it
 		a.logFailure(f, duration, r, err)
 	}
-	a.d.failure = f
+	a.state.failure = f
 }
 
 func (a *attempt) logFailure(f *adminapi.Failure, duration time.Duration, r *http.Request, err error) {
-	const message = "delivery failed"
-	a.sampled.logEach(message+string(f.Cause), a.logger, zapcore.WarnLevel, message, func() []zap.Field {
+	a.sampled.log(a.logger, zapcore.WarnLevel, "delivery failed", string(f.Cause), func() []zap.Field {
 		fields := append(endpoint(r),
 			zap.String("event_id", a.event.ID),
 			zap.String("event_type", a.event.Type),
@@ -59,8 +58,9 @@ func (a *attempt) logFailure(f *adminapi.Failure, duration time.Duration, r *htt
 	})
 }
 
-// causeOf judges a delivery that failed, by the status that was written, the
-// error that was returned, or what panicked.
+// causeOf returns the cause of a failed delivery and the status that goes with
+// it, given the status that was written (0: none), the error that was returned,
+// and the value that the next handlers panicked with.
 func causeOf(status int, err error, panicked any, timedOut, unhandled bool) (webhook.Cause, int) {
 	aborted := panicked == http.ErrAbortHandler // how reverse_proxy passes on a response that breaks off
 	switch {

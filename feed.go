@@ -52,14 +52,14 @@ type feedEntry struct {
 // right: anybody can send these.
 const kindUnverified = "unverified"
 
-func (f *feed) add(d *delivery, start time.Time) {
-	e := feedEntry{Time: start, Kind: kindUnverified, Result: d.result, Reason: d.reason, Duration: time.Since(start).Seconds()}
-	if d.key != nil {
-		e.Kind, e.Secret = string(d.result), d.key.label
+func (f *feed) add(state *requestState, start time.Time) {
+	e := feedEntry{Time: start, Kind: kindUnverified, Result: state.result, Reason: state.reason, Duration: time.Since(start).Seconds()}
+	if state.key != nil {
+		e.Kind, e.Secret = string(state.result), state.key.label
 	}
-	e.ID, e.Type = d.event.ID, d.event.Type
-	if d.failure != nil {
-		e.Cause, e.Status = d.failure.Cause, d.failure.Status
+	e.ID, e.Type = state.event.ID, state.event.Type
+	if state.failure != nil {
+		e.Cause, e.Status = state.failure.Cause, state.failure.Status
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -67,7 +67,7 @@ func (f *feed) add(d *delivery, start time.Time) {
 		f.results = make(map[webhook.Result]uint64)
 		f.kinds = make(map[string]*feedRing)
 	}
-	f.results[d.result]++
+	f.results[state.result]++
 	f.count++
 	e.number = f.count
 	ring := f.kinds[e.Kind]

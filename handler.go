@@ -14,70 +14,85 @@ import (
 	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
-// retryAfter is when a sender may come back, in seconds.
+// ResultHeader is the response header that names the [result] of a request that
+// did not reach the next handlers although nothing was wrong with it, such as
+// `duplicate`.
+//
+// [result]: https://github.com/buzzbip/caddy-webhook#what-the-sender-gets
+const ResultHeader = webhook.ResultHeader
+
+// retryAfter is the value of Retry-After, in seconds.
 const retryAfter = "10"
 
-// ServeHTTP takes a delivery through its steps, from the cheapest to the
-// dearest: what one of them refuses leaves no trace and costs no more.
+// ServeHTTP takes a request through its steps, the cheapest first. A request that
+// fails a step leaves no state behind.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	d := newDelivery(r)
-	defer h.report(d, r, time.Now())
-	if reason, err := h.admit(d, w, r); reason != "" {
-		return h.refuse(d, w, r, reason, err)
+	state := newState(r)
+	defer h.report(state, r, time.Now())
+	if reason, err := h.admit(state, w, r); reason != "" {
+		return h.reject(state, w, r, reason, err)
 	}
-	if !h.events.match(d.event.Type) {
-		return answer(d, w, webhook.ResultIgnored)
+	if !h.events.match(state.event.Type) {
+		return answer(state, w, webhook.ResultIgnored)
 	}
+	a := &attempt{Handler: h, state: state, event: state.event}
 	if h.store == nil {
-		return (&attempt{Handler: h, d: d, event: d.event}).run(w, r, next)
+		return a.run(w, r, next)
 	}
-
-	request := dedupe.Request{
-		Scope:     d.key.scope,
-		Key:       dedupe.KeyOf(d.event.ID),
-		Digest:    dedupe.DigestOf(d.body),
+	a.request = &dedupe.Request{
+		Scope:     state.key.scope,
+		Key:       dedupe.KeyOf(state.event.ID),
+		Digest:    dedupe.DigestOf(state.body),
 		Wait:      h.duplicateWait,
 		Lease:     h.deliveryTimeout + leaseMargin,
 		Retention: h.retention,
 	}
-	if d.claimed || chains.lead(r, &request) {
-		// another buzzbip_webhook has handed this very delivery on to us
-		return (&attempt{Handler: h, d: d, event: d.event, request: &request}).run(w, r, next)
+	if state.claimed || chains.lead(r, a.request) {
+		// another buzzbip_webhook has claimed the event and passed it on to us
+		return a.run(w, r, next)
 	}
-	claimed := time.Now()
-	verdict, err := h.store.Claim(r.Context(), request)
-	if err == nil && verdict.State == dedupe.Conflicting {
-		metrics.conflicts.Inc()
-		h.logger.Error("an event arrived with the id of another that was delivered", append(endpoint(r),
-			zap.String("event_id", d.event.ID),
-			zap.String("event_type", d.event.Type),
-			zap.String("secret", d.key.label))...)
-		if h.OnConflict == onConflictDeliver {
-			request.Redeliver = true
-			request.Wait = max(h.duplicateWait-time.Since(claimed), 0)
-			verdict, err = h.store.Claim(r.Context(), request)
-		}
-	}
+	verdict, err := h.claim(state, r, *a.request)
 	switch {
 	case errors.Is(err, dedupe.ErrInFlight):
-		return h.refuse(d, w, r, webhook.ReasonInFlight, err)
+		return h.reject(state, w, r, webhook.ReasonInFlight, err)
 	case errors.Is(err, dedupe.ErrFull):
-		return h.refuse(d, w, r, webhook.ReasonStoreFull, err)
+		return h.reject(state, w, r, webhook.ReasonStoreFull, err)
 	case err != nil:
-		return h.refuse(d, w, r, webhook.ReasonStoreUnavailable, fmt.Errorf("the store of event ids does not answer: %w", err))
+		return h.reject(state, w, r, webhook.ReasonStoreUnavailable, fmt.Errorf("the store of event IDs does not answer: %w", err))
 	}
 	switch verdict.State {
 	case dedupe.Delivered:
-		return answer(d, w, webhook.ResultDuplicate)
+		return answer(state, w, webhook.ResultDuplicate)
 	case dedupe.Conflicting:
-		return answer(d, w, webhook.ResultConflict)
+		return answer(state, w, webhook.ResultConflict)
 	}
-	return (&attempt{Handler: h, d: d, event: d.event, request: &request, claim: &verdict.Claim}).run(w, r, next)
+	a.claim = &verdict.Claim
+	return a.run(w, r, next)
 }
 
-// admit verifies a request and completes d with its event and body. A reason
-// that is not empty says why it failed.
-func (h *Handler) admit(d *delivery, w http.ResponseWriter, r *http.Request) (webhook.Reason, error) {
+// claim asks the store for the right to deliver the event.
+func (h *Handler) claim(state *requestState, r *http.Request, request dedupe.Request) (dedupe.Verdict, error) {
+	start := time.Now()
+	verdict, err := h.store.Claim(r.Context(), request)
+	if err != nil || verdict.State != dedupe.Conflicting {
+		return verdict, err
+	}
+	metrics.conflicts.Inc()
+	h.logger.Error("event has the ID of a delivered event, but another body", append(endpoint(r),
+		zap.String("event_id", state.event.ID),
+		zap.String("event_type", state.event.Type),
+		zap.String("secret", state.key.label))...)
+	if h.OnConflict != onConflictDeliver {
+		return verdict, nil
+	}
+	request.Redeliver = true
+	request.Wait = max(h.duplicateWait-time.Since(start), 0)
+	return h.store.Claim(r.Context(), request)
+}
+
+// admit verifies a request and completes state with its event and body. If a step
+// fails, it returns the reason.
+func (h *Handler) admit(state *requestState, w http.ResponseWriter, r *http.Request) (webhook.Reason, error) {
 	if r.Method != http.MethodPost {
 		return webhook.ReasonMethodNotAllowed, fmt.Errorf("webhooks are sent with POST, not %s", r.Method)
 	}
@@ -89,76 +104,81 @@ func (h *Handler) admit(d *delivery, w http.ResponseWriter, r *http.Request) (we
 	if err != nil {
 		return reason, err
 	}
-	key := h.keys.verify(body, signature)
+	key := h.secrets.verify(body, signature)
 	if key == nil {
 		return webhook.ReasonSignatureMismatch, errors.New("the signature is not that of the body under any of the secrets")
 	}
-	d.key = key
+	state.key = key
 	key.matched()
-	if d.event, err = webhook.ParseEvent(body, h.requires); err != nil {
+	if state.event, err = webhook.ParseEvent(body, h.requires); err != nil {
 		return webhook.ReasonEnvelopeInvalid, fmt.Errorf("the envelope of the event is invalid: %w", err)
 	}
-	age := time.Since(d.event.Created)
-	if !d.event.Created.IsZero() {
+	age := time.Since(state.event.Created)
+	if !state.event.Created.IsZero() {
 		metrics.eventAge.Observe(max(age, 0).Seconds())
 	}
 	if h.maxAge > 0 {
 		switch {
 		case age > h.maxAge:
-			return webhook.ReasonEventStale, fmt.Errorf("the event is older than max_age: created %s", d.event.CreatedAt)
+			return webhook.ReasonEventStale, fmt.Errorf("the event is older than max_age: created %s", state.event.CreatedAt)
 		case age < -webhook.ClockSkew:
-			return webhook.ReasonEventFromFuture, fmt.Errorf("the event is from the future: created %s", d.event.CreatedAt)
+			return webhook.ReasonEventFromFuture, fmt.Errorf("the event is from the future: created %s", state.event.CreatedAt)
 		}
 	}
-	d.body = body
+	state.body = body
 	return "", nil
 }
 
-// answer acknowledges a delivery that does not go to the next handlers.
-func answer(d *delivery, w http.ResponseWriter, result webhook.Result) error {
-	d.result = result
+// answer acknowledges a request that does not reach the next handlers.
+func answer(state *requestState, w http.ResponseWriter, result webhook.Result) error {
+	state.result = result
 	w.Header().Set(webhook.ResultHeader, string(result))
 	w.WriteHeader(http.StatusOK)
 	return nil
 }
 
-// refuse turns a refusal into the error that the sender gets.
-func (h *Handler) refuse(d *delivery, w http.ResponseWriter, r *http.Request, reason webhook.Reason, err error) error {
-	d.reason = reason
+// reject returns the error that the sender gets.
+func (h *Handler) reject(state *requestState, w http.ResponseWriter, r *http.Request, reason webhook.Reason, err error) error {
+	state.reason = reason
 	switch reason {
 	case webhook.ReasonUnhandled:
-		d.result = webhook.ResultFailed
+		state.result = webhook.ResultFailed
 	case webhook.ReasonInFlight:
-		d.result = webhook.ResultInFlight
+		state.result = webhook.ResultInFlight
 		w.Header().Set(webhook.ResultHeader, string(webhook.ResultInFlight))
 	default:
-		d.result = webhook.ResultRejected
+		state.result = webhook.ResultRejected
 	}
-	status := reason.Status()
-	switch status {
+	switch reason.Status() {
 	case http.StatusMethodNotAllowed:
 		w.Header().Set("Allow", http.MethodPost)
 	case http.StatusServiceUnavailable:
 		w.Header().Set("Retry-After", retryAfter)
 	}
-	if reason == webhook.ReasonUnhandled { // logged as a failed delivery
-		return caddyhttp.Error(status, err)
+	if reason != webhook.ReasonUnhandled { // that is logged as a failed delivery
+		h.logRejection(state, r, err)
 	}
+	return caddyhttp.Error(reason.Status(), err)
+}
+
+func (h *Handler) logRejection(state *requestState, r *http.Request, err error) {
 	level := zapcore.WarnLevel
-	if reason == webhook.ReasonStoreUnavailable {
+	if state.reason == webhook.ReasonStoreUnavailable {
 		level = zapcore.ErrorLevel
 	}
-	h.sampled.log(h.logger, level, "refused: "+string(reason), func() []zap.Field {
-		fields := append(endpoint(r), zap.String("remote_addr", r.RemoteAddr), zap.Error(err))
-		if d.verified() {
-			fields = append(fields, zap.String("event_id", d.event.ID), zap.String("event_type", d.event.Type))
+	h.sampled.log(h.logger, level, "request rejected", string(state.reason), func() []zap.Field {
+		fields := append(endpoint(r),
+			zap.String("reason", string(state.reason)),
+			zap.String("remote_addr", r.RemoteAddr),
+			zap.Error(err))
+		if state.verified() {
+			fields = append(fields, zap.String("event_id", state.event.ID), zap.String("event_type", state.event.Type))
 		}
 		return fields
 	})
-	return caddyhttp.Error(status, err)
 }
 
-// endpoint tells those who have several webhooks which one a request is for.
+// endpoint returns the fields that tell one webhook of several from the others.
 func endpoint(r *http.Request) []zap.Field {
 	path := r.URL.Path
 	if original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok {

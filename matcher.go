@@ -72,8 +72,8 @@ func (m MatchEvent) Provision(caddy.Context) error {
 
 // MatchWithError reports whether the type of r's event is one of m.
 func (m MatchEvent) MatchWithError(r *http.Request) (bool, error) {
-	d := deliveryOf(r)
-	return d.verified() && len(m) > 0 && patterns(m).match(d.event.Type), nil
+	state := stateOf(r)
+	return state.verified() && len(m) > 0 && patterns(m).match(state.event.Type), nil
 }
 
 // Interface guards

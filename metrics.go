@@ -98,12 +98,12 @@ func (a *App) registerMetrics(ctx caddy.Context) error {
 }
 
 // eventTypeLabel is from a closed set: anybody with a secret can make up types.
-func eventTypeLabel(d *delivery) string {
+func eventTypeLabel(state *requestState) string {
 	switch {
-	case !d.verified():
+	case !state.verified():
 		return typeUnverified
-	case slices.Contains(webhook.DocumentedTypes, d.event.Type):
-		return d.event.Type
+	case slices.Contains(webhook.DocumentedTypes, state.event.Type):
+		return state.event.Type
 	}
 	return typeOther
 }

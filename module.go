@@ -1,6 +1,3 @@
-// Package buzzbip is a Caddy module that receives the webhooks of BuzzBip: it
-// verifies their signature, deduplicates their events and hands them to the
-// handlers that follow, such as reverse_proxy.
 package buzzbip
 
 import (
@@ -37,8 +34,8 @@ const (
 	// storeNamespace is where Caddy finds the stores.
 	storeNamespace = "http.buzzbip_webhook.stores"
 
-	// leaseMargin is what a claim lasts beyond the end of its delivery, so
-	// that the outcome can be recorded.
+	// leaseMargin is how much longer a lease is than delivery_timeout, so that
+	// there is time to record the outcome.
 	leaseMargin = 15 * time.Second
 
 	// settleTimeout is how long a sender waits at most until its success is
@@ -46,24 +43,33 @@ const (
 	settleTimeout = 2 * time.Second
 )
 
-// The values that options with a choice take.
 const (
 	onConflictDrop    = "drop"
 	onConflictDeliver = "deliver"
 	dedupeOff         = "off"
 )
 
-// Handler receives the webhooks of BuzzBip. It lets a request pass to the next
-// handlers only if its signature is right and its event is new, and answers
-// it with success only if they did.
+// Handler receives the webhooks of BuzzBip. It passes a request to the next
+// handlers if its signature is right and its event is new, and answers 2xx only
+// if they did.
 //
-// What a sender gets when a request is refused is an error, so `handle_errors`
-// can shape it; `{http.buzzbip_webhook.reason}` says why. The other
-// placeholders are, for verified events only, `{http.buzzbip_webhook.event.id}`,
-// `{http.buzzbip_webhook.event.type}`, `{http.buzzbip_webhook.event.created_at}`,
-// `{http.buzzbip_webhook.event.data.<path>}` (a GJSON path into `data`) and
-// `{http.buzzbip_webhook.secret}` (the label of the secret that matched); and
-// for all requests `{http.buzzbip_webhook.result}`.
+// A rejected request is an error, which `handle_errors` can shape. Error routes
+// get no body of a rejected request, and cannot answer 2xx.
+//
+// Placeholders:
+//
+// Placeholder | Description
+// ------------|---------------
+// `{http.buzzbip_webhook.event.id}` | The ID of the event, once it is verified
+// `{http.buzzbip_webhook.event.type}` | The type of the event, once it is verified
+// `{http.buzzbip_webhook.event.created_at}` | When the event was created, as BuzzBip wrote it, once it is verified
+// `{http.buzzbip_webhook.event.data.<path>}` | A member of the event's `data`, by its [GJSON path](https://github.com/tidwall/gjson/blob/master/SYNTAX.md); empty if there is none
+// `{http.buzzbip_webhook.secret}` | The label of the secret that matched
+// `{http.buzzbip_webhook.result}` | The outcome: `delivered`, `failed`, `duplicate`, `conflict`, `ignored`, `in_flight` or `rejected`
+// `{http.buzzbip_webhook.reason}` | Why the request was rejected, else empty
+//
+// Control characters in the values are replaced by spaces, so that they can be
+// headers.
 type Handler struct {
 	// The signing secrets of the webhook. A request must match one of them;
 	// more than one is for rotation, and for several webhooks at one address.
@@ -85,42 +91,43 @@ type Handler struct {
 	// How long the whole body may take to arrive. Default: 10s.
 	ReadTimeout *caddy.Duration `json:"read_timeout,omitempty"`
 
-	// How long the next handlers may take. The time goes on when the sender
-	// hangs up, which BuzzBip does after 10 seconds. Default: 1m.
+	// How long the next handlers may take, also after the sender has
+	// disconnected, which BuzzBip does after 10 seconds. Default: 1m.
 	DeliveryTimeout *caddy.Duration `json:"delivery_timeout,omitempty"`
 
-	// How long a duplicate waits for the delivery of the same event that is
-	// under way, before it is told to come back. Default: 8s.
+	// How long a duplicate waits for a delivery of the same event that is in
+	// flight, before the sender is asked to retry (503 with `Retry-After`).
+	// Default: 8s.
 	DuplicateWait *caddy.Duration `json:"duplicate_wait,omitempty"`
 
-	// How old an event may be, by its `createdAt`. Older ones are refused, so
-	// that a captured delivery cannot be replayed once it is forgotten. It
-	// must be at least 5 minutes, the clock skew that is allowed for, shorter
-	// than the retention. Default: no limit.
+	// How old an event may be, by its `createdAt`. Older ones are rejected, so
+	// that a captured request cannot be replayed once its event is forgotten.
+	// It must be at least 5 minutes, the allowed clock skew, shorter than the
+	// retention. Default: no limit.
 	MaxAge *caddy.Duration `json:"max_age,omitempty"`
 
-	// How long the id of a delivered event is remembered. Default: 24h.
+	// How long the ID of a delivered event is remembered. Default: 24h.
 	Retention *caddy.Duration `json:"retention,omitempty"`
 
-	// The space that event ids are unique in. Handlers with the same scope and
+	// The space in which event IDs are unique. Handlers with the same scope and
 	// store take each other's events for duplicates. Default: derived from the
 	// secret that matched.
 	Scope string `json:"scope,omitempty"`
 
-	// Where event ids are remembered. Default: `memory`.
+	// Where event IDs are remembered. Default: `memory`.
 	StoreRaw json.RawMessage `json:"store,omitempty" caddy:"namespace=http.buzzbip_webhook.stores inline_key=module"`
 
-	// What to do with an event whose id was delivered with another body:
-	// `drop` answers it like a duplicate, `deliver` passes it on. Either way it
-	// is logged as an error. Default: `drop`.
+	// What to do with an event whose ID was delivered with another body: `drop`
+	// answers it like a duplicate, `deliver` passes it on. Either way it is
+	// logged as an error. Default: `drop`.
 	OnConflict string `json:"on_conflict,omitempty"`
 
-	// Set to `off` to verify only and pass on every copy of an event.
+	// Set to `off` to verify only, and pass on duplicates.
 	// Default: deduplication.
 	Dedupe string `json:"dedupe,omitempty"`
 
-	// resolved by Provision
-	keys            *keyring
+	// The rest is resolved by Provision.
+	secrets         *secrets
 	events          patterns
 	requires        webhook.Requirements
 	maxBodySize     int64
@@ -133,7 +140,7 @@ type Handler struct {
 
 	app     *App
 	logger  *zap.Logger
-	sampled *sampler // of what others can cause at any rate
+	sampled *sampler // for entries that senders can cause at any rate
 }
 
 // CaddyModule returns the Caddy module information.
@@ -153,7 +160,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return err
 	}
 	h.app = app.(*App)
-	if h.keys, err = newKeys(h.Secrets, h.Scope, h.logger); err != nil {
+	if h.secrets, err = loadSecrets(h.Secrets, h.Scope, h.logger); err != nil {
 		return err
 	}
 	if h.events, err = newPatterns(h.Events); err != nil {
@@ -175,7 +182,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return err
 	}
 	h.app.register(h)
-	h.keys.watch(ctx)
+	h.secrets.watch(ctx)
 	return nil
 }
 

@@ -14,7 +14,7 @@ import (
 
 // delivery is what is known of a request so far. Placeholders and the matcher
 // read it, in error routes too.
-type delivery struct {
+type requestState struct {
 	key    *key          // nil until the signature is verified
 	event  webhook.Event // empty until then, and if its envelope is invalid
 	body   []byte        // of the event
@@ -28,49 +28,49 @@ type delivery struct {
 // String is for handlers that print the variable: `{http.vars.buzzbip_webhook}`
 // shows the result, and nothing of the event. It has no pointer receiver, so
 // that a copy prints no more.
-func (d delivery) String() string { return string(d.result) }
+func (s requestState) String() string { return string(s.result) }
 
-// deliveryVar is the name of the variable that holds the request's *delivery.
-const deliveryVar = "buzzbip_webhook"
+// stateVar is the name of the variable that holds the request's *requestState.
+const stateVar = "buzzbip_webhook"
 
-// newDelivery makes r's delivery known to placeholders and matchers, in place
+// newState makes r's delivery known to placeholders and matchers, in place
 // of that of an earlier handler.
-func newDelivery(r *http.Request) *delivery {
-	if d := deliveryOf(r); d != nil {
-		*d = delivery{claimed: d.claimed}
-		return d
+func newState(r *http.Request) *requestState {
+	if s := stateOf(r); s != nil {
+		*s = requestState{claimed: s.claimed}
+		return s
 	}
-	d := new(delivery)
-	caddyhttp.SetVar(r.Context(), deliveryVar, d)
-	r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer).Map(d.placeholder)
-	return d
+	s := new(requestState)
+	caddyhttp.SetVar(r.Context(), stateVar, s)
+	r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer).Map(s.placeholder)
+	return s
 }
 
-// deliveryOf returns the delivery of r, or nil if no handler has made one.
-func deliveryOf(r *http.Request) *delivery {
-	d, _ := caddyhttp.GetVar(r.Context(), deliveryVar).(*delivery)
-	return d
+// stateOf returns the delivery of r, or nil if no handler has made one.
+func stateOf(r *http.Request) *requestState {
+	s, _ := caddyhttp.GetVar(r.Context(), stateVar).(*requestState)
+	return s
 }
 
 // verified reports whether the event came from somebody who holds a secret.
-func (d *delivery) verified() bool { return d != nil && d.event.ID != "" }
+func (s *requestState) verified() bool { return s != nil && s.event.ID != "" }
 
 // errorBody returns the body that error routes may see: that of an event whose
 // delivery failed, and none of a request that was rejected.
-func (d *delivery) errorBody() []byte {
-	if d.result == webhook.ResultFailed {
-		return d.body
+func (s *requestState) errorBody() []byte {
+	if s.result == webhook.ResultFailed {
+		return s.body
 	}
 	return nil
 }
 
 // placeholder is a [caddy.ReplacerFunc]. Its values can be those of headers.
-func (d *delivery) placeholder(name string) (any, bool) {
+func (s *requestState) placeholder(name string) (any, bool) {
 	name, ours := strings.CutPrefix(name, "http.buzzbip_webhook.")
 	if !ours {
 		return nil, false
 	}
-	value, known := d.value(name)
+	value, known := s.value(name)
 	if !known {
 		return nil, false
 	}
@@ -89,30 +89,30 @@ func forHeader(value string) string {
 }
 
 // value returns what a placeholder stands for.
-func (d *delivery) value(name string) (string, bool) {
+func (s *requestState) value(name string) (string, bool) {
 	switch name {
 	case "result":
-		return string(d.result), true
+		return string(s.result), true
 	case "reason":
-		return string(d.reason), true
+		return string(s.reason), true
 	case "secret":
-		if d.key != nil {
-			return d.key.label, true
+		if s.key != nil {
+			return s.key.label, true
 		}
 	}
-	if !d.verified() {
+	if !s.verified() {
 		return "", false
 	}
 	switch name {
 	case "event.id":
-		return d.event.ID, true
+		return s.event.ID, true
 	case "event.type":
-		return d.event.Type, true
+		return s.event.Type, true
 	case "event.created_at":
-		return d.event.CreatedAt, true
+		return s.event.CreatedAt, true
 	}
 	if path, ok := strings.CutPrefix(name, "event.data."); ok {
-		return gjson.GetBytes(d.event.Data, path).String(), true
+		return gjson.GetBytes(s.event.Data, path).String(), true
 	}
 	return "", false
 }

@@ -284,7 +284,7 @@ func TestVariableShowsNothingButTheResult(t *testing.T) {
 		t.Errorf("the log does not have the result: %s", log)
 	}
 
-	d := delivery{event: webhook.Event{ID: "evt_1", Data: []byte(`{"text":"hello"}`)}, result: webhook.ResultDelivered,
+	d := requestState{event: webhook.Event{ID: "evt_1", Data: []byte(`{"text":"hello"}`)}, result: webhook.ResultDelivered,
 		key: &key{label: "main", scope: "the-scope-that-nobody-sees"}}
 	for _, format := range []string{"%v", "%+v", "%s", "%q"} {
 		shown += fmt.Sprintf(format, d) + fmt.Sprintf(format, &d) + fmt.Sprintf(format, struct{ D any }{&d})

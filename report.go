@@ -12,22 +12,22 @@ import (
 
 // report tells the metrics, the page of the admin endpoint and the access log
 // what became of a request.
-func (h *Handler) report(d *delivery, r *http.Request, start time.Time) {
-	metrics.deliveries.WithLabelValues(string(d.result), eventTypeLabel(d)).Inc()
-	if d.reason != "" {
-		metrics.rejections.WithLabelValues(string(d.reason)).Inc()
+func (h *Handler) report(state *requestState, r *http.Request, start time.Time) {
+	metrics.deliveries.WithLabelValues(string(state.result), eventTypeLabel(state)).Inc()
+	if state.reason != "" {
+		metrics.rejections.WithLabelValues(string(state.reason)).Inc()
 	}
-	latest.add(d, start)
+	latest.add(state, start)
 	if log, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
-		if d.verified() {
-			log.Set(zap.String("buzzbip_event_id", d.event.ID))
-			log.Set(zap.String("buzzbip_event_type", d.event.Type))
+		if state.verified() {
+			log.Set(zap.String("buzzbip_event_id", state.event.ID))
+			log.Set(zap.String("buzzbip_event_type", state.event.Type))
 		}
-		log.Set(zap.String("buzzbip_result", string(d.result)))
-		if d.reason != "" {
-			log.Set(zap.String("buzzbip_reason", string(d.reason)))
+		log.Set(zap.String("buzzbip_result", string(state.result)))
+		if state.reason != "" {
+			log.Set(zap.String("buzzbip_reason", string(state.reason)))
 		}
-		if f := d.failure; f != nil {
+		if f := state.failure; f != nil {
 			log.Set(zap.String("buzzbip_cause", string(f.Cause)))
 			if f.Status != 0 { // error routes may give the sender another
 				log.Set(zap.Int("buzzbip_status", f.Status))
@@ -36,11 +36,12 @@ func (h *Handler) report(d *delivery, r *http.Request, start time.Time) {
 	}
 }
 
-// sampler lets one log entry a second pass for each key, and says how many it
-// suppressed. The zero value is ready for use.
+// sampler lets one log entry a second pass for each message and kind, and counts
+// those that it suppresses. Kinds are from a closed set. The zero value is ready
+// for use.
 type sampler struct {
-	mu   sync.Mutex
-	keys map[string]*sample // closed sets only
+	mu      sync.Mutex
+	samples map[[2]string]*sample // by message and kind
 }
 
 type sample struct {
@@ -48,37 +49,38 @@ type sample struct {
 	suppressed int
 }
 
-// log makes an entry, sampled by its message, with fields that are made only if
-// it passes.
-func (s *sampler) log(logger *zap.Logger, level zapcore.Level, message string, fields func() []zap.Field) {
-	s.logEach(message, logger, level, message, fields)
-}
-
-// logEach is log, sampled by another key.
-func (s *sampler) logEach(key string, logger *zap.Logger, level zapcore.Level, message string, fields func() []zap.Field) {
-	now := time.Now()
-	s.mu.Lock()
-	if s.keys == nil {
-		s.keys = make(map[string]*sample)
-	}
-	entries := s.keys[key]
-	if entries == nil {
-		entries = new(sample)
-		s.keys[key] = entries
-	}
-	if now.Before(entries.next) {
-		entries.suppressed++
-		s.mu.Unlock()
+// log writes an entry unless it is suppressed; only then it calls fields.
+func (s *sampler) log(logger *zap.Logger, level zapcore.Level, message, kind string, fields func() []zap.Field) {
+	suppressed, pass := s.pass([2]string{message, kind}, time.Now())
+	if !pass {
 		return
 	}
-	suppressed := entries.suppressed
-	*entries = sample{next: now.Add(time.Second)}
-	s.mu.Unlock()
-	if c := logger.Check(level, message); c != nil {
+	if entry := logger.Check(level, message); entry != nil {
 		list := fields()
 		if suppressed > 0 {
 			list = append(list, zap.Int("suppressed", suppressed))
 		}
-		c.Write(list...)
+		entry.Write(list...)
 	}
+}
+
+// pass reports whether an entry passes, and how many were suppressed before it.
+func (s *sampler) pass(key [2]string, now time.Time) (suppressed int, pass bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.samples == nil {
+		s.samples = make(map[[2]string]*sample)
+	}
+	latest := s.samples[key]
+	if latest == nil {
+		latest = new(sample)
+		s.samples[key] = latest
+	}
+	if now.Before(latest.next) {
+		latest.suppressed++
+		return 0, false
+	}
+	suppressed = latest.suppressed
+	*latest = sample{next: now.Add(time.Second)}
+	return suppressed, true
 }

@@ -89,7 +89,7 @@ func TestWhatCannotBeASecretIsRejected(t *testing.T) {
 func warningsOf(t *testing.T, s Secret) []string {
 	t.Helper()
 	core, logs := observer.New(zapcore.DebugLevel)
-	if _, err := newKeys([]Secret{s}, "", zap.New(core)); err != nil {
+	if _, err := loadSecrets([]Secret{s}, "", zap.New(core)); err != nil {
 		t.Errorf("%q: %v", s, err)
 	}
 	var warnings []string
@@ -208,14 +208,14 @@ func TestSecretFileThatDoesNotAnswerIsAnErrorOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var reads atomic.Int32
 		answer := make(chan struct{})
-		src := &source{path: "/mnt/gone/secret", readFile: func(string) ([]byte, error) {
+		s := &secret{path: "/mnt/gone/secret", readFile: func(string) ([]byte, error) {
 			reads.Add(1)
 			<-answer
 			return []byte(testSecret), nil
 		}}
 		for range 3 {
 			start := time.Now()
-			if _, err := src.load(); err == nil || !strings.Contains(err.Error(), "does not answer") {
+			if _, err := s.read(); err == nil || !strings.Contains(err.Error(), "does not answer") {
 				t.Errorf("the error is %v", err)
 			}
 			if waited := time.Since(start); waited != secretFileTimeout {
@@ -227,7 +227,7 @@ func TestSecretFileThatDoesNotAnswerIsAnErrorOnce(t *testing.T) {
 		}
 		close(answer)
 		for range 2 { // what waited, and a new one
-			if value, err := src.load(); err != nil || string(value) != testSecret {
+			if value, err := s.read(); err != nil || string(value) != testSecret {
 				t.Errorf("read %q, %v", value, err)
 			}
 		}
@@ -237,25 +237,25 @@ func TestSecretFileThatDoesNotAnswerIsAnErrorOnce(t *testing.T) {
 	})
 }
 
-// watchedFile is a keyring with one file, in a bubble of synctest.
+// watchedFile is the secrets of a handler with one file, in a bubble of synctest.
 type watchedFile struct {
 	t    *testing.T
 	path string
-	*keyring
+	*secrets
 	logs *observer.ObservedLogs
 }
 
 func newWatchedFile(t *testing.T) *watchedFile {
 	path := writeSecret(t, testSecret)
 	core, logs := observer.New(zapcore.InfoLevel)
-	ring, err := newKeys([]Secret{{File: path}}, "", zap.New(core))
+	all, err := loadSecrets([]Secret{{File: path}}, "", zap.New(core))
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(cancel)
-	ring.watch(ctx)
-	return &watchedFile{t, path, ring, logs}
+	all.watch(ctx)
+	return &watchedFile{t, path, all, logs}
 }
 
 func (w *watchedFile) write(content string) {
@@ -270,8 +270,8 @@ func (w *watchedFile) after(n int, want string) {
 	w.t.Helper()
 	time.Sleep(time.Duration(n) * watchInterval)
 	synctest.Wait()
-	for k := range w.all() {
-		if k.sign(nil) != newKey("", []byte(want)).sign(nil) {
+	for k := range w.keys() {
+		if k.sign(nil) != newKey("", []byte(want), "").sign(nil) {
 			w.t.Errorf("after %d reads the secret is not %q", n, want)
 		}
 	}
@@ -340,7 +340,7 @@ func TestChangedFileThatCannotBeASecretLeavesTheLastOneActive(t *testing.T) {
 		if err := os.Remove(w.path); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := w.reload(w.sources[0]); !errors.Is(err, fs.ErrNotExist) {
+		if _, err := w.reload(w.list[0]); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("the error is %v", err)
 		}
 	})

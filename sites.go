@@ -23,7 +23,7 @@ func (a *App) warnOfSharedScopes() {
 			continue
 		}
 		backing := h.store.Stats().Backing
-		for k := range h.keys.all() {
+		for k := range h.secrets.keys() {
 			id := space{h.store.name, backing, k.scope}
 			s := spaces[id]
 			if s == nil {

@@ -103,7 +103,7 @@ func TestRefusals(t *testing.T) {
 				if want := test.reason == webhook.ReasonMethodNotAllowed; want != (allow == http.MethodPost) {
 					t.Errorf("Allow is %q", allow)
 				}
-				if !strings.Contains(s.logs(), `"refused: `+string(test.reason)) {
+				if !strings.Contains(s.logs(), `"reason":"`+string(test.reason)+`"`) {
 					t.Errorf("the log does not name the reason:\n%s", s.logs())
 				}
 			})
@@ -295,7 +295,7 @@ func TestBodyThatIsCutOffIsRefused(t *testing.T) {
 				t.Fatalf("answered %d", got.status)
 			}
 			waitFor(t, "the refusal in the log", func() bool {
-				return strings.Contains(s.logs(), "refused: body_incomplete")
+				return strings.Contains(s.logs(), `"reason":"body_incomplete"`)
 			})
 			expect(t, send(newClient(t, protocol), signed(s.url, body)), http.StatusOK, "")
 		})

@@ -17,7 +17,7 @@ func TestVerifyAgreesWithOpenSSL(t *testing.T) {
 		body   = `{"id":"evt_7f3a9b2c","type":"message.received","createdAt":"2026-06-01T14:32:00Z","data":{}}`
 		digest = "700d048d09cd1f75ead1f44e791059cc810a722a50b1fd47c0ef0ca887f14dd5"
 	)
-	keys := newKeyring(t, Secret{Value: "whsec_other", Label: "other"}, Secret{Value: secret, Label: "main"})
+	keys := newSecrets(t, Secret{Value: "whsec_other", Label: "other"}, Secret{Value: secret, Label: "main"})
 	sum, err := hex.DecodeString(digest)
 	if err != nil {
 		t.Fatal(err)
@@ -37,9 +37,9 @@ func TestVerifyAgreesWithOpenSSL(t *testing.T) {
 	}
 }
 
-func newKeyring(t testing.TB, secrets ...Secret) *keyring {
+func newSecrets(t testing.TB, secrets ...Secret) *secrets {
 	t.Helper()
-	keys, err := newKeys(secrets, "", zap.NewNop())
+	keys, err := loadSecrets(secrets, "", zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,15 +47,15 @@ func newKeyring(t testing.TB, secrets ...Secret) *keyring {
 }
 
 func TestScopeIsNoHashOfTheSecret(t *testing.T) {
-	k := newKey("", []byte(testSecret))
+	k := newKey("", []byte(testSecret), "")
 	bare := sha256.Sum256([]byte(testSecret))
 	if k.scope == "" || strings.HasPrefix(hex.EncodeToString(bare[:]), k.scope) {
 		t.Errorf("the scope is %q", k.scope)
 	}
-	if k.scope != newKey("other label", []byte(testSecret)).scope {
+	if k.scope != newKey("other label", []byte(testSecret), "").scope {
 		t.Error("the scope depends on more than the secret")
 	}
-	if k.scope == newKey("", []byte(testSecret+"x")).scope {
+	if k.scope == newKey("", []byte(testSecret+"x"), "").scope {
 		t.Error("two secrets have one scope")
 	}
 }

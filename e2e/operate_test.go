@@ -363,8 +363,8 @@ func TestRefusalsAreLoggedByReasonWithoutAFlood(t *testing.T) {
 	logged := make(map[string]int)
 	levels := make(map[string]any)
 	for _, entry := range tr.Entries() {
-		message := fmt.Sprint(entry["msg"])
-		if reason, ok := strings.CutPrefix(message, "refused: "); ok {
+		if entry["msg"] == "request rejected" {
+			reason := fmt.Sprint(entry["reason"])
 			logged[reason]++
 			levels[reason] = entry["level"]
 			if path := fmt.Sprint(entry["path"]); entry["host"] != tr.address || !strings.HasPrefix(path, "/") {
@@ -392,7 +392,7 @@ func TestRefusalsAreLoggedByReasonWithoutAFlood(t *testing.T) {
 			switch {
 			case entry["buzzbip_reason"] == "signature_mismatch":
 				refused++
-			case entry["msg"] == "refused: signature_mismatch":
+			case entry["msg"] == "request rejected" && entry["reason"] == "signature_mismatch":
 				n, _ := entry["suppressed"].(float64)
 				suppressed += n
 				if told += 1 + n; told != refused+1 {
@@ -409,7 +409,7 @@ func TestRefusalsAreLoggedByReasonWithoutAFlood(t *testing.T) {
 	})
 	var conflict, store bool
 	for _, entry := range tr.Entries() {
-		conflict = conflict || entry["level"] == "error" && entry["path"] == "/main" && strings.Contains(fmt.Sprint(entry["msg"]), "the id of another")
+		conflict = conflict || entry["level"] == "error" && entry["path"] == "/main" && strings.Contains(fmt.Sprint(entry["msg"]), "the ID of a delivered event")
 		store = store || entry["level"] == "error" && strings.Contains(fmt.Sprint(entry["msg"]), "Redis is down")
 	}
 	if !conflict || !store {
