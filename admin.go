@@ -59,7 +59,7 @@ func serveAdmin(w http.ResponseWriter, r *http.Request) error {
 	id, err := url.PathUnescape(escaped)
 	if err != nil || id == "" || len(id) > webhook.MaxIDLength {
 		return caddy.APIError{HTTPStatus: http.StatusBadRequest, Err: err,
-			Message: fmt.Sprintf("give the id of an event, percent-encoded and of 1 to %d bytes: %sevents/<id>", webhook.MaxIDLength, adminapi.Path)}
+			Message: fmt.Sprintf("give the ID of an event, percent-encoded and of 1 to %d bytes: %sevents/<id>", webhook.MaxIDLength, adminapi.Path)}
 	}
 	return onMethod(w, r, map[string]caddy.AdminHandlerFunc{
 		http.MethodGet:    func(w http.ResponseWriter, r *http.Request) error { return serveLookup(w, r, id) },
@@ -80,11 +80,11 @@ func onMethod(w http.ResponseWriter, r *http.Request, handlers map[string]caddy.
 	return handler(w, r)
 }
 
-// current returns the App that is in force.
+// current returns the App of the active configuration.
 func current() (*App, error) {
 	app := running()
 	if app == nil {
-		return nil, caddy.APIError{HTTPStatus: http.StatusNotFound, Message: "the configuration that is running has no buzzbip_webhook"}
+		return nil, caddy.APIError{HTTPStatus: http.StatusNotFound, Message: "the active configuration has no buzzbip_webhook"}
 	}
 	return app, nil
 }
@@ -191,7 +191,8 @@ func serveLookup(w http.ResponseWriter, r *http.Request, id string) error {
 
 func serveForget(w http.ResponseWriter, _ *http.Request, id string) error {
 	return eachScope(w, id, func(b *backing, scope string, answer *adminapi.EventState) error {
-		// not with the context of the request: it is to be done everywhere
+		// not with the context of the request: a client that disconnects must not
+		// leave the event forgotten in some scopes only
 		ctx, cancel := context.WithTimeout(context.Background(), settleTimeout)
 		defer cancel()
 		forgotten, err := b.store.Forget(ctx, scope, dedupe.KeyOf(id))
@@ -219,11 +220,11 @@ const (
 	statusEvery    = 8 // of these
 )
 
-// streamDeliveries sends what is new, until the configuration changes: the
-// admin endpoint changes with it, and browsers connect again by themselves.
+// streamDeliveries sends new requests until the configuration changes. The admin
+// endpoint changes with it, and the page connects again.
 func streamDeliveries(w http.ResponseWriter, r *http.Request) error {
 	response := http.NewResponseController(w)
-	// that of the admin endpoint is for requests, and would end the stream
+	// the read deadline of the admin endpoint would end the stream
 	if err := response.SetReadDeadline(time.Time{}); err != nil && !errors.Is(err, http.ErrNotSupported) {
 		return err
 	}
@@ -235,7 +236,7 @@ func streamDeliveries(w http.ResponseWriter, r *http.Request) error {
 	for n := 0; running() == app; n++ {
 		var entries []feedEntry
 		entries, count = latest.since(count)
-		first := n == 0 // replaces what the page shows
+		first := n == 0 // the page replaces its list
 		if first || len(entries) > 0 {
 			sendEvent(w, "deliveries", map[string]any{"deliveries": entries, "first": first})
 		}
@@ -247,7 +248,7 @@ func streamDeliveries(w http.ResponseWriter, r *http.Request) error {
 			sendEvent(w, "status", status)
 		}
 		if err := response.Flush(); err != nil {
-			return nil // the browser has gone
+			return nil // the client has disconnected
 		}
 		select {
 		case <-r.Context().Done():
@@ -258,7 +259,7 @@ func streamDeliveries(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// sendEvent sends a server-sent event; an error shows when it is flushed.
+// sendEvent writes a server-sent event. Flush returns the error, if there is one.
 func sendEvent(w http.ResponseWriter, name string, data any) {
 	text, err := json.Marshal(data)
 	if err == nil {

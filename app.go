@@ -15,22 +15,22 @@ func init() {
 }
 
 // App is what the handlers of one configuration share. It has no settings, and
-// is there whenever a handler is.
+// exists whenever a handler does.
 type App struct {
 	ctx      caddy.Context
 	mu       sync.Mutex
 	handlers []*Handler
 }
 
-// startedApps have started and not stopped, the newest last: two while one
-// configuration follows another, which stays in force if the new one fails to
-// start, with our App or with another.
+// startedApps are those that have started and not stopped, the newest last. There
+// are two while Caddy changes to a new configuration; the older one stays active
+// if the new one fails to start.
 var startedApps struct {
 	sync.Mutex
 	list []*App
 }
 
-// running returns the App of the configuration that is in force, or nil.
+// running returns the App of the active configuration, or nil.
 func running() *App {
 	startedApps.Lock()
 	defer startedApps.Unlock()
@@ -45,18 +45,18 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{ID: "buzzbip_webhook", New: func() caddy.Module { return new(App) }}
 }
 
-// Provision makes the metrics part of the configuration.
+// Provision registers the metrics with the configuration.
 func (a *App) Provision(ctx caddy.Context) error {
 	a.ctx = ctx
 	return a.registerMetrics(ctx)
 }
 
-// Start starts the stores, and lets the metrics know of the secrets and the
-// admin API of the handlers.
+// Start starts the stores, and makes the handlers known to the metrics and the
+// admin API.
 func (a *App) Start() error {
 	for _, h := range a.handlers {
 		for k := range h.secrets.keys() {
-			// so that the first match is seen as a rise, and none as 0
+			// Prometheus sees an increase only in a series that exists before
 			metrics.signatureMatches.WithLabelValues(k.label)
 		}
 		if h.store == nil {
@@ -75,7 +75,7 @@ func (a *App) Start() error {
 	return nil
 }
 
-// Stop tells the metrics and the admin API that the configuration has ended.
+// Stop removes the handlers from the metrics and the admin API.
 func (a *App) Stop() error {
 	startedApps.Lock()
 	defer startedApps.Unlock()
@@ -83,8 +83,8 @@ func (a *App) Stop() error {
 	return nil
 }
 
-// Cleanup is for a configuration that fails after all of its apps have started:
-// Caddy does not stop them.
+// Cleanup stops the App of a configuration that failed to load after its apps had
+// started: Caddy does not stop those.
 func (a *App) Cleanup() error { return a.Stop() }
 
 // register adds a handler.
@@ -94,24 +94,24 @@ func (a *App) register(h *Handler) {
 	a.handlers = append(a.handlers, h)
 }
 
-// backing is where ids are kept, by one store or more.
+// backing is a place where IDs are kept. Several stores may share it.
 type backing struct {
 	kind   string // of store
 	store  dedupe.Store
 	stats  dedupe.Stats
 	scopes []scope // of the handlers that use it
-	// others are all other scopes together: those of earlier configurations
+	// others sums up all other scopes: those of earlier configurations
 	others dedupe.ScopeStats
 }
 
-// scope is a space of ids, and what operators know it by: one that is derived
-// from a secret is not shown.
+// scope is a space of IDs. Operators see its name, because its id may be derived
+// from a secret.
 type scope struct {
 	id, name string
 	stats    dedupe.ScopeStats
 }
 
-// backings returns each once, however many handlers use it.
+// backings returns the backings of all handlers, each once.
 func (a *App) backings() []*backing {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -149,7 +149,7 @@ func (a *App) backings() []*backing {
 	return all
 }
 
-// scopeNames returns the names of all scopes, each of which is another.
+// scopeNames returns the names of all scopes, which are unique.
 func (a *App) scopeNames() map[string]string {
 	names := make(map[string]string)
 	taken := make(map[string]int)

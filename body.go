@@ -12,9 +12,10 @@ import (
 	"sync"
 	"time"
 
-	"github.com/buzzbip/caddy-webhook/internal/webhook"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
 // firstRead is how much memory a request gets before any of its body arrived.
@@ -45,18 +46,18 @@ func (h *Handler) readBody(w http.ResponseWriter, r *http.Request) ([]byte, webh
 	return nil, webhook.ReasonBodyIncomplete, fmt.Errorf("the body did not arrive whole: %v", err)
 }
 
-// limitReading sets a deadline for reading the body of r, besides those that
-// others have set. It is not cleared when the body has been read, since Caddy
-// and net/http do so, and clearing it once more would bring back that of the
-// server, which passes in mid-delivery and is taken for a disconnect.
+// limitReading sets a deadline for reading the body of r, in addition to those of
+// the server. Caddy and net/http clear it at the end of the body. Clearing it here
+// would restore the deadline of the server, which then expires during the delivery
+// and is taken for a disconnect.
 func limitReading(w http.ResponseWriter, r *http.Request, timeout time.Duration) {
 	if reader, _ := caddyhttp.IdleTimeoutsFromContext(r.Context()); reader != nil {
-		_ = reader.SetReadDeadline(time.Now().Add(timeout)) // others do not last
+		_ = reader.SetReadDeadline(time.Now().Add(timeout)) // it overwrites any other
 		return
 	}
 	if server, ok := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok && server.ReadTimeout > 0 && time.Duration(server.ReadTimeout) <= timeout {
 		if r.ProtoMajor < 3 {
-			return // the server has set its own
+			return // the server has set it
 		}
 		timeout = time.Duration(server.ReadTimeout)
 	}
@@ -107,21 +108,21 @@ func setBody(r *http.Request, body []byte) {
 	delete(r.Header, "Expect")
 }
 
-// setBodyPlaceholders fixes the placeholders for the body of a request, which
-// else read and replace that of the request that Caddy has.
+// setBodyPlaceholders gives the placeholders for the request body fixed values.
+// Otherwise they read and replace the body of Caddy's own request.
 func setBodyPlaceholders(r *http.Request, body []byte) {
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	repl.Set("http.request.body", string(body))
 	repl.Set("http.request.body_base64", inBase64(body))
 }
 
-// inBase64 is a placeholder's value that is made when it is used.
+// inBase64 is the value of a placeholder, encoded when it is used.
 type inBase64 []byte
 
 func (b inBase64) String() string { return base64.StdEncoding.EncodeToString(b) }
 
-// placeholdersRead reports whether placeholders read r, and not the request that
-// a handler before has passed on a copy of.
+// placeholdersRead reports whether placeholders read r. If a handler before has
+// passed on a copy, they read the original.
 func placeholdersRead(r *http.Request) bool {
 	const mark = "buzzbip_webhook"
 	proto := r.Proto
@@ -131,13 +132,12 @@ func placeholdersRead(r *http.Request) bool {
 	return read == mark
 }
 
-// payload is a request body in memory. Its readers get all of it or an error: a
-// transport that tries a request again must not send the rest of a body for the
-// whole. Closed at its end or before it was read, it can be read again: a
-// placeholder for the body reads and closes it, and replaces it only in the
-// request that Caddy has.
+// payload is a request body in memory. It is read as a whole or not at all: after
+// it was closed in the middle, reads fail, so that a transport cannot send the
+// rest of it as a whole body. Closed at its end or before the first read, it can
+// be read again, because placeholders read and close the body.
 type payload struct {
-	mu     sync.Mutex // a transport may close it while it reads
+	mu     sync.Mutex // transports close bodies while another goroutine reads
 	reader bytes.Reader
 	closed bool
 }

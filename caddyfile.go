@@ -6,18 +6,19 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/buzzbip/caddy-webhook/internal/option"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/buzzbip/caddy-webhook/internal/option"
 )
 
 func init() {
 	httpcaddyfile.RegisterHandlerDirective("buzzbip_webhook", parseCaddyfile)
-	// after what may rewrite or refuse any request, before what changes headers
-	// or answers
+	// after directives that may rewrite or reject any request, before those that
+	// change headers or answer
 	httpcaddyfile.RegisterDirectiveOrder("buzzbip_webhook", httpcaddyfile.After, "forward_auth")
 }
 

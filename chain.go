@@ -8,10 +8,10 @@ import (
 	"github.com/buzzbip/caddy-webhook/dedupe"
 )
 
-// chains are the deliveries of this process that are with the next handlers.
-// When one of them comes back to a buzzbip_webhook with the same scope, because
-// a site proxies to another one of the same Caddy, a claim would wait for the
-// delivery that it is a part of.
+// chains are the deliveries of this process that are with the next handlers. If
+// a site proxies to another site of the same Caddy, a delivery may come back to
+// another buzzbip_webhook with the same scope. A claim there would wait for the
+// end of the delivery, which waits for the claim.
 var chains chainSet
 
 type chainSet struct {
@@ -46,8 +46,8 @@ func (c *chainSet) remove(event *dedupe.Request, s *sending) {
 	c.sends[id] = rest
 }
 
-// lead reports whether r arrived over the connection that a delivery of its
-// event uses, so that it is that delivery and no duplicate.
+// lead reports whether r arrived over the connection that a delivery of the event
+// was sent over, so that r is part of that delivery, and not a duplicate.
 func (c *chainSet) lead(r *http.Request, event *dedupe.Request) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -34,7 +34,7 @@ func awaitDeliveries(gracePeriod context.Context) error {
 	return nil
 }
 
-// attempt is one delivery: a verified event with the next handlers.
+// attempt is one delivery of an event to the next handlers.
 type attempt struct {
 	*Handler
 	state     *requestState
@@ -45,11 +45,10 @@ type attempt struct {
 	delivered bool
 }
 
-// run hands the event to the next handlers and settles the claim by what they
-// answer.
+// run passes the event to the next handlers and settles the claim by their answer.
 func (a *attempt) run(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) (err error) {
 	sender := r.Context()
-	// the sender may disconnect: the delivery goes on without it
+	// the delivery goes on if the sender disconnects
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(sender), a.deliveryTimeout)
 	defer cancel()
 	sent := &sending{body: a.state.body}
@@ -80,12 +79,12 @@ func (a *attempt) run(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 			metrics.abandoned.Inc()
 		}
 		if panicked != nil {
-			panic(panicked) // nothing has been unwound: the stack is that of the first panic
+			panic(panicked) // the stack trace is still that of the first panic
 		}
 	}()
 
-	// what reads or replaces the body after us works on this request, so it is
-	// the one that goes to the backend, and not a copy
+	// not a copy: placeholders and handlers that read or replace the body must
+	// work on the request that goes to the backend
 	*r = *r.WithContext(sent.trace(ctx))
 	defer func() { *r = *r.WithContext(sender) }()
 	sent.setBody(r)

@@ -9,14 +9,13 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
 
-// errorRoute comes before the error routes of a configuration. They get the
-// request that Caddy has; a handler before ours may have passed on a copy of
-// it, so what we did to that copy does not count for them.
+// errorRoute runs before the error routes of a configuration. Error routes get
+// Caddy's own request. If a handler before buzzbip_webhook passed on a copy, what
+// we changed in the copy is not in that request.
 type errorRoute struct{}
 
-// ServeHTTP gives r the body that error routes may see, and keeps them from
-// acknowledging an event: they shape the answer, but a 2xx would tell the sender
-// not to send it again.
+// ServeHTTP gives r the body that error routes may see. If error routes answer
+// 2xx, the sender gets the status of the error instead, so that it retries.
 func (errorRoute) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	state := stateOf(r)
 	if state == nil || !state.result.Failure() {
@@ -27,7 +26,7 @@ func (errorRoute) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	return next.ServeHTTP(&responseRecorder{
 		ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w},
 		onSuccess: func(status int) int {
-			if state.result.Failure() { // else a buzzbip_webhook in them has delivered it
+			if state.result.Failure() { // else a buzzbip_webhook in the error routes has delivered the event
 				return errorStatus(r)
 			}
 			return status
@@ -45,7 +44,7 @@ func errorStatus(r *http.Request) int {
 	return http.StatusInternalServerError
 }
 
-// guardErrorRoutes puts errorRoute before all error routes that an error of the
+// guardErrorRoutes puts errorRoute before all error routes that errors of the
 // handler that is being provisioned can reach.
 func guardErrorRoutes(ctx caddy.Context) error {
 	first := caddyhttp.Route{Handlers: []caddyhttp.MiddlewareHandler{errorRoute{}}}
@@ -71,8 +70,9 @@ func guard(routes caddyhttp.RouteList, first caddyhttp.Route) caddyhttp.RouteLis
 			case errorRoute:
 				return routes // another handler has guarded them
 			case *caddyhttp.Subroute:
-				// ours is in a named route, which Caddy provisions after it has
-				// compiled error routes; subroutes it compiles for each request
+				// needed if our handler is in a named route: Caddy provisions
+				// those after it has compiled the error routes, but compiles
+				// subroutes for each request
 				handler.Routes = guard(handler.Routes, first)
 			}
 		}

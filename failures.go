@@ -173,7 +173,7 @@ func (l *failureLog) add(k failureKey, f adminapi.Failure, retention time.Durati
 		l.last = make(map[failureKey]rememberedFailure)
 	}
 	oldest := &l.order[l.number%maxFailures]
-	if l.last[*oldest].number == l.number-maxFailures { // it has not failed again since
+	if l.last[*oldest].number == l.number-maxFailures { // else it has failed again since
 		delete(l.last, *oldest)
 	}
 	*oldest = k
@@ -181,7 +181,7 @@ func (l *failureLog) add(k failureKey, f adminapi.Failure, retention time.Durati
 	l.number++
 }
 
-// remove is for an event that was delivered after all.
+// remove forgets the failure of an event that has been delivered.
 func (l *failureLog) remove(k failureKey) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -9,16 +9,15 @@ import (
 	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
-// feedSize is how many requests of each kind the page of the admin endpoint can
-// show. Each takes 1 KB at most, and there are 8 kinds.
+// feedSize is the number of requests of each kind that the feed keeps. A request
+// takes at most 1 KB, and there are 8 kinds.
 const feedSize = 100
 
 // latest holds the latest requests of the process.
 var latest feed
 
-// feed keeps the latest requests of each kind, so that a flood of one kind, such
-// as forgeries, does not push out the others. It has no subscribers: a page asks
-// for what is new.
+// feed keeps the latest requests of each kind for the page of the admin endpoint.
+// A flood of one kind, such as forgeries, does not evict the others.
 type feed struct {
 	mu      sync.Mutex
 	kinds   map[string]*feedRing
@@ -26,7 +25,7 @@ type feed struct {
 	results map[webhook.Result]uint64
 }
 
-// feedRing is the latest requests of one kind.
+// feedRing is a ring buffer of requests of one kind.
 type feedRing struct {
 	entries [feedSize]feedEntry // by number of the request of this kind, modulo feedSize
 	count   uint64
@@ -79,8 +78,8 @@ func (f *feed) add(state *requestState, start time.Time) {
 	ring.count++
 }
 
-// since returns what has been added after a number of requests, as far as it is
-// there, in order, and the number of requests until now.
+// since returns the requests that were added after the first count ones and are
+// still kept, in order, and the number of requests so far.
 func (f *feed) since(count uint64) ([]feedEntry, uint64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -5,22 +5,24 @@ import (
 	"strings"
 	"unicode"
 
-	"github.com/buzzbip/caddy-webhook/internal/adminapi"
-	"github.com/buzzbip/caddy-webhook/internal/webhook"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/tidwall/gjson"
+
+	"github.com/buzzbip/caddy-webhook/internal/adminapi"
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
-// delivery is what is known of a request so far. Placeholders and the matcher
-// read it, in error routes too.
+// requestState is what is known of a request so far. Placeholders and the matcher
+// read it, also in error routes.
 type requestState struct {
 	key    *key          // nil until the signature is verified
 	event  webhook.Event // empty until then, and if its envelope is invalid
 	body   []byte        // of the event
 	result webhook.Result
 	reason webhook.Reason
-	// claimed means that a handler of this request owns the event.
+	// claimed means that a handler holds a claim on the event while the next
+	// handlers run.
 	claimed bool
 	failure *adminapi.Failure // nil unless its delivery failed
 }
@@ -52,7 +54,7 @@ func stateOf(r *http.Request) *requestState {
 	return s
 }
 
-// verified reports whether the event came from somebody who holds a secret.
+// verified reports whether the sender of the event holds a secret.
 func (s *requestState) verified() bool { return s != nil && s.event.ID != "" }
 
 // errorBody returns the body that error routes may see: that of an event whose
@@ -64,7 +66,7 @@ func (s *requestState) errorBody() []byte {
 	return nil
 }
 
-// placeholder is a [caddy.ReplacerFunc]. Its values can be those of headers.
+// placeholder is a [caddy.ReplacerFunc] whose values are valid in headers.
 func (s *requestState) placeholder(name string) (any, bool) {
 	name, ours := strings.CutPrefix(name, "http.buzzbip_webhook.")
 	if !ours {
@@ -77,8 +79,8 @@ func (s *requestState) placeholder(name string) (any, bool) {
 	return forHeader(value), true
 }
 
-// forHeader replaces control characters with spaces, and bytes that are no
-// UTF-8 with U+FFFD: a header with a line break or a NUL in it cannot be sent.
+// forHeader replaces control characters with spaces, and invalid UTF-8 with
+// U+FFFD. A header that contains a line break or NUL cannot be sent.
 func forHeader(value string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) {
@@ -88,7 +90,8 @@ func forHeader(value string) string {
 	}, value)
 }
 
-// value returns what a placeholder stands for.
+// value returns the value of a placeholder, and whether there is such a
+// placeholder.
 func (s *requestState) value(name string) (string, bool) {
 	switch name {
 	case "result":

@@ -10,8 +10,8 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// report tells the metrics, the page of the admin endpoint and the access log
-// what became of a request.
+// report adds the outcome of a request to the metrics, the feed and the access
+// log.
 func (h *Handler) report(state *requestState, r *http.Request, start time.Time) {
 	metrics.deliveries.WithLabelValues(string(state.result), eventTypeLabel(state)).Inc()
 	if state.reason != "" {
@@ -29,7 +29,7 @@ func (h *Handler) report(state *requestState, r *http.Request, start time.Time) 
 		}
 		if f := state.failure; f != nil {
 			log.Set(zap.String("buzzbip_cause", string(f.Cause)))
-			if f.Status != 0 { // error routes may give the sender another
+			if f.Status != 0 { // the sender may get another one, from error routes
 				log.Set(zap.Int("buzzbip_status", f.Status))
 			}
 		}

@@ -4,13 +4,13 @@ import (
 	"io"
 	"net/http"
 
-	"github.com/buzzbip/caddy-webhook/internal/webhook"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
-// responseRecorder passes a response on and notes its status. It calls
-// onSuccess when the status is a 2xx, before that is passed on; what onSuccess
-// returns is passed on instead.
+// responseRecorder passes a response on and records its status. If that is a 2xx,
+// it calls onSuccess first, and passes on the status that onSuccess returns.
 type responseRecorder struct {
 	caddyhttp.ResponseWriterWrapper
 	onSuccess func(status int) int
@@ -28,13 +28,13 @@ func (rec *responseRecorder) WriteHeader(status int) {
 	rec.ResponseWriter.WriteHeader(status)
 }
 
-// inFlight reports whether a buzzbip_webhook that is the backend answered that
-// the event is in flight.
+// inFlight reports whether the backend is another buzzbip_webhook that answered
+// that the event is in flight.
 func (rec *responseRecorder) inFlight() bool {
 	return rec.status == http.StatusServiceUnavailable && rec.Header().Get(webhook.ResultHeader) == string(webhook.ResultInFlight)
 }
 
-// implicitStatus is what net/http does for a handler that writes no status.
+// implicitStatus writes the status 200 unless one was written, as net/http does.
 func (rec *responseRecorder) implicitStatus() {
 	if rec.status == 0 {
 		rec.WriteHeader(http.StatusOK)

@@ -10,29 +10,29 @@ import (
 	"sync/atomic"
 )
 
-// sending is what is known of a request that transports send to backends.
+// sending is a request that transports send to backends.
 type sending struct {
 	body []byte
-	// conn is the connection that the latest try used.
+	// conn is the connection of the latest attempt; nil: none yet
 	conn atomic.Pointer[net.Conn]
-	// repeatable means that a transport repeats the latest try although the
-	// backend may have processed it.
-	repeatable atomic.Bool
+	// idempotencyKey means that the latest attempt has sent a header that makes
+	// net/http repeat it even if the backend may have processed it.
+	idempotencyKey atomic.Bool
 }
 
-// trace returns a context in which transports report to s.
+// trace returns a context in which transports report their attempts to s.
 func (s *sending) trace(ctx context.Context) context.Context {
 	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		GotConn: func(info httptrace.GotConnInfo) {
 			s.conn.Store(&info.Conn)
-			s.repeatable.Store(false)
+			s.idempotencyKey.Store(false)
 		},
-		// net/http takes these for a license to repeat a POST over HTTP/1.1,
-		// where headers are spelled as in a [http.Header]
-		// (https://go.dev/issue/19943)
+		// net/http repeats a POST over HTTP/1.1 that has one of these headers
+		// (https://go.dev/issue/19943). HTTP/2 spells them in lower case, and
+		// repeats only what was not processed.
 		WroteHeaderField: func(name string, _ []string) {
 			if name == "Idempotency-Key" || name == "X-Idempotency-Key" {
-				s.repeatable.Store(true)
+				s.idempotencyKey.Store(true)
 			}
 		},
 	})
@@ -40,14 +40,14 @@ func (s *sending) trace(ctx context.Context) context.Context {
 
 var errNotRepeated = errors.New("not repeated: the backend may have processed it")
 
-// setBody makes the body that of r, and lets a transport send it again if the
-// backend has certainly not processed it, such as a stream that an HTTP/2
-// backend refused.
+// setBody makes the event's body that of r. A transport can get it again if the
+// backend has certainly not processed the request, such as a refused HTTP/2
+// stream.
 func (s *sending) setBody(r *http.Request) {
 	setBody(r, s.body)
 	given := r.Body
 	r.GetBody = func() (io.ReadCloser, error) {
-		if s.repeatable.Load() {
+		if s.idempotencyKey.Load() {
 			return nil, errNotRepeated
 		}
 		if r.Body != given {

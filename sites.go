@@ -8,8 +8,8 @@ import (
 	"go.uber.org/zap"
 )
 
-// warnOfSharedScopes names the handlers that take each other's events for
-// duplicates: that may be meant, as for one endpoint on two sites.
+// warnOfSharedScopes logs which sites take each other's events for duplicates.
+// That may be intended, as for one endpoint on two sites.
 func (a *App) warnOfSharedScopes() {
 	sites := a.sites()
 	type space struct{ store, backing, scope string }
@@ -42,15 +42,15 @@ func (a *App) warnOfSharedScopes() {
 			continue
 		}
 		fields := []zap.Field{zap.Strings("sites", s.sites), zap.Strings("secrets", s.secrets)}
-		if name := s.handlers[0].Scope; name == id.scope { // a default scope is derived from the secret, and not shown
+		if name := s.handlers[0].Scope; name == id.scope { // a default scope, derived from a secret, is not shown
 			fields = append(fields, zap.String("scope", name))
 		}
-		s.handlers[0].logger.Warn("these sites share a scope, so an event that arrives at more than one of them is delivered by only one: if they are different endpoints, set scope to another name at each", fields...)
+		s.handlers[0].logger.Warn("sites share a scope: an event that arrives at several of them is delivered by one only; if they are different endpoints, give each its own scope", fields...)
 	}
 }
 
-// sites returns where each handler serves, by the hosts and paths of the routes
-// that lead to it.
+// sites returns where each handler serves: the hosts and paths of the routes that
+// lead to it.
 func (a *App) sites() map[*Handler][]string {
 	found := make(map[*Handler][]string)
 	app, err := a.ctx.AppIfConfigured("http")
@@ -67,7 +67,7 @@ func (a *App) sites() map[*Handler][]string {
 type siteWalk struct {
 	found   map[*Handler][]string
 	named   map[string]*caddyhttp.Route
-	invoked []string // the named routes around
+	invoked []string // names of the named routes that are being walked
 }
 
 func (w *siteWalk) routes(routes caddyhttp.RouteList, host, path string) {

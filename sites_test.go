@@ -37,7 +37,7 @@ func TestScopes(t *testing.T) {
 		body := eventBody(newID())
 		expect(t, send(client, signed(s.url, body)), http.StatusOK, "")
 		expect(t, sendToOther(s, body), http.StatusOK, webhook.ResultDuplicate)
-		for _, want := range []string{"share a scope", `"sites":["localhost/webhooks/buzzbip","localhost/other"]`, name} {
+		for _, want := range []string{"sites share a scope", `"sites":["localhost/webhooks/buzzbip","localhost/other"]`, name} {
 			if !strings.Contains(s.logs(), want) {
 				t.Errorf("no %q in the log: %s", want, s.logs())
 			}
@@ -64,7 +64,7 @@ func TestScopes(t *testing.T) {
 		body := eventBody(newID())
 		expect(t, send(client, signed(s.url, body)), http.StatusOK, "")
 		expect(t, send(client, signed(strings.Replace(s.url, "/webhooks/buzzbip", "/other", 1), body)), http.StatusOK, webhook.ResultDuplicate)
-		if !strings.Contains(s.logs(), "share a scope") || strings.Contains(s.logs(), newKey("", []byte(testSecret), "").scope) {
+		if !strings.Contains(s.logs(), "sites share a scope") || strings.Contains(s.logs(), newKey("", []byte(testSecret), "").scope) {
 			t.Errorf("no warning, or too much: %s", s.logs())
 		}
 	})
