@@ -479,9 +479,9 @@ func TestErrorsOfTheAdminEndpointAreShownAsTheyAre(t *testing.T) {
 	defer empty.Close()
 	addressOf := func(s *httptest.Server) string { return s.Listener.Addr().String() }
 	for _, wrong := range []struct{ command, id, address, says string }{
-		{"lookup", "evt_1", c.Admin, "the configuration that is running has no buzzbip_webhook"},
-		{"forget", "evt_1", c.Admin, "the configuration that is running has no buzzbip_webhook"},
-		{"lookup", "", c.Admin, "give the id of an event"},
+		{"lookup", "evt_1", c.Admin, "the active configuration has no buzzbip_webhook"},
+		{"forget", "evt_1", c.Admin, "the active configuration has no buzzbip_webhook"},
+		{"lookup", "", c.Admin, "give the ID of an event"},
 		{"lookup", "evt_1", addressOf(other), addressOf(other) + " is not the admin endpoint of a Caddy with buzzbip_webhook"},
 		{"lookup", "evt_1", addressOf(empty), addressOf(empty) + " is not the admin endpoint of a Caddy with buzzbip_webhook"},
 		{"page", "", addressOf(other), addressOf(other) + " is not the admin endpoint of a Caddy with buzzbip_webhook"},
