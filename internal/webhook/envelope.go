@@ -23,32 +23,43 @@ const (
 )
 
 const (
-	MaxIDLength = 256 // of id and type, in bytes
-	maxDepth    = 100 // of nesting, the envelope included
+	// MaxIDLength is the largest length of id and of type, in bytes.
+	MaxIDLength = 256
+
+	maxDepth = 100 // of nesting, including the envelope
 )
 
-// Event is the envelope of a verified delivery.
+// Event is the envelope of an event.
 type Event struct {
-	ID        string
-	Type      string
-	CreatedAt string    // as the sender wrote it
-	Created   time.Time // zero unless createdAt is required
-	Data      []byte    // a JSON object, or nil
+	// ID is the event ID, of 1 to [MaxIDLength] bytes.
+	ID string
+	// Type is the event type, of 1 to [MaxIDLength] bytes. It need not be one of
+	// [DocumentedTypes].
+	Type string
+	// CreatedAt is createdAt as the sender wrote it, or empty if there is none.
+	CreatedAt string
+	// Created is CreatedAt as a time, or zero if it is none and not required.
+	Created time.Time
+	// Data is data as the sender wrote it, a JSON object and a part of the body,
+	// or nil if there is none.
+	Data []byte
 }
 
-// Requirements are the members of the envelope that must be right, besides id
-// and type.
+// Requirements says which members of the envelope must be valid, besides id and
+// type.
 type Requirements struct{ CreatedAt, Data bool }
 
 // decoders are reused for their buffers.
 var decoders = sync.Pool{New: func() any { return new(jsontext.Decoder) }}
 
-// LaxJSON leaves to us what differs between the envelope and what is in it: inside
-// of data, names may repeat and escapes may stand for half a character.
+// LaxJSON are the options for reading a body. They accept what the envelope must
+// not have but data may: repeated names, and unpaired surrogates such as `\ud83d`.
+// [ParseEvent] checks these in the envelope itself.
 var LaxJSON = []jsontext.Options{jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true)}
 
-// ParseEvent reads the envelope in body. It accepts only what every JSON parser
-// reads alike.
+// ParseEvent reads the envelope in body: one JSON object in valid UTF-8, nested at
+// most 100 deep, with each name given once and spelled exactly, so that all JSON
+// parsers read the same from it. The error says what is invalid.
 func ParseEvent(body []byte, required Requirements) (Event, error) {
 	if !utf8.Valid(body) {
 		return Event{}, errors.New("the body is not valid UTF-8")
@@ -74,7 +85,7 @@ func ParseEvent(body []byte, required Requirements) (Event, error) {
 		return Event{}, err
 	}
 	if _, err := dec.ReadToken(); !errors.Is(err, io.EOF) {
-		return Event{}, errors.New("something follows the JSON object")
+		return Event{}, errors.New("the body has data after the JSON object")
 	}
 	if err := p.missing(); err != nil {
 		return Event{}, err
@@ -86,7 +97,7 @@ type envelopeParser struct {
 	dec      *jsontext.Decoder
 	body     []byte
 	required Requirements
-	shallow  bool // too few brackets to be nested too deep
+	shallow  bool // it has too few brackets to be nested too deep
 	event    Event
 	seen     struct{ id, typ, createdAt, data bool }
 	others   map[string]struct{} // the other members seen
@@ -98,7 +109,7 @@ func (p *envelopeParser) member() error {
 	if err != nil {
 		return err
 	}
-	// a name with half a character in it is compared with that replaced
+	// the error is for an unpaired surrogate, which name has a replacement for
 	name, _ := unquote(quoted)
 	switch string(name) {
 	case memberID:
@@ -106,9 +117,9 @@ func (p *envelopeParser) member() error {
 	case memberType:
 		return p.text(memberType, &p.seen.typ, &p.event.Type)
 	case memberCreatedAt:
-		return p.creation()
+		return p.createdAt()
 	case memberData:
-		return p.object()
+		return p.data()
 	}
 	return p.other(string(name))
 }
@@ -136,7 +147,7 @@ func (p *envelopeParser) text(name string, seen *bool, text *string) error {
 	return nil
 }
 
-func (p *envelopeParser) creation() error {
+func (p *envelopeParser) createdAt() error {
 	if err := once(memberCreatedAt, &p.seen.createdAt); err != nil {
 		return err
 	}
@@ -156,12 +167,12 @@ func (p *envelopeParser) creation() error {
 		p.event.Created, err = ParseTime(value)
 	}
 	if err != nil && p.required.CreatedAt {
-		return errors.New("createdAt is not a time as in RFC 3339")
+		return errors.New("createdAt is not a time in the format of RFC 3339")
 	}
 	return nil
 }
 
-func (p *envelopeParser) object() error {
+func (p *envelopeParser) data() error {
 	if err := once(memberData, &p.seen.data); err != nil {
 		return err
 	}
@@ -190,13 +201,13 @@ func (p *envelopeParser) other(name string) error {
 		{memberCreatedAt, p.required.CreatedAt},
 		{memberData, p.required.Data},
 	} {
-		// many parsers, such as Go's, would take the one for the other
+		// many parsers, such as Go's, ignore case
 		if member.required && strings.EqualFold(name, member.name) {
 			return fmt.Errorf("the name %q differs from %q in case only", name, member.name)
 		}
 	}
 	if _, repeated := p.others[name]; repeated {
-		return fmt.Errorf("%q is there twice", name)
+		return fmt.Errorf("%q is repeated", name)
 	}
 	if p.others == nil {
 		p.others = make(map[string]struct{})
@@ -241,14 +252,14 @@ func (p *envelopeParser) missing() error {
 
 func once(name string, seen *bool) error {
 	if *seen {
-		return fmt.Errorf("%s is there twice", name)
+		return fmt.Errorf("%s is repeated", name)
 	}
 	*seen = true
 	return nil
 }
 
-// unquote returns the text of a JSON string, which may be a part of it. With
-// an error, which means half a character, that is replaced in the text.
+// unquote returns the text of a JSON string, which may share its memory. An error
+// means an unpaired surrogate, which is replaced in the text.
 func unquote(quoted jsontext.Value) ([]byte, error) {
 	if bytes.IndexByte(quoted, '\\') < 0 {
 		return quoted[1 : len(quoted)-1], nil
@@ -256,9 +267,10 @@ func unquote(quoted jsontext.Value) ([]byte, error) {
 	return jsontext.AppendUnquote(nil, quoted)
 }
 
-// ParseTime reads a time as in RFC 3339, whose T and Z may be lower case. A leap
-// second is 23:59:60 in UTC. Its day is not checked: which days have one is
-// announced only months ahead, and an error would lose an event.
+// ParseTime reads a time in the format of RFC 3339. T and Z may be lower case. A
+// leap second is 23:59:60 in UTC, and is returned as the first second of the next
+// day. Its day is not checked: leap seconds are announced only months ahead, and an
+// error would lose an event.
 func ParseTime(text []byte) (time.Time, error) {
 	const second = len("2006-01-02T15:04:")
 	text = bytes.ToUpper(text)
@@ -279,10 +291,10 @@ func ParseTime(text []byte) (time.Time, error) {
 	return t.Add(time.Second), nil
 }
 
-var errNotRFC3339 = errors.New("not a time as in RFC 3339")
+var errNotRFC3339 = errors.New("not a time in the format of RFC 3339")
 
-// hasTimeSyntax rejects what [time.Parse] takes although RFC 3339 does not: an
-// hour of one digit, a comma, and offsets of +24:00 or +00:60
+// hasTimeSyntax reports false for what [time.Parse] accepts although RFC 3339 does
+// not: an hour of one digit, a comma, and offsets of +24:00 or +00:60
 // (https://go.dev/issue/54580).
 func hasTimeSyntax(text []byte) bool {
 	if len(text) < len("2006-01-02T15:04:05Z") || text[len("2006-01-02T15")] != ':' || bytes.IndexByte(text, ',') >= 0 {

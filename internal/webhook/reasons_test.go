@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-func TestReasonsAndResultsHaveAStatusEach(t *testing.T) {
+func TestEachReasonHasItsStatus(t *testing.T) {
 	var all []Reason
 	for _, line := range strings.Split(reasonsInContract, "\n") {
 		var reason Reason
@@ -19,12 +19,27 @@ func TestReasonsAndResultsHaveAStatusEach(t *testing.T) {
 			t.Errorf("%s is answered with %d, want %d", reason, reason.Status(), status)
 		}
 		if slices.Contains(all, reason) {
-			t.Errorf("%s is there twice", reason)
+			t.Errorf("%s is repeated", reason)
 		}
 		all = append(all, reason)
 	}
 	if !slices.Equal(all, Reasons) {
 		t.Errorf("the reasons are %v, want %v", Reasons, all)
+	}
+	if status := Reason("another").Status(); status != 500 {
+		t.Errorf("another reason is answered with %d", status)
+	}
+}
+
+func TestFailuresAreTheResultsAfterWhichTheSenderRetries(t *testing.T) {
+	var failures []Result
+	for _, result := range Results {
+		if result.Failure() {
+			failures = append(failures, result)
+		}
+	}
+	if want := []Result{ResultFailed, ResultInFlight, ResultRejected}; !slices.Equal(failures, want) {
+		t.Errorf("the failures are %q, want %q", failures, want)
 	}
 }
 

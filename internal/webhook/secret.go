@@ -14,28 +14,36 @@ import (
 )
 
 const (
-	// shortSecret is the length in bytes below which a secret gets a warning.
+	// shortSecret is the length below which a secret gets a warning, in bytes.
 	shortSecret = 16
-	// maxSecretFile is the size in bytes of the largest file that can be a
-	// secret.
-	maxSecretFile = 64 << 10
+	// maxSecretSize bounds what is read as a secret, in bytes.
+	maxSecretSize = 64 << 10
 )
 
-// CheckSecret says what is suspicious about a value, or why it cannot be a
-// secret as BuzzBip shows it. Both continue a sentence that begins with "the
-// secret", and contain nothing of it.
+const (
+	// ByteOrderMark is what some editors write at the start of a file.
+	ByteOrderMark = "\ufeff"
+	// ASCIIQuotes are the quotation marks of keyboards and shells.
+	ASCIIQuotes = "\"'`"
+	// Quotes are ASCIIQuotes and the typographic ones of word processors.
+	Quotes = ASCIIQuotes + "´“”„‟‘’‚‛«»‹›"
+)
+
+// CheckSecret returns an error if value cannot be a secret as BuzzBip shows it,
+// or else a warning for each thing that is suspicious about it. The texts continue
+// a sentence that begins with "the secret", and contain no part of value.
 //
-// What is rejected cannot be shown on a page, so no secret has it. The rest is
-// unlikely, but BuzzBip does not document what its secrets consist of.
-func CheckSecret(value []byte) (warnings []string, reject error) {
+// Rejected are only values that a web page cannot show. Everything else may be a
+// secret: BuzzBip does not document which characters its secrets consist of.
+func CheckSecret(value []byte) (warnings []string, err error) {
 	text := string(value)
 	trimmed := strings.TrimSpace(text)
 	switch {
 	case trimmed == "":
 		return nil, errors.New("is empty")
-	case strings.HasPrefix(text, "\xff\xfe"), strings.HasPrefix(text, "\xfe\xff"), strings.Contains(text, "\x00"):
+	case LooksUTF16(value):
 		return nil, errors.New("is in UTF-16 or contains NUL bytes: save it as plain text in UTF-8")
-	case strings.HasPrefix(trimmed, "\ufeff"):
+	case strings.HasPrefix(trimmed, ByteOrderMark):
 		return nil, errors.New("starts with a byte order mark, which is not part of it: save it as UTF-8 without one")
 	case !utf8.ValidString(text):
 		return nil, errors.New("is not text: save it in UTF-8, exactly as BuzzBip shows it, not decoded")
@@ -60,11 +68,16 @@ func CheckSecret(value []byte) (warnings []string, reject error) {
 	return warnings, nil
 }
 
-// Quotes are the quotation marks of keyboards and of word processors.
-const Quotes = "\"'`´“”„‟‘’‚‛«»‹›"
+// LooksUTF16 reports whether a value starts with a byte order mark of UTF-16 or
+// contains NUL bytes, as ASCII text in UTF-16 does.
+func LooksUTF16(value []byte) bool {
+	return bytes.HasPrefix(value, []byte("\xff\xfe")) || bytes.HasPrefix(value, []byte("\xfe\xff")) || bytes.IndexByte(value, 0) >= 0
+}
 
 var (
-	// assignment is of a value that is not only the = that base64 ends with.
+	// assignment matches NAME=value, but not the = at the end of base64. It is
+	// narrower than what `caddy buzzbip explain` tries: a false warning is repeated
+	// at each load.
 	assignment = regexp.MustCompile(`^(export\s+)?[A-Za-z_][A-Za-z0-9_]*\s*=\s*[^=\s]`)
 
 	masked = regexp.MustCompile(`\*\*\*|•|●|…|\.\.\.`)
@@ -80,17 +93,19 @@ var (
 	}, "|"))
 )
 
-// LooksUnexpanded reports whether a secret looks like what should have been
-// replaced with one.
+// LooksUnexpanded reports whether a value looks like a placeholder, a variable, a
+// path or an example that should have been replaced with a secret.
 func LooksUnexpanded(text string) bool { return unexpanded.MatchString(strings.TrimSpace(text)) }
 
-// ReadSecret reads a secret, without the newline at its end.
+// ReadSecret reads a secret of at most 64 KiB and drops one newline (LF or CRLF)
+// at its end. It does not check the secret otherwise: see [CheckSecret]. Errors
+// about the content begin with name, which says where the secret comes from.
 func ReadSecret(from io.Reader, name string) ([]byte, error) {
-	value, err := io.ReadAll(io.LimitReader(from, maxSecretFile+1))
+	value, err := io.ReadAll(io.LimitReader(from, maxSecretSize+1))
 	if err != nil {
 		return nil, err
 	}
-	if len(value) > maxSecretFile {
+	if len(value) > maxSecretSize {
 		return nil, fmt.Errorf("%s is too large for a secret", name)
 	}
 	value = bytes.TrimSuffix(bytes.TrimSuffix(value, []byte("\n")), []byte("\r"))
@@ -100,13 +115,20 @@ func ReadSecret(from io.Reader, name string) ([]byte, error) {
 	return value, nil
 }
 
-// ReadSecretFile reads a secret from a regular file, or a link to one.
+// ErrNotRegular is in the error of [ReadSecretFile] for a directory, a pipe or a
+// device.
+var ErrNotRegular = errors.New("is not a regular file: give the path of one that holds the secret")
+
+// ReadSecretFile reads a secret from a regular file, or a link to one, as
+// [ReadSecret] does. It never waits for the writer of a pipe.
 func ReadSecretFile(path string) ([]byte, error) {
-	// opening a device can have effects of its own
-	if info, err := os.Stat(path); err != nil {
+	// opening a device can have effects of its own, so this looks before it opens
+	info, err := os.Stat(path)
+	if err != nil {
 		return nil, err
-	} else if !info.Mode().IsRegular() {
-		return nil, irregular(path)
+	}
+	if err := mustBeRegular(info, path); err != nil {
+		return nil, err
 	}
 	file, err := openRegular(path)
 	if err != nil {
@@ -116,16 +138,15 @@ func ReadSecretFile(path string) ([]byte, error) {
 	return ReadSecret(file, path)
 }
 
-// openRegular does not wait for the other end of a pipe that has taken the
-// place of a file.
+// openRegular opens a file, and does not wait if a pipe has taken its place.
 func openRegular(path string) (*os.File, error) {
 	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
 	info, err := file.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = irregular(path)
+	if err == nil {
+		err = mustBeRegular(info, path)
 	}
 	if err != nil {
 		file.Close()
@@ -134,6 +155,9 @@ func openRegular(path string) (*os.File, error) {
 	return file, nil
 }
 
-func irregular(path string) error {
-	return fmt.Errorf("%s is a directory, a pipe or a device: give the path of a regular file that holds the secret", path)
+func mustBeRegular(info os.FileInfo, path string) error {
+	if !info.Mode().IsRegular() {
+		return fmt.Errorf("%s %w", path, ErrNotRegular)
+	}
+	return nil
 }

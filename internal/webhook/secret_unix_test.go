@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// A pipe in the place of a file that was looked at is opened without waiting.
-func TestReadOfAPipeDoesNotWait(t *testing.T) {
+// A pipe may take the place of a file between the look at it and its opening.
+func TestOpeningAPipeDoesNotWait(t *testing.T) {
 	pipe := filepath.Join(t.TempDir(), "pipe")
 	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
 		t.Fatal(err)
@@ -20,7 +20,7 @@ func TestReadOfAPipeDoesNotWait(t *testing.T) {
 	go func() {
 		file, err := openRegular(pipe)
 		if err == nil {
-			err = errors.New("it was opened")
+			err = errors.New("the pipe was opened")
 			file.Close()
 		}
 		opened <- err

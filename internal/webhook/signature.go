@@ -9,13 +9,13 @@ import (
 	"net/http"
 )
 
-// SignatureHeader carries the HMAC-SHA256 of the raw request body under the
-// webhook's signing secret, in hex. BuzzBip signs nothing else (developer
-// documentation, "Webhooks", updated 2026-06-01).
+// SignatureHeader is the request header with the HMAC-SHA256 of the raw body under
+// the webhook's signing secret, in hex. BuzzBip signs nothing else: no timestamp,
+// no path, no method (developer documentation, "Webhooks", updated 2026-06-01).
 const SignatureHeader = "X-BuzzBip-Signature"
 
-// Sign returns the signature of a body under a secret, as BuzzBip sends it in
-// [SignatureHeader].
+// Sign returns the value of [SignatureHeader] for a body under a secret: 64
+// lower-case hex digits.
 func Sign(secret, body []byte) string {
 	mac := hmac.New(sha256.New, secret)
 	mac.Write(body)
@@ -25,7 +25,10 @@ func Sign(secret, body []byte) string {
 // signatureHeaderKey is SignatureHeader as net/http spells it in a header map.
 var signatureHeaderKey = http.CanonicalHeaderKey(SignatureHeader)
 
-// ParseSignature reads the signature from the headers of a request.
+// ParseSignature reads the signature from the headers of a request: exactly one
+// [SignatureHeader] with 64 hex digits in either case. An error comes with
+// [ReasonSignatureMissing] or [ReasonSignatureMalformed], and does not contain the
+// value of the header.
 func ParseSignature(header http.Header) (signature [sha256.Size]byte, reason Reason, err error) {
 	values := header[signatureHeaderKey]
 	switch {

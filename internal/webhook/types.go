@@ -1,7 +1,8 @@
 package webhook
 
-// DocumentedTypes are the types of event that BuzzBip documents (developer
-// documentation, "Webhooks", updated 2026-06-01).
+// DocumentedTypes are the event types that BuzzBip documents, sorted (developer
+// documentation, "Webhooks", updated 2026-06-01). Events of other types are
+// accepted too.
 var DocumentedTypes = []string{
 	"contact.created",
 	"contact.updated",
