@@ -1,5 +1,5 @@
-// Package adminapi is what the plugin's part of Caddy's admin API and its
-// clients, the command line and the page, have in common: paths and JSON.
+// Package adminapi defines the paths and the JSON of the plugin's part of Caddy's
+// admin API. The root package serves them; the command line and the page are clients.
 package adminapi
 
 import (
@@ -9,26 +9,26 @@ import (
 	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
-// Path is where the admin endpoint has what is ours.
+// Path is the prefix of the plugin's paths at the admin endpoint.
 const Path = "/buzzbip_webhook/"
 
 // Overview is the answer to `GET /buzzbip_webhook/scopes`.
 type Overview struct {
-	// Since is when the process started to count.
+	// Since is when the process was started.
 	Since   time.Time `json:"since"`
 	Scopes  []Scope   `json:"scopes"`
 	Stores  []Store   `json:"stores"`
 	Secrets []Secret  `json:"secrets"`
 }
 
-// Scope counts the event IDs of a scope.
+// Scope says how many event IDs a store holds for a scope.
 type Scope struct {
-	// Scope is empty for all the scopes together that no handler has any more.
+	// Scope is empty for the sum of all scopes that no handler uses any more.
 	Scope     string `json:"scope"`
 	Store     string `json:"store"`
 	Delivered int    `json:"delivered"`
 	InFlight  int    `json:"in_flight"`
-	Capacity  int    `json:"capacity,omitempty"` // 0: any number
+	Capacity  int    `json:"capacity,omitempty"` // 0: unlimited
 }
 
 // Store is the state of a store.
@@ -39,7 +39,7 @@ type Store struct {
 	Evicted uint64 `json:"evicted"`
 }
 
-// Secret tells when a secret matched.
+// Secret says when a secret last matched a signature.
 type Secret struct {
 	Secret    string     `json:"secret"` // its label
 	Scope     string     `json:"scope"`
@@ -50,33 +50,34 @@ type Secret struct {
 type Event struct {
 	ID     string       `json:"id"`
 	Scopes []EventState `json:"scopes"`
-	// Error says that not all stores answered.
+	// Error says why a store did not answer, the first one of several. It is empty
+	// if all did.
 	Error string `json:"error,omitempty"`
 }
 
-// The states of an event.
+// The states of an event in a scope.
 const (
 	StateUnseen       = "unseen"
 	StateInFlight     = "in_flight"
 	StateDelivered    = "delivered"
-	StateRedelivering = "redelivering"  // delivered before, and in flight again with another body
+	StateRedelivering = "redelivering"  // delivered earlier, and in flight again with another body
 	StateNotDelivered = "not_delivered" // the last attempt failed
 	StateUnknown      = "unknown"       // the store does not answer
 )
 
-// EventState is what is known of an event in one scope.
+// EventState is what a store knows about an event in one scope.
 type EventState struct {
 	Scope     string     `json:"scope"`
 	Store     string     `json:"store"`
 	State     string     `json:"state,omitempty"`
-	Expires   *time.Time `json:"expires,omitempty"`   // of what is remembered
-	Forgotten *bool      `json:"forgotten,omitempty"` // after DELETE; absent if the store does not tell
-	// LastFailure is of an event that is not delivered, as far as it is
-	// remembered: by this instance, in memory.
+	Expires   *time.Time `json:"expires,omitempty"`   // until when it is remembered
+	Forgotten *bool      `json:"forgotten,omitempty"` // answer to DELETE; nil if the store does not answer
+	// LastFailure is the last failure of an event that is not delivered. It is nil
+	// if this instance, which keeps failures in memory, knows of none.
 	LastFailure *Failure `json:"last_failure,omitempty"`
 }
 
-// Failure is a delivery that failed.
+// Failure is an attempt to deliver that failed.
 type Failure struct {
 	Time     time.Time     `json:"time"` // when it ended
 	Cause    webhook.Cause `json:"cause"`
@@ -84,7 +85,7 @@ type Failure struct {
 	Duration float64       `json:"duration"`         // in seconds
 }
 
-// String completes "last attempt failed".
+// String continues a text such as "last attempt failed".
 func (f *Failure) String() string {
 	what := "(" + string(f.Cause) + ")"
 	if f.Status != 0 {

@@ -1,5 +1,6 @@
-// Package option checks the options of a configuration. The handler, the stores
-// and the flags of commands say what is wrong with them in the same words.
+// Package option reads and checks the values of options, so that the errors of the
+// handler, of the stores and of commands have the same words. Each error begins
+// with the name of the option and contains what it must be.
 package option
 
 import (
@@ -19,28 +20,29 @@ func Positive[T int | int64 | caddy.Duration](name string, value T) error {
 	return nil
 }
 
-// Resolve returns the value of an option, which must be greater than zero, or
-// what it is if it was not given.
-func Resolve[T int | int64 | caddy.Duration](name string, value *T, unset T) (T, error) {
+// Resolve returns the value of an option, which must be greater than zero, or its
+// default if value is nil.
+func Resolve[T int | int64 | caddy.Duration](name string, value *T, byDefault T) (T, error) {
 	if value == nil {
-		return unset, nil
+		return byDefault, nil
 	}
 	return *value, Positive(name, *value)
 }
 
-// Choice reports whether an option is other rather than unset, which it also is
-// if it was not given.
-func Choice(name, value, unset, other string) (bool, error) {
+// Choice reports whether the value of an option is alternative. Otherwise it must be
+// byDefault or, if the option was not given, empty.
+func Choice(name, value, byDefault, alternative string) (bool, error) {
 	switch value {
-	case "", unset:
+	case "", byDefault:
 		return false, nil
-	case other:
+	case alternative:
 		return true, nil
 	}
-	return false, fmt.Errorf("%s must be %s or %s, not %q", name, unset, other, value)
+	return false, fmt.Errorf("%s must be %s or %s, not %q", name, byDefault, alternative, value)
 }
 
-// ParseSize reads a size in bytes, as Caddy writes it, that is greater than zero.
+// ParseSize reads a size as Caddy does (1MB is 1000000, 1MiB is 1048576) and returns
+// it in bytes. It must be greater than zero.
 func ParseSize(name, text string) (int64, error) {
 	parsed, err := humanize.ParseBytes(text)
 	if err != nil || parsed > math.MaxInt64 {
@@ -49,7 +51,7 @@ func ParseSize(name, text string) (int64, error) {
 	return int64(parsed), Positive(name, int64(parsed))
 }
 
-// Once returns an error if the option at d was given before.
+// Once returns an error if the option at d was given earlier.
 func Once(d *caddyfile.Dispenser, given bool) error {
 	if given {
 		return d.Errf("%s is given more than once", d.Val())
@@ -70,7 +72,8 @@ func Word(d *caddyfile.Dispenser) (string, error) {
 	return value, nil
 }
 
-// Duration reads a duration that is greater than zero.
+// Duration reads the only argument of the option at d, a duration that is greater
+// than zero.
 func Duration(d *caddyfile.Dispenser) (*caddy.Duration, error) {
 	name := d.Val()
 	text, err := Word(d)
@@ -88,7 +91,8 @@ func Duration(d *caddyfile.Dispenser) (*caddy.Duration, error) {
 	return &value, nil
 }
 
-// Size reads a size that is greater than zero.
+// Size reads the only argument of the option at d, a size that is greater than zero,
+// and returns it in bytes.
 func Size(d *caddyfile.Dispenser) (*int64, error) {
 	name := d.Val()
 	text, err := Word(d)
