@@ -19,7 +19,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// adminFlags say where the admin endpoint is, as those of `caddy reload` do.
+// adminFlags are the flags that say where the admin endpoint is, as those of
+// `caddy reload` do.
 type adminFlags struct{ address, config, adapter string }
 
 func (f *adminFlags) add(cmd *cobra.Command) {
@@ -28,16 +29,17 @@ func (f *adminFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVarP(&f.adapter, "adapter", "a", "", "config `adapter` for --config")
 }
 
-// adminEndpoint is that of a running Caddy. It is asked as caddy itself does, but
-// not with its AdminAPIRequest, which makes one text of a status and a body.
-type adminEndpoint struct {
+// adminClient sends requests to the admin endpoint of a running Caddy. It does not
+// use Caddy's AdminAPIRequest, which returns a status and a body as one text.
+type adminClient struct {
 	address   string
-	url       *url.URL // of what is ours
+	url       *url.URL // with adminapi.Path
 	header    http.Header
 	transport *http.Transport
 }
 
-func (f *adminFlags) find() (*adminEndpoint, error) {
+// client returns a client for the endpoint of the flags. It sends nothing yet.
+func (f *adminFlags) client() (*adminClient, error) {
 	address, err := caddycmd.DetermineAdminAPIAddress(f.address, nil, f.config, f.adapter)
 	if err != nil {
 		return nil, err
@@ -46,68 +48,80 @@ func (f *adminFlags) find() (*adminEndpoint, error) {
 	if err != nil || to.PortRangeSize() > 1 {
 		return nil, fmt.Errorf("%q is not an address of an admin endpoint", address)
 	}
-	e := &adminEndpoint{address: address, url: &url.URL{Scheme: "http", Host: to.JoinHostPort(0), Path: adminapi.Path}}
-	e.header = http.Header{"Origin": {"http://" + e.url.Host}}
+	c := &adminClient{address: address, url: &url.URL{Scheme: "http", Host: to.JoinHostPort(0), Path: adminapi.Path}}
+	c.header = http.Header{"Origin": {"http://" + c.url.Host}}
 	if to.IsUnixNetwork() {
 		to.Host, _, _ = strings.Cut(to.Host, "|") // permission bits
-		e.url.Host, e.header = "127.0.0.1", http.Header{}
+		c.url.Host, c.header = "127.0.0.1", http.Header{}
 	}
-	e.transport = &http.Transport{
+	c.transport = &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, to.Network, to.JoinHostPort(0))
 		},
 	}
-	return e, nil
+	return c, nil
 }
 
-// request makes a request for a path below adminapi.Path. What was answered may be
-// there with an error too.
-func (e *adminEndpoint) request(method, path string) (text []byte, err error) {
-	r, err := http.NewRequest(method, e.url.String()+path, nil)
+// request sends a request for a path below adminapi.Path. It may return an answer
+// together with an error.
+func (c *adminClient) request(method, path string) (answer []byte, err error) {
+	r, err := http.NewRequest(method, c.url.String()+path, nil)
 	if err != nil {
 		return nil, err
 	}
-	r.Header = e.header.Clone()
-	res, err := e.transport.RoundTrip(r)
+	r.Header = c.header.Clone()
+	res, err := c.transport.RoundTrip(r)
 	if err != nil {
-		return nil, fmt.Errorf("%w\nIs Caddy running, with its admin endpoint at %s? Say where it is with --address or --config", err, e.address)
+		return nil, fmt.Errorf("%w\nIs Caddy running, with its admin endpoint at %s? Say where it is with --address or --config", err, c.address)
 	}
 	defer res.Body.Close()
-	if text, err = io.ReadAll(res.Body); err != nil || res.StatusCode == http.StatusOK {
-		return text, err
+	if answer, err = io.ReadAll(res.Body); err != nil || res.StatusCode == http.StatusOK {
+		return answer, err
 	}
-	var answer struct{ Error string }
-	if json.Unmarshal(text, &answer) != nil || answer.Error == "" {
-		return nil, e.foreign()
+	var failure struct{ Error string }
+	if json.Unmarshal(answer, &failure) != nil || failure.Error == "" {
+		return nil, c.wrongEndpoint()
 	}
-	return text, errors.New(answer.Error)
+	return answer, errors.New(failure.Error)
 }
 
-func (e *adminEndpoint) foreign() error {
-	return fmt.Errorf("%s is not the admin endpoint of a Caddy with buzzbip_webhook", e.address)
+// wrongEndpoint is the error for answers that are not those of the plugin.
+func (c *adminClient) wrongEndpoint() error {
+	return fmt.Errorf("%s is not the admin endpoint of a Caddy with buzzbip_webhook", c.address)
 }
 
-// ask makes a request about an event and prints the answer, also one that is
-// not complete.
-func (f *adminFlags) ask(cmd *cobra.Command, asJSON bool, method, id string, print func(w io.Writer, answer adminapi.Event)) error {
-	endpoint, err := f.find()
+// eventOptions are the options of the commands that ask about an event.
+type eventOptions struct {
+	admin adminFlags
+	json  bool
+}
+
+func (o *eventOptions) add(cmd *cobra.Command) {
+	o.admin.add(cmd)
+	cmd.Flags().BoolVar(&o.json, "json", false, "print JSON")
+}
+
+// request sends a request about an event and prints the answer, also one that is
+// incomplete because a store failed.
+func (o *eventOptions) request(cmd *cobra.Command, method, id string, printTable func(io.Writer, []adminapi.EventState)) error {
+	client, err := o.admin.client()
 	if err != nil {
 		return err
 	}
 	escaped := url.PathEscape(id)
 	if id == "." || id == ".." {
-		escaped = strings.ReplaceAll(id, ".", "%2E") // else they are steps of the path
+		escaped = strings.ReplaceAll(id, ".", "%2E") // else they are removed from the path
 	}
-	text, failed := endpoint.request(method, "events/"+escaped)
-	var answer adminapi.Event
-	if json.Unmarshal(text, &answer) != nil || answer.Scopes == nil {
-		return cmp.Or(failed, endpoint.foreign())
+	answer, failed := client.request(method, "events/"+escaped)
+	var event adminapi.Event
+	if json.Unmarshal(answer, &event) != nil || event.Scopes == nil {
+		return cmp.Or(failed, client.wrongEndpoint())
 	}
-	if asJSON {
-		_, err = cmd.OutOrStdout().Write(text)
+	if o.json {
+		_, err = cmd.OutOrStdout().Write(answer)
 	} else {
 		table := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-		print(table, answer)
+		printTable(table, event.Scopes)
 		err = table.Flush()
 	}
 	return cmp.Or(failed, err)

@@ -1,3 +1,5 @@
+// Package cli implements the command `caddy buzzbip`. It registers the command
+// with Caddy when it is imported, and has no other effect on a process that serves.
 package cli
 
 import (
@@ -16,20 +18,20 @@ func init() {
 Tools for people who receive BuzzBip webhooks.
 
 Secrets are read from a file, an environment variable or standard input, so that
-they do not show in the list of processes or in the history of your shell. By
-default a secret is taken from the environment variable BUZZBIP_SECRET.
+they do not show in the list of processes or in the history of your shell. The
+default is the environment variable BUZZBIP_SECRET.
 
 Each command ends with exit code 0 if it succeeds, else with 1.`,
 		CobraFunc: func(cmd *cobra.Command) {
 			cmd.Args = cobra.NoArgs
 			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 			cmd.AddCommand(signCommand(), sendCommand(), explainCommand(), checkCommand(), pageCommand(), lookupCommand(), forgetCommand())
-			// Caddy's own ends with a page that has none of this
+			// Caddy's own help links to its documentation, which does not describe these commands
 			cmd.SetHelpTemplate(cmd.HelpTemplate() + "\nFull documentation is available at:\n" + documentation + "\n")
 			cmd.SetFlagErrorFunc(withUsage)
 			for _, cmd := range append(cmd.Commands(), cmd) {
-				args := cmd.Args
-				cmd.Args = func(cmd *cobra.Command, given []string) error { return withUsage(cmd, args(cmd, given)) }
+				validate := cmd.Args
+				cmd.Args = func(cmd *cobra.Command, args []string) error { return withUsage(cmd, validate(cmd, args)) }
 			}
 		},
 	})
@@ -37,7 +39,7 @@ Each command ends with exit code 0 if it succeeds, else with 1.`,
 
 const documentation = "https://github.com/buzzbip/caddy-webhook#tools"
 
-// withUsage adds to an error of the command line how to write it.
+// withUsage adds the usage of the command to an error of the command line.
 func withUsage(cmd *cobra.Command, err error) error {
 	if err == nil {
 		return nil

@@ -4,16 +4,17 @@ import (
 	"bytes"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
-	"net/url"
 	"strconv"
 	"syscall"
 
 	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
-// statusHints say what is likely wrong where a genuine event is not accepted.
+// statusHints say what is likely wrong with an endpoint that does not accept a
+// genuine event.
 var statusHints = map[int]string{
 	http.StatusBadRequest: `the envelope of the event is invalid, or the body was cut off: "caddy buzzbip explain" says which`,
 	http.StatusUnauthorized: `the endpoint does not accept this signature: is the secret that was given here the endpoint's? ` +
@@ -27,8 +28,8 @@ var statusHints = map[int]string{
 	http.StatusGatewayTimeout:        "the backend took longer than delivery_timeout, or than a proxy before Caddy waits",
 }
 
-// hint returns what is likely wrong with an endpoint that did not accept a
-// genuine event, and what to do; or nothing.
+// hint returns what is likely wrong with an endpoint that did not accept a genuine
+// event, and what to do, or an empty string if that is unknown.
 func (r reply) hint() string {
 	switch {
 	case r.err != nil:
@@ -53,8 +54,8 @@ func (r reply) hint() string {
 	return statusHints[r.status]
 }
 
-// rejectedCertificate reports whether there was no connection because of a
-// certificate, which --insecure would accept.
+// rejectedCertificate reports whether the connection failed because of a
+// certificate that --insecure would accept.
 func rejectedCertificate(err error) bool {
 	return errors.As(err, new(*tls.CertificateVerificationError))
 }
@@ -63,7 +64,7 @@ func connectionHint(err error) string {
 	if rejectedCertificate(err) {
 		return "BuzzBip would not accept this certificate; for tests, --insecure does"
 	}
-	if failed := (*net.OpError)(nil); errors.As(err, &failed) && failed.Op == "remote error" { // a TLS alert
+	if alert := (*net.OpError)(nil); errors.As(err, &alert) && alert.Op == "remote error" { // as crypto/tls reports an alert
 		return "the server has no certificate for this host: use the name of its site"
 	}
 	switch {
@@ -75,15 +76,18 @@ func connectionHint(err error) string {
 	return ""
 }
 
-// unrouted reports whether a success looks like what Caddy answers where no
-// route matches.
+// unrouted reports whether the answer looks like Caddy's where no route matches,
+// which is a success.
 func (r reply) unrouted() bool {
 	return r.status == http.StatusOK && len(r.body) == 0 && r.result == "" && r.header.Get("Server") == "Caddy" && r.header.Get("Via") == ""
 }
 
 const unroutedHint = "Caddy answers 200 with no content where no route matches"
 
-func isPlainHTTP(to string) bool {
-	u, err := url.Parse(to)
-	return err == nil && u.Scheme == "http"
+// withHint adds a hint, which may be empty, to an error.
+func withHint(err error, hint string) error {
+	if hint == "" {
+		return err
+	}
+	return fmt.Errorf("%w\n%s", err, hint)
 }

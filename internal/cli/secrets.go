@@ -1,10 +1,8 @@
 package cli
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"strings"
 
@@ -12,13 +10,13 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// defaultSecretVariable holds the secret unless a flag names another place.
+// defaultSecretVariable holds the secret if no flag says where it is.
 const defaultSecretVariable = "BUZZBIP_SECRET"
 
 // secretFlags are the flags that say where secrets are.
 type secretFlags struct {
 	files, variables []string
-	raw              bool // also what cannot be a secret, so that it can be explained
+	unchecked        bool // accept what cannot be a secret, so that it can be explained
 }
 
 func (f *secretFlags) add(cmd *cobra.Command) {
@@ -28,8 +26,20 @@ func (f *secretFlags) add(cmd *cobra.Command) {
 
 // namedSecret is a secret and the name of its file or variable.
 type namedSecret struct {
-	from  string
-	value []byte
+	source string
+	value  []byte
+}
+
+// one returns the secret of a command that signs.
+func (f *secretFlags) one(cmd *cobra.Command) ([]byte, error) {
+	if len(f.files)+len(f.variables) > 1 {
+		return nil, errors.New("give one secret")
+	}
+	secrets, err := f.read(cmd)
+	if err != nil {
+		return nil, err
+	}
+	return secrets[0].value, nil
 }
 
 // read returns the secrets, at least one.
@@ -53,94 +63,48 @@ func (f *secretFlags) read(cmd *cobra.Command) ([]namedSecret, error) {
 		}
 		secrets = append(secrets, namedSecret{name, []byte(value)})
 	}
-	if f.raw {
+	if f.unchecked {
 		return secrets, nil
 	}
 	for _, secret := range secrets {
 		warnings, err := webhook.CheckSecret(secret.value)
 		if err != nil {
-			return nil, fmt.Errorf("the secret from %s %w", secret.from, err)
+			return nil, fmt.Errorf("the secret from %s %w", secret.source, err)
 		}
 		for _, warning := range warnings {
-			fmt.Fprintf(cmd.ErrOrStderr(), "warning: the secret from %s %s\n", secret.from, warning)
+			fmt.Fprintf(cmd.ErrOrStderr(), "warning: the secret from %s %s\n", secret.source, warning)
 		}
 	}
 	return secrets, nil
 }
 
-// readFile reads a secret from a file or standard input.
+// readFile reads a secret from standard input or a file.
 func (f *secretFlags) readFile(cmd *cobra.Command, name string) (secret namedSecret, err error) {
-	secret.from = name
+	secret.source = name
 	switch {
 	case name == stdin:
-		secret.from = "standard input"
+		secret.source = "standard input"
 		announce(cmd, "secret")
-		if f.raw {
-			secret.value, err = readRawSecret(cmd.InOrStdin(), secret.from)
-		} else {
-			secret.value, err = webhook.ReadSecret(cmd.InOrStdin(), secret.from)
+		secret.value, err = webhook.ReadSecret(cmd.InOrStdin(), secret.source)
+	case f.unchecked:
+		// the path itself may be the mistake: opening a pipe would wait for its writer
+		secret.value, err = webhook.ReadSecretFile(name)
+		if errors.Is(err, webhook.ErrNotRegular) {
+			err = fmt.Errorf("%w, or give the secret on standard input with --secret-file -", err)
 		}
-	case f.raw:
-		secret.value, err = readRawSecretFile(name)
 	default:
-		secret.value, err = readSecretFile(name)
+		secret.value, err = readAnyFile(name)
 	}
 	return secret, err
 }
 
-// readSecretFile reads a secret from a file of any kind, such as a pipe.
-func readSecretFile(name string) ([]byte, error) {
+// readAnyFile reads a secret from a file of any kind, such as the pipe in
+// --secret-file <(pass show buzzbip).
+func readAnyFile(name string) ([]byte, error) {
 	file, err := os.Open(name)
 	if err != nil {
 		return nil, err
 	}
 	defer file.Close()
 	return webhook.ReadSecret(file, name)
-}
-
-// one returns the secret of a command that signs.
-func (f *secretFlags) one(cmd *cobra.Command) ([]byte, error) {
-	if len(f.files)+len(f.variables) > 1 {
-		return nil, errors.New("give one secret")
-	}
-	secrets, err := f.read(cmd)
-	if err != nil {
-		return nil, err
-	}
-	return secrets[0].value, nil
-}
-
-// maxRawSecret is the size of the largest secret that is looked at, in bytes.
-const maxRawSecret = 64 << 10
-
-func readRawSecretFile(name string) ([]byte, error) {
-	info, err := os.Stat(name) // opening a pipe would wait for its writer
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is not a regular file: give the secret in one, or on standard input with --secret-file -", name)
-	}
-	file, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	return readRawSecret(file, name)
-}
-
-// readRawSecret reads what may be no valid secret, without the newline at its end.
-func readRawSecret(from io.Reader, name string) ([]byte, error) {
-	value, err := io.ReadAll(io.LimitReader(from, maxRawSecret+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(value) > maxRawSecret {
-		return nil, fmt.Errorf("%s is too large for a secret", name)
-	}
-	value = bytes.TrimSuffix(bytes.TrimSuffix(value, []byte("\n")), []byte("\r"))
-	if len(bytes.TrimSpace(value)) == 0 {
-		return nil, fmt.Errorf("%s is empty", name)
-	}
-	return value, nil
 }

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-func TestScreenShowsHowLongACheckLasts(t *testing.T) {
+func TestPrinterShowsHowLongACheckLasts(t *testing.T) {
 	const line = "\r....  accepted      waiting, "
 	const cleared = "\r\x1b[K"
 	for lasts, want := range map[time.Duration]string{
@@ -17,7 +17,7 @@ func TestScreenShowsHowLongACheckLasts(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			var shown strings.Builder
-			stop := (&screen{progress: &shown, terminal: true}).wait("accepted")
+			stop := (&printer{progress: &shown, terminal: true}).waiting("accepted")
 			time.Sleep(lasts)
 			stop()
 			if shown.String() != want {

@@ -10,17 +10,17 @@ import (
 	"golang.org/x/term"
 )
 
-// screen shows people how a check goes. Colors and the line that says what the
-// command waits for are for terminals only.
-type screen struct {
+// printer prints the outcomes of checks for people. Colors, and the line that says
+// what the command waits for, are for terminals only.
+type printer struct {
 	out, progress io.Writer
-	silent        bool
+	silent        bool // print nothing to out
 	colors        bool
-	terminal      bool
+	terminal      bool // progress is one
 }
 
-func newScreen(out, progress io.Writer, silent bool) *screen {
-	return &screen{
+func newPrinter(out, progress io.Writer, silent bool) *printer {
+	return &printer{
 		out: out, progress: progress, silent: silent,
 		colors:   isTerminal(out) && os.Getenv("NO_COLOR") == "",
 		terminal: isTerminal(progress),
@@ -32,8 +32,8 @@ func isTerminal(stream any) bool {
 	return ok && term.IsTerminal(int(file.Fd()))
 }
 
-func (s *screen) show(o outcome) {
-	if s.silent {
+func (p *printer) outcome(o outcome) {
+	if p.silent {
 		return
 	}
 	mark, color := "ok  ", "\x1b[32m"
@@ -43,25 +43,24 @@ func (s *screen) show(o outcome) {
 	case o.Warning:
 		mark, color = "warn", "\x1b[33m"
 	}
-	if s.colors {
+	if p.colors {
 		mark = color + mark + "\x1b[0m"
 	}
-	fmt.Fprintf(s.out, "%s  %-12s  %s\n                    seen: %s\n", mark, o.Name, o.Expected, o.Seen)
+	fmt.Fprintf(p.out, "%s  %-12s  %s\n                    seen: %s\n", mark, o.Name, o.Expected, o.Seen)
 	if o.Hint != "" {
-		fmt.Fprintf(s.out, "                    hint: %s\n", o.Hint)
+		fmt.Fprintf(p.out, "                    hint: %s\n", o.Hint)
 	}
 }
 
-func (s *screen) say(text string) {
-	if !s.silent {
-		fmt.Fprintln(s.out, text)
+func (p *printer) line(text string) {
+	if !p.silent {
+		fmt.Fprintln(p.out, text)
 	}
 }
 
-// wait shows how long a check has lasted, once that is a second, until it is
-// stopped.
-func (s *screen) wait(name string) (stop func()) {
-	if !s.terminal {
+// waiting shows, each second, how long a check has lasted, until stop is called.
+func (p *printer) waiting(name string) (stop func()) {
+	if !p.terminal {
 		return func() {}
 	}
 	ended := make(chan struct{})
@@ -73,11 +72,11 @@ func (s *screen) wait(name string) (stop func()) {
 			select {
 			case <-ended:
 				if seconds > 1 {
-					fmt.Fprint(s.progress, "\r\x1b[K")
+					fmt.Fprint(p.progress, "\r\x1b[K")
 				}
 				return
 			case <-tick.C:
-				fmt.Fprintf(s.progress, "\r....  %-12s  waiting, %ds\x1b[K", name, seconds)
+				fmt.Fprintf(p.progress, "\r....  %-12s  waiting, %ds\x1b[K", name, seconds)
 			}
 		}
 	})
