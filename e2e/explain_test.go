@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/buzzbip/caddy-webhook/internal/caddytest"
@@ -74,9 +73,7 @@ func TestExplainAcceptsInvalidSecrets(t *testing.T) {
 		}
 	}
 	pipe := filepath.Join(t.TempDir(), "pipe")
-	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	makePipe(t, pipe)
 	for name, want := range map[string]string{
 		pipe:                                    "is not a regular file: give the path of one that holds the secret, or give the secret on standard input",
 		t.TempDir():                             "is not a regular file",

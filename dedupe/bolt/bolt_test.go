@@ -15,7 +15,6 @@ import (
 	"runtime"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -830,6 +829,9 @@ func TestPathThatCannotBeWrittenIsAClearError(t *testing.T) {
 // all of a process, and returns its output.
 func alone(t *testing.T, path string) []byte {
 	t.Helper()
+	if runtime.GOOS != "linux" {
+		t.Skip("limitFiles is for Linux only")
+	}
 	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
 	cmd.Env = append(os.Environ(), "BUZZBIP_TEST_ALONE="+path)
 	out, err := cmd.CombinedOutput()
@@ -837,26 +839,6 @@ func alone(t *testing.T, path string) []byte {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	return out
-}
-
-// limitFiles makes writes beyond a size fail, as on a full disk, until the
-// function that it returns is called.
-func limitFiles(t *testing.T, size int64) (lift func()) {
-	t.Helper()
-	var was syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &was); err != nil {
-		t.Fatal(err)
-	}
-	limit := was
-	limit.Cur = uint64(size)
-	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &limit); err != nil {
-		t.Fatal(err)
-	}
-	return func() {
-		if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &was); err != nil {
-			t.Fatal(err)
-		}
-	}
 }
 
 func TestNewFileIsThereWholeOrNotAtAll(t *testing.T) {

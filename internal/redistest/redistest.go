@@ -15,10 +15,10 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -46,6 +46,9 @@ type Server struct {
 // redis-server.
 func binary(t testing.TB) string {
 	t.Helper()
+	if runtime.GOOS == "windows" {
+		t.Skip("there is no Redis for Windows")
+	}
 	name := os.Getenv("REDIS_SERVER")
 	if name == "" {
 		name = "redis-server"
@@ -327,14 +330,17 @@ func (s *Server) Restart() {
 
 // Pause stops the process with SIGSTOP: it takes connections, and answers
 // nothing.
-func (s *Server) Pause() { s.signal(syscall.SIGSTOP) }
+func (s *Server) Pause() {
+	s.t.Helper()
+	if err := pause(s.cmd.Process); err != nil {
+		s.t.Fatal(err)
+	}
+}
 
 // Resume lets a paused process go on.
-func (s *Server) Resume() { s.signal(syscall.SIGCONT) }
-
-func (s *Server) signal(sig syscall.Signal) {
+func (s *Server) Resume() {
 	s.t.Helper()
-	if err := s.cmd.Process.Signal(sig); err != nil {
+	if err := resume(s.cmd.Process); err != nil {
 		s.t.Fatal(err)
 	}
 }

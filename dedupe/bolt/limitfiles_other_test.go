@@ -1,0 +1,11 @@
+//go:build !linux
+
+package bolt
+
+import "testing"
+
+func limitFiles(t *testing.T, _ int64) (lift func()) {
+	t.Helper()
+	t.Fatal("limitFiles is for Linux only")
+	return nil
+}
