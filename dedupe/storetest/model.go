@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -272,15 +273,15 @@ func testHistories(t *testing.T, c Config) {
 		var history []porcupine.Operation
 		claims := 0
 		run := rand.Text()
-		began := time.Now()
+		var clock atomic.Int64 // that of a system may stand still for a millisecond
 		// do makes one operation and notes when it began and ended
 		do := func(client int, in input, operation func() output) {
-			call := time.Since(began)
+			call := clock.Add(1)
 			out := operation()
-			ended := time.Since(began)
+			ended := clock.Add(1)
 			mu.Lock()
 			defer mu.Unlock()
-			history = append(history, porcupine.Operation{ClientId: client, Input: in, Call: int64(call), Output: out, Return: int64(ended)})
+			history = append(history, porcupine.Operation{ClientId: client, Input: in, Call: call, Output: out, Return: ended})
 		}
 		var clients sync.WaitGroup
 		for client := range 6 {
