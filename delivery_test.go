@@ -121,7 +121,7 @@ func TestSenderHangsUpAndTheBackendSucceedsLater(t *testing.T) {
 		close(release)
 		expect(t, await(t, retry, "the retry"), http.StatusOK, webhook.ResultDuplicate)
 		if await(t, canceled, "the backend") {
-			t.Error("the backend's request was cancelled")
+			t.Error("the backend's request was canceled")
 		}
 		b.expectCount(t, 1)
 	})
@@ -316,7 +316,7 @@ func TestBackendThatTakesTooLongIsAFailure(t *testing.T) {
 		s := start(t, proxied(b, "delivery_timeout 50ms"))
 		body := eventBody(newID())
 		expect(t, send(client, signed(s.url, body)), http.StatusGatewayTimeout, "")
-		await(t, canceled, "the backend's request to be cancelled")
+		await(t, canceled, "the backend's request to be canceled")
 
 		s.reload(proxied(newBackend(t, nil), ""))
 		expect(t, send(client, signed(s.url, body)), http.StatusOK, "")
@@ -473,7 +473,7 @@ func (o odd) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handl
 		<-r.Context().Done()
 	case "wait_and_fail":
 		<-r.Context().Done()
-		return caddyhttp.Error(http.StatusBadGateway, errors.New("dialling took too long"))
+		return caddyhttp.Error(http.StatusBadGateway, errors.New("dialing took too long"))
 	}
 	return nil
 }

@@ -70,7 +70,7 @@ func TestMain(m *testing.M) {
 // findLeaks gives the servers that Caddy stops in the background time to end.
 func findLeaks(background goleak.Option) (err error) {
 	for end := time.Now().Add(patience); time.Now().Before(end); {
-		// a connection that was dialled but not needed joins the idle ones late
+		// a connection that was dialed but not needed joins the idle ones late
 		for _, transport := range transports {
 			transport.CloseIdleConnections()
 		}

@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-var seedFlag = flag.Uint64("seed", 0, "seed of the randomised tests; 0 takes another one each time")
+var seedFlag = flag.Uint64("seed", 0, "seed of the randomized tests; 0 takes another one each time")
 
 // random returns a generator whose seed is logged, so that -seed repeats a
 // failure.

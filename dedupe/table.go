@@ -29,7 +29,7 @@ type slot struct {
 	digest     Digest
 	expires    int64
 	chain      uint32 // next in the same bucket
-	next, prev uint32 // neighbours in the queue
+	next, prev uint32 // neighbors in the queue
 	queue      uint32
 }
 
