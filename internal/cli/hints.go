@@ -60,6 +60,10 @@ func rejectedCertificate(err error) bool {
 	return errors.As(err, new(*tls.CertificateVerificationError))
 }
 
+// wsaECONNREFUSED is what Windows says for ECONNREFUSED. Elsewhere no error has
+// this number.
+const wsaECONNREFUSED = syscall.Errno(10061)
+
 func connectionHint(err error) string {
 	if rejectedCertificate(err) {
 		return "BuzzBip would not accept this certificate; for tests, --insecure does"
@@ -70,7 +74,7 @@ func connectionHint(err error) string {
 	switch {
 	case errors.Is(err, http.ErrSchemeMismatch):
 		return "this port serves plain HTTP: BuzzBip needs HTTPS"
-	case errors.Is(err, syscall.ECONNREFUSED):
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, wsaECONNREFUSED):
 		return "nothing listens there: is Caddy running, and is the port right?"
 	}
 	return ""
