@@ -121,7 +121,7 @@ func TestRefusedAtLoad(t *testing.T) {
 		"unset variable":                {Handler{Secrets: []Secret{{Value: testSecret}, {Value: "{env.BUZZBIP_TEST_UNSET}"}}}, "secret 2 {env.BUZZBIP_TEST_UNSET} is empty"},
 		"unset variable within":         {Handler{Secrets: []Secret{{Value: "abc{env.BUZZBIP_TEST_UNSET}", Label: "new"}}}, "secret new is empty"},
 		"blank variable":                {Handler{Secrets: []Secret{{Value: "{env.BUZZBIP_TEST_BLANK}"}}}, "secret 1 {env.BUZZBIP_TEST_BLANK} is empty"},
-		"missing file":                  {Handler{Secrets: []Secret{{Value: "{file./no/such/file}"}}}, "secret 1 cannot be read: stat /no/such/file"},
+		"missing file":                  {Handler{Secrets: []Secret{{Value: "{file./no/such/file}"}}}, "secret 1 cannot be read: "},
 		"empty file":                    {Handler{Secrets: []Secret{{Value: "{file." + empty + "}"}}}, "is empty"},
 		"unknown placeholder":           {Handler{Secrets: []Secret{{Value: "{http.request.host}"}}}, "a placeholder in it is unknown"},
 		"repeated label":                {Handler{Secrets: []Secret{{Value: "a", Label: "x"}, {Value: "b", Label: "x"}}}, `two secrets have the label "x"`},

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -326,6 +327,9 @@ func quickstart(t *testing.T) (run, commands, output string) {
 // buildCaddy builds what `go run ./cmd/caddy` runs, once for all tests.
 func buildCaddy(t *testing.T) (binary string) {
 	t.Helper()
+	if runtime.GOOS == "windows" {
+		t.Skip("the commands of the README are for a Unix shell")
+	}
 	binary = filepath.Join(filepath.Dir(certFile), "caddy-under-test")
 	if out, err := exec.Command("go", "build", "-o", binary, "./cmd/caddy").CombinedOutput(); err != nil {
 		t.Fatalf("building: %v\n%s", err, out)

@@ -265,6 +265,7 @@ func waitFor(t testing.TB, what string, done func() bool) {
 // run starts the process and returns when it answers.
 func (s *Server) run() {
 	s.t.Helper()
+	program := binary(s.t)
 	log, err := os.OpenFile(s.dir+"/log", os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o600)
 	if err != nil {
 		s.t.Fatal(err)
@@ -273,7 +274,7 @@ func (s *Server) run() {
 	if s.sentinel {
 		args = []string{s.dir + "/sentinel.conf", "--sentinel"}
 	}
-	s.cmd = exec.Command(binary(s.t), args...)
+	s.cmd = exec.Command(program, args...)
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	if err := s.cmd.Start(); err != nil {
 		s.t.Fatal(err)
