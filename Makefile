@@ -1,9 +1,10 @@
 # make test         the tests, with the race detector; about 4 minutes on 2 cores, the first time more;
 #                   installs redis-server if it is missing
 # make check        all of these that follow, up to deployment; about 10 minutes on 2 cores,
-#                   the first time up to 30, as Go compiles much;
+#                   the first time up to 40, as Go compiles much;
 #                   installs what is missing of redis-server, Prometheus, Chromium, systemd and openssl
-#   make lint           format, modules, vet, staticcheck
+#   make lint           format, modules, vet, staticcheck, golangci-lint, the workflows
+#   make cross          compiles for Windows, macOS and ARM, tests too
 #   make fuzz           the envelope, the signature header and the Caddyfile parser, each for a short time
 #   make monitoring     the example of that name, with Prometheus
 #   make browser        the page of the admin endpoint, in Chromium
@@ -12,8 +13,9 @@
 #   make deployment     the Dockerfile and the examples of Compose, Kubernetes and systemd, without any of these
 # make bench        the benchmarks
 # make screenshots  those in docs
+# make release      what a release consists of, in dist: VERSION=v1.2.3, or else this checkout
 # make redis        only installs redis-server
-# make clean        removes build
+# make clean        removes build and dist
 #
 # Programs are installed with the package manager of your system, by sudo unless you are root.
 
@@ -24,6 +26,12 @@ CADDY_VERSION ?= v2.11.9
 # A number of runs: with a time, Go before 1.27 may fail at its end (go.dev/issue/75804).
 FUZZTIME ?= 20000x
 
+# What is released. GOARM follows arm.
+VERSION ?= v0.0.0
+PLATFORMS ?= linux/amd64 linux/arm64 linux/arm/7 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64 freebsd/amd64
+# What "make cross" compiles for: other systems, and one with 32 bits.
+CROSS := windows/amd64 darwin/arm64 linux/arm64 linux/arm
+
 # What the system's package manager calls redis-server.
 REDIS_PACKAGE := $(shell if command -v apt-get >/dev/null; then echo redis-server; else echo redis; fi)
 
@@ -31,7 +39,7 @@ MODULES := http.handlers.buzzbip_webhook http.matchers.buzzbip_event \
 	http.buzzbip_webhook.stores.memory http.buzzbip_webhook.stores.bolt \
 	http.buzzbip_webhook.stores.redis buzzbip_webhook
 
-.PHONY: help test redis check announce lint fuzz monitoring browser screenshots newest-caddy xcaddy deployment bench clean
+.PHONY: help test redis check announce lint cross fuzz monitoring browser screenshots newest-caddy xcaddy deployment release bench clean
 
 # The list above.
 help:
@@ -44,10 +52,10 @@ test: redis
 redis:
 	@[ -n "$$REDIS_SERVER" ] || tools/install.sh redis-server $(REDIS_PACKAGE)
 
-check: announce lint fuzz monitoring browser newest-caddy xcaddy deployment
+check: announce lint cross fuzz monitoring browser newest-caddy xcaddy deployment
 
 announce:
-	@echo "make check takes about 10 minutes on 2 cores, the first time up to 30, and installs what is missing of"
+	@echo "make check takes about 10 minutes on 2 cores, the first time up to 40, and installs what is missing of"
 	@echo "redis-server, Prometheus, Chromium, systemd and openssl with the package manager of your system"
 
 lint:
@@ -57,6 +65,19 @@ lint:
 	$(GO) tool -modfile=tools/go.mod staticcheck -tags monitoring ./...
 	cd e2e/browser && $(GO) mod tidy -diff && $(GO) vet ./... && $(GO) tool -modfile=../../tools/go.mod staticcheck ./...
 	cd e2e/deployment && $(GO) mod tidy -diff && $(GO) vet ./... && $(GO) tool -modfile=../../tools/go.mod staticcheck ./...
+	@mkdir -p build
+	cd tools/lint && $(GO) build -o ../../build/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	@for file in $$(git ls-files '*go.mod' ':!tools'); do dir=$$(dirname $$file); echo "golangci-lint in $$dir"; \
+		(cd $$dir && $(CURDIR)/build/golangci-lint run --config $(CURDIR)/.golangci.yml ./...) || exit 1; done
+	$(GO) tool -modfile=tools/go.mod actionlint
+	@for file in $$(git ls-files '*go.mod'); do dir=/$$(dirname $$file); grep -qx " *- $${dir%/.}/*" .github/dependabot.yml || \
+		{ echo "not in .github/dependabot.yml: $$dir"; exit 1; }; done
+
+# e2e/deployment is for Linux.
+cross:
+	@for platform in $(CROSS); do echo "vet for $$platform"; \
+		export CGO_ENABLED=0 GOOS=$${platform%/*} GOARCH=$${platform#*/}; \
+		$(GO) build -o /dev/null ./cmd/caddy && $(GO) vet -tags monitoring ./... && (cd e2e/browser && $(GO) vet ./...) || exit 1; done
 
 # Go fuzzes one target at a time.
 fuzz:
@@ -104,8 +125,13 @@ deployment: redis
 	tools/install.sh openssl
 	cd e2e/deployment && $(GO) test -count=1 -timeout 15m -v ./...
 
+release:
+	$(GO) build -o build/xcaddy github.com/caddyserver/xcaddy/cmd/xcaddy
+	cd tools && $(GO) build -o ../build/cyclonedx-gomod github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod
+	tools/release.sh $(VERSION) $(CADDY_VERSION) $(PLATFORMS)
+
 bench: redis
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 
 clean:
-	rm -rf build
+	rm -rf build dist
