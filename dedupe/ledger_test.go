@@ -104,10 +104,10 @@ func (g *rig) deliverMany(n int) {
 	}
 }
 
-func (g *rig) count(scope string) int { return g.scopes[scope].delivered.count }
+func (g *rig) count(scope string) int { return g.registry.scopes[scope].delivered.count }
 
-// waiter is a claim that has to wait, made by a goroutine of its own.
-type waiter struct {
+// asyncClaim is a claim that has to wait, made by a goroutine of its own.
+type asyncClaim struct {
 	g       *rig
 	request Request
 	done    atomic.Bool // the rest is to be read after it
@@ -118,8 +118,8 @@ type waiter struct {
 
 // join returns once the waiter has its place, so that joins are in order. With
 // the context of the test, the waiter leaves when the test has failed.
-func (g *rig) join(ctx context.Context, r Request) *waiter {
-	w := &waiter{g: g, request: r}
+func (g *rig) join(ctx context.Context, r Request) *asyncClaim {
+	w := &asyncClaim{g: g, request: r}
 	go func() {
 		w.verdict, w.err = g.Claim(ctx, r, g.limits)
 		w.at = time.Now()
@@ -129,15 +129,15 @@ func (g *rig) join(ctx context.Context, r Request) *waiter {
 	return w
 }
 
-func (g *rig) joinMany(n int, r Request) []*waiter {
-	ws := make([]*waiter, n)
+func (g *rig) joinMany(n int, r Request) []*asyncClaim {
+	ws := make([]*asyncClaim, n)
 	for i := range ws {
 		ws[i] = g.join(g.Context(), r)
 	}
 	return ws
 }
 
-func (w *waiter) expect(want any) Claim {
+func (w *asyncClaim) expect(want any) Claim {
 	w.g.Helper()
 	synctest.Wait()
 	if !w.done.Load() {
@@ -147,7 +147,7 @@ func (w *waiter) expect(want any) Claim {
 	return w.verdict.Claim
 }
 
-func (w *waiter) expectWaiting() {
+func (w *asyncClaim) expectWaiting() {
 	w.g.Helper()
 	synctest.Wait()
 	if w.done.Load() {
@@ -155,7 +155,7 @@ func (w *waiter) expectWaiting() {
 	}
 }
 
-func (w *waiter) expectAt(want any, at time.Time) {
+func (w *asyncClaim) expectAt(want any, at time.Time) {
 	w.g.Helper()
 	w.expect(want)
 	if !w.at.Equal(at) {
@@ -690,7 +690,7 @@ func TestCapacityNeverForgetsAnIDInFlight(t *testing.T) {
 		g.limits.Capacity = 1
 		flying := []Claim{g.expect(arrival("x", 1), Claimed), g.expect(arrival("y", 1), Claimed)}
 		w := g.join(g.Context(), arrival("x", 1))
-		g.deliverMany(3 * batch)
+		g.deliverMany(3 * maxRemovals)
 		for _, c := range flying {
 			g.expect(noWait(c.Request), ErrInFlight)
 		}
@@ -710,7 +710,7 @@ func TestLoweredCapacityConvergesInBatches(t *testing.T) {
 			bubble(t, func(g *rig) {
 				g.limits.Capacity = before
 				g.deliverMany(before)
-				flying := make([]Claim, before/batch+1)
+				flying := make([]Claim, before/maxRemovals+1)
 				for i := range flying {
 					flying[i] = g.expect(arrival(fmt.Sprint("flying ", i), 1), Claimed)
 				}
@@ -724,7 +724,7 @@ func TestLoweredCapacityConvergesInBatches(t *testing.T) {
 						g.expect(noWait(c.Request), ErrInFlight)
 					}
 					// as many as one operation may, and no more
-					if n, want := g.count("scope"), max(was-batch+added, after); n != want {
+					if n, want := g.count("scope"), max(was-maxRemovals+added, after); n != want {
 						g.Fatalf("went from %d to %d ids, want %d", was, n, want)
 					}
 				}
@@ -743,18 +743,18 @@ func TestLoweredCapacityConvergesInBatches(t *testing.T) {
 
 // An id that has expired is unseen even while it is still in memory.
 func TestExpiredIDsGoInBatchesButAreUnseenAtOnce(t *testing.T) {
-	const n = 10 * batch
+	const n = 10 * maxRemovals
 	bubble(t, func(g *rig) {
 		g.deliverMany(n)
 		time.Sleep(retention)
 		youngest := arrival(fmt.Sprint(n-1), 2)
 		c := g.expect(youngest, Claimed)
-		if left := g.count("scope"); left != n-batch {
-			g.Errorf("%d of %d ids are left after one operation, want %d", left, n, n-batch)
+		if left := g.count("scope"); left != n-maxRemovals {
+			g.Errorf("%d of %d ids are left after one operation, want %d", left, n, n-maxRemovals)
 		}
 		g.settle(c, true)
 		g.expect(youngest, Delivered)
-		for range n/batch - 2 {
+		for range n/maxRemovals - 2 {
 			g.expect(youngest, Delivered)
 		}
 		if left := g.count("scope"); left != 1 {
@@ -828,12 +828,12 @@ func TestScopesThatAreEmptyGoWhenANewOneAppears(t *testing.T) {
 			g.Helper()
 			var got []string
 			for _, name := range []string{"failed", "expired", "flying", "long", "settled", "new", "newer"} {
-				if g.scopes[name] != nil {
+				if g.registry.scopes[name] != nil {
 					got = append(got, name)
 				}
 			}
-			if s := strings.Join(got, " "); s != want || len(got) != len(g.scopes) {
-				g.Fatalf("%d scopes with %q, want %q", len(g.scopes), s, want)
+			if s := strings.Join(got, " "); s != want || len(got) != len(g.registry.scopes) {
+				g.Fatalf("%d scopes with %q, want %q", len(g.registry.scopes), s, want)
 			}
 		}
 		a := arrival("a", 1)
@@ -848,7 +848,7 @@ func TestScopesThatAreEmptyGoWhenANewOneAppears(t *testing.T) {
 		expect("failed expired flying long") // time alone removes none
 		g.expect(in("long", a), Claimed)
 		expect("failed expired flying long") // nor does an old scope
-		g.settle(Claim{Request: in("long", a), Token: g.tokens}, false)
+		g.settle(Claim{Request: in("long", a), Token: g.registry.lastToken}, false)
 
 		g.expect(in("new", a), Claimed)
 		expect("flying long new")
@@ -982,12 +982,12 @@ func TestRandomOperationsAgreeWithModel(t *testing.T) {
 				}
 			}
 			for name, s := range m {
-				ledger := g.scopes[name]
+				ledger := g.registry.scopes[name]
 				if ledger == nil {
 					ledger = new(scope)
 				}
 				// what has expired and awaits the scope's next use is not compared
-				if n, want := len(ledger.flights), len(s.inFlight); n != want {
+				if n, want := len(ledger.inFlight), len(s.inFlight); n != want {
 					g.Fatalf("step %d: %d ids in flight, want %d", step, n, want)
 				}
 				for k, e := range s.delivered {
@@ -1113,8 +1113,8 @@ func TestConcurrentOwnersFailAtRandomAndEachIDIsDeliveredOnce(t *testing.T) {
 	if failures.Load() == 0 || left.Load() == 0 {
 		t.Errorf("%d deliveries failed and %d waiters left: nothing was put to the test", failures.Load(), left.Load())
 	}
-	if s := g.scopes["scope"]; len(s.flights) != 0 || s.delivered.count != ids {
-		t.Errorf("%d ids in flight and %d remembered in the end", len(s.flights), s.delivered.count)
+	if s := g.registry.scopes["scope"]; len(s.inFlight) != 0 || s.delivered.count != ids {
+		t.Errorf("%d ids in flight and %d remembered in the end", len(s.inFlight), s.delivered.count)
 	}
 }
 

@@ -2,28 +2,27 @@ package dedupe
 
 import (
 	"encoding/binary"
-	"math"
 	"time"
 )
 
-// table remembers delivered ids in little memory: 48 bytes an id and about 4
-// for finding it. Ids are indexed by linear hashing, which grows by one bucket
-// at a time, so no insertion pays for a rehash of all; nothing in it is a
-// pointer to an id, so the garbage collector has no work per id.
+// table remembers delivered IDs in little memory: 48 bytes for each ID, and
+// about 4 for the index. The index uses linear hashing, which grows by one
+// bucket at a time, so no insertion rehashes all IDs. The chunks contain no
+// pointers, so the garbage collector does no work for each ID.
 //
 // Times are Unix times in nanoseconds.
 type table struct {
 	slots   chunked[slot]
-	free    uint32 // first of the free slots, linked by chain
+	free    uint32 // first of the free slots, which are linked by chain
 	count   int
 	buckets chunked[uint32] // first slot of each chain
-	low     uint32          // the largest power of two that is at most the number of buckets
-	// queues hold the ids in order of delivery, one queue for each retention
-	// in use: within one, the order of delivery is that of expiry.
+	low     uint32          // the greatest power of two that is at most the number of buckets
+	// queues hold the IDs in order of delivery. Each retention in use has a
+	// queue of its own, so the order of delivery is also the order of expiry.
 	queues []queue
 }
 
-// slot is one remembered id. The number 0 stands for no slot.
+// slot is one remembered ID. The index 0 stands for no slot.
 type slot struct {
 	key        Key
 	digest     Digest
@@ -53,10 +52,10 @@ func (t *table) find(key Key) *slot {
 	return nil
 }
 
-// insert adds a key that is not in the table, as delivered at now.
-func (t *table) insert(key Key, digest Digest, retention time.Duration, now int64) {
+// insert adds a key that is not in the table, as delivered at a time.
+func (t *table) insert(key Key, digest Digest, retention time.Duration, at int64) {
 	if t.slots.len == 0 {
-		t.slots.grow() // the slot 0
+		t.slots.grow() // slot 0 is not used
 		t.buckets.grow()
 		t.low = 1
 	}
@@ -71,7 +70,7 @@ func (t *table) insert(key Key, digest Digest, retention time.Duration, now int6
 		t.split()
 	}
 
-	expires := now + min(int64(retention), math.MaxInt64-now)
+	expires := expiry(at, retention)
 	q := t.queueFor(retention, expires)
 	b := t.bucket(key)
 	*t.slots.at(i) = slot{
@@ -87,7 +86,7 @@ func (t *table) insert(key Key, digest Digest, retention time.Duration, now int6
 	t.queues[q].tail = i
 }
 
-// remove forgets the id in s.
+// remove removes the ID in s.
 func (t *table) remove(s *slot) {
 	t.count--
 	if t.count == 0 {
@@ -116,7 +115,7 @@ func (t *table) remove(s *slot) {
 	t.free = i
 }
 
-// oldest returns the id that expires first, or nil.
+// oldest returns the ID that expires first, or nil.
 func (t *table) oldest() *slot {
 	var first *slot
 	for _, q := range t.queues {
@@ -130,7 +129,7 @@ func (t *table) oldest() *slot {
 	return first
 }
 
-// latest returns when the last of the ids expires.
+// latest returns when the last of the IDs expires.
 func (t *table) latest() (expires int64) {
 	for _, q := range t.queues {
 		if q.tail != 0 {
@@ -140,15 +139,17 @@ func (t *table) latest() (expires int64) {
 	return expires
 }
 
-// disorder is how much earlier than the one before it in its queue an id may
-// expire: what a clock that is put back by more leaves behind does not keep
-// later ids from leaving.
-const disorder = int64(time.Minute)
+// maxDisorder bounds out-of-order expiries in a queue. After a larger backward
+// step of the clock a new queue is used, so that old entries do not delay the
+// removal of later ones.
+const maxDisorder = int64(time.Minute)
+
+// queueFor returns the index of the queue for a new ID.
 
 func (t *table) queueFor(retention time.Duration, expires int64) uint32 {
 	unused := -1
 	for i, q := range t.queues {
-		if q.retention == retention && (q.tail == 0 || t.slots.at(q.tail).expires-disorder <= expires) {
+		if q.retention == retention && (q.tail == 0 || t.slots.at(q.tail).expires-maxDisorder <= expires) {
 			return uint32(i)
 		}
 		if q.head == 0 {
@@ -163,7 +164,7 @@ func (t *table) queueFor(retention time.Duration, expires int64) uint32 {
 	return uint32(len(t.queues) - 1)
 }
 
-// bucket returns the start of the chain that key belongs to.
+// bucket returns the head of the chain that key belongs to.
 func (t *table) bucket(key Key) *uint32 {
 	h := hash(key)
 	i := h & (2*t.low - 1)
@@ -173,8 +174,8 @@ func (t *table) bucket(key Key) *uint32 {
 	return t.buckets.at(i)
 }
 
-// split adds a bucket and moves to it the ids that belong there, all of which
-// are in one other bucket.
+// split adds a bucket and moves the IDs that belong there, which are all in one
+// other bucket.
 func (t *table) split() {
 	added := t.buckets.grow()
 	mask := 2*t.low - 1
@@ -194,13 +195,13 @@ func (t *table) split() {
 	}
 }
 
-// hash needs no mixing: a key is a piece of a cryptographic hash.
+// hash needs no mixing, because a key is part of a cryptographic hash.
 func hash(k Key) uint32 { return binary.LittleEndian.Uint32(k[:]) }
 
 const chunkLen = 256
 
-// chunked is a slice that grows without copying its elements, so that a
-// pointer to one stays good.
+// chunked is a slice that grows without copying its elements, so that pointers
+// to them stay valid.
 type chunked[T any] struct {
 	chunks []*[chunkLen]T
 	len    uint32

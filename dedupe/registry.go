@@ -1,0 +1,268 @@
+package dedupe
+
+import (
+	"container/list"
+	"math"
+	"time"
+)
+
+// registry is the core of a [Ledger]: the states of all IDs, by scope. It takes
+// no locks; the ledger does. The zero value is ready for use.
+//
+// Times are Unix times in nanoseconds, as in [table].
+type registry struct {
+	scopes    map[string]*scope
+	lastToken uint64
+	evicted   uint64
+}
+
+// scope holds the IDs of one scope.
+type scope struct {
+	delivered table
+	inFlight  map[Key]*flight
+}
+
+// flight is the delivery of an ID that is in flight.
+type flight struct {
+	token   uint64    // of the current claim
+	waiters list.List // of chan result, in order of arrival
+}
+
+// waiter is a caller that waits for the end of a flight.
+type waiter struct {
+	flight *flight
+	place  *list.Element
+	result chan result // receives one value and has room for it
+}
+
+// result tells a waiter how a flight ended.
+type result struct {
+	token  uint64 // if not 0, the delivery failed and the waiter has the claim
+	digest Digest // what was delivered: now or, with a token, earlier
+}
+
+// maxRemovals is how many IDs one operation removes at most: expired ones, and
+// those over a capacity that was lowered.
+const maxRemovals = 64
+
+// claimOrJoin answers r, or returns a waiter for the delivery in flight.
+func (g *registry) claimOrJoin(r Request, limits Limits, now int64) (Verdict, *waiter, error) {
+	s := g.scope(r.Scope, now)
+	g.makeRoom(s, limits, 0, now)
+	var replaces Digest
+	remembered := s.delivered.find(r.Key)
+	if remembered != nil && remembered.expires > now {
+		if v, known := r.Compare(remembered.digest); known {
+			return v, nil, nil
+		}
+		replaces = remembered.digest
+	}
+	if f := s.inFlight[r.Key]; f != nil {
+		return Verdict{}, f.join(), nil
+	}
+	if limits.RefuseWhenFull && remembered == nil && limits.exceededBy(s.delivered.count+len(s.inFlight)+1) {
+		return Verdict{}, nil, ErrFull
+	}
+	f := &flight{token: g.nextToken()}
+	s.inFlight[r.Key] = f
+	return r.claimed(f.token, replaces), nil, nil
+}
+
+func (r Request) claimed(token uint64, replaces Digest) Verdict {
+	return Verdict{State: Claimed, Claim: Claim{Request: r, Token: token, Replaces: replaces}}
+}
+
+// settle ends the claim c, if it is the current one, and reports whether it
+// was. It records a success, even a late one if it still counts.
+func (g *registry) settle(c Claim, delivered bool, at int64, limits Limits, now int64) (current bool) {
+	s := g.scope(c.Scope, now)
+	current = s.owns(c)
+	if !delivered {
+		if current {
+			g.handOver(s, c.Key, now)
+		}
+		return current
+	}
+	if !current && !s.acceptsLate(c, now) {
+		return false
+	}
+	g.remember(s, c.Request, limits, at, now)
+	if f := s.inFlight[c.Key]; f != nil {
+		f.tellAll(result{digest: c.Digest})
+	}
+	if current {
+		delete(s.inFlight, c.Key)
+	}
+	return current
+}
+
+// handOver gives the claim of a delivery that failed to the first waiter, if
+// there is one.
+func (g *registry) handOver(s *scope, key Key, now int64) {
+	f := s.inFlight[key]
+	if f.waiters.Len() == 0 {
+		delete(s.inFlight, key)
+		return
+	}
+	f.token = g.nextToken()
+	next := result{token: f.token}
+	if earlier := s.delivered.find(key); earlier != nil && earlier.expires > now {
+		next.digest = earlier.digest
+	}
+	f.tellFirst(next)
+}
+
+func (f *flight) join() *waiter {
+	results := make(chan result, 1)
+	return &waiter{flight: f, place: f.waiters.PushBack(results), result: results}
+}
+
+// leave removes w, unless it was told a result in the meantime, which may be
+// the claim.
+func (w *waiter) leave() (got result, told bool) {
+	select {
+	case got = <-w.result:
+		return got, true
+	default:
+		w.flight.waiters.Remove(w.place)
+		return result{}, false
+	}
+}
+
+func (f *flight) tellFirst(r result) {
+	f.waiters.Remove(f.waiters.Front()).(chan result) <- r
+}
+
+func (f *flight) tellAll(r result) {
+	for f.waiters.Len() > 0 {
+		f.tellFirst(r)
+	}
+}
+
+// owns reports whether c is the current claim on its ID.
+func (s *scope) owns(c Claim) bool {
+	f := s.inFlight[c.Key]
+	return f != nil && f.token == c.Token
+}
+
+// acceptsLate reports whether a success of a claim that is not the current one
+// is recorded: not if the ID was delivered after the claim was made.
+func (s *scope) acceptsLate(c Claim, now int64) bool {
+	known := s.delivered.find(c.Key)
+	return known == nil || known.expires <= now || c.Replaces != 0 && known.digest == c.Replaces
+}
+
+func (g *registry) owns(c Claim) bool {
+	s := g.scopes[c.Scope]
+	return s != nil && s.owns(c)
+}
+
+func (g *registry) records(c Claim, now int64) bool {
+	s := g.scopes[c.Scope]
+	return s == nil || s.owns(c) || s.acceptsLate(c, now)
+}
+
+func (g *registry) status(name string, key Key, now int64) Status {
+	s := g.scopes[name]
+	if s == nil {
+		return Status{}
+	}
+	return s.status(key, now)
+}
+
+func (s *scope) status(key Key, now int64) (known Status) {
+	_, known.InFlight = s.inFlight[key]
+	if d := s.delivered.find(key); d != nil && d.expires > now {
+		known.Delivered, known.Digest, known.Expires = true, d.digest, time.Unix(0, d.expires)
+	}
+	return known
+}
+
+// forget makes a delivered ID unseen and returns the status that it had.
+func (g *registry) forget(name string, key Key, now int64) (before Status) {
+	s := g.scopes[name]
+	if s == nil {
+		return Status{}
+	}
+	before = s.status(key, now)
+	if d := s.delivered.find(key); d != nil {
+		s.delivered.remove(d)
+	}
+	return before
+}
+
+func (g *registry) stats(limits Limits, now int64) Stats {
+	stats := Stats{Scopes: make(map[string]ScopeStats, len(g.scopes)), Evicted: g.evicted}
+	for name, s := range g.scopes {
+		g.makeRoom(s, Limits{}, 0, now) // no limits: those of other scopes may differ
+		if s.delivered.count+len(s.inFlight) > 0 {
+			stats.Scopes[name] = ScopeStats{Delivered: s.delivered.count, InFlight: len(s.inFlight), Capacity: limits.Capacity}
+		}
+	}
+	return stats
+}
+
+// scope returns the scope of a name, which it adds if there is none. Adding one
+// removes scopes that have nothing left to remember, as after the rotation of a
+// secret.
+func (g *registry) scope(name string, now int64) *scope {
+	s := g.scopes[name]
+	if s != nil {
+		return s
+	}
+	for n, s := range g.scopes {
+		if len(s.inFlight) == 0 && s.delivered.latest() <= now {
+			delete(g.scopes, n)
+		}
+	}
+	if g.scopes == nil {
+		g.scopes = make(map[string]*scope)
+	}
+	s = &scope{inFlight: make(map[Key]*flight)}
+	g.scopes[name] = s
+	return s
+}
+
+// remember records an ID that was delivered at a time.
+func (g *registry) remember(s *scope, r Request, limits Limits, at, now int64) {
+	if old := s.delivered.find(r.Key); old != nil {
+		s.delivered.remove(old)
+	}
+	if expiry(at, r.Retention) <= now {
+		return
+	}
+	g.makeRoom(s, limits, 1, now)
+	s.delivered.insert(r.Key, r.Digest, r.Retention, at)
+}
+
+// expiry returns at plus the retention, or the latest time if that overflows.
+func expiry(at int64, retention time.Duration) int64 {
+	return at + min(int64(retention), math.MaxInt64-at)
+}
+
+// makeRoom removes expired IDs and, unless new IDs are refused instead, the
+// oldest ones that would be over the capacity once some were added.
+func (g *registry) makeRoom(s *scope, limits Limits, added int, now int64) {
+	for range maxRemovals {
+		oldest := s.delivered.oldest()
+		if oldest == nil {
+			return
+		}
+		if oldest.expires > now {
+			if limits.RefuseWhenFull || !limits.exceededBy(s.delivered.count+added) {
+				return
+			}
+			g.evicted++
+		}
+		s.delivered.remove(oldest)
+	}
+}
+
+func (limits Limits) exceededBy(ids int) bool {
+	return limits.Capacity > 0 && ids > limits.Capacity
+}
+
+func (g *registry) nextToken() uint64 {
+	g.lastToken++
+	return g.lastToken
+}
