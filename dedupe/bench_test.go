@@ -10,7 +10,7 @@ import (
 
 const million = 1_000_000
 
-// benchRequest makes request n without the cost of a KeyOf.
+// benchRequest makes request n without the cost of KeyOf.
 func benchRequest(n uint64) Request {
 	return Request{Scope: "scope", Key: counterKey(n), Digest: Digest(n), Wait: time.Second, Retention: 24 * time.Hour}
 }
@@ -23,7 +23,7 @@ func claimAndSettle(b *testing.B, l *Ledger, n uint64, limits Limits) {
 	l.Settle(v.Claim, true, time.Now(), limits)
 }
 
-// fullLedger remembers as many ids as its limits allow.
+// fullLedger returns a ledger that remembers as many IDs as its limits allow.
 func fullLedger(b *testing.B) (*Ledger, Limits) {
 	l, limits := new(Ledger), Limits{Capacity: million}
 	for n := range uint64(million) {
@@ -32,7 +32,7 @@ func fullLedger(b *testing.B) (*Ledger, Limits) {
 	return l, limits
 }
 
-// Every new id pushes out an old one.
+// Every new ID evicts an old one.
 func BenchmarkNewIDAtCapacity(b *testing.B) {
 	l, limits := fullLedger(b)
 	b.ReportAllocs()
@@ -57,7 +57,7 @@ func BenchmarkNewIDAtCapacityParallel(b *testing.B) {
 func BenchmarkDuplicateOfAMillion(b *testing.B) {
 	l, limits := fullLedger(b)
 	b.ReportAllocs()
-	for n := uint64(0); b.Loop(); n += 7919 { // a prime: not in the order of memory
+	for n := uint64(0); b.Loop(); n += 7919 { // a prime, so that the order is not that in memory
 		v, err := l.Claim(context.Background(), benchRequest(n%million), limits)
 		if err != nil || v.State != Delivered {
 			b.Fatal(v.State, err)

@@ -2,32 +2,28 @@ package dedupe
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"flag"
 	"fmt"
 	"math"
 	"math/rand/v2"
-	"runtime"
-	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 )
 
-var seedFlag = flag.Uint64("seed", 0, "seed of the randomized tests; 0 takes another one each time")
+var seedFlag = flag.Uint64("seed", 0, "seed of the randomized tests; 0 uses a new one each time")
 
-// random returns a generator whose seed is logged, so that -seed repeats a
+// random returns a generator and logs its seed, so that -seed reproduces a
 // failure.
 func random(t *testing.T) *rand.Rand {
 	seed := *seedFlag
 	if seed == 0 {
 		seed = rand.Uint64()
 	}
-	t.Logf("repeat with -seed=%d", seed)
+	t.Logf("reproduce with -seed=%d", seed)
 	return rand.New(rand.NewPCG(seed, 0))
 }
 
@@ -36,7 +32,7 @@ const (
 	retention = 24 * time.Hour
 )
 
-// arrival is a request with everything that most tests do not care about.
+// arrival is a request with defaults for what most tests do not vary.
 func arrival(id string, body Digest) Request {
 	return Request{Scope: "scope", Key: KeyOf(id), Digest: body, Wait: wait, Retention: retention}
 }
@@ -48,7 +44,7 @@ func keep(r Request, d time.Duration) Request     { r.Retention = d; return r }
 func in(scope string, r Request) Request          { r.Scope = scope; return r }
 func patience(r Request, d time.Duration) Request { r.Wait = d; return r }
 
-// rig is a ledger under test, and the limits that each call passes.
+// rig is a ledger under test with the limits of its calls.
 type rig struct {
 	*testing.T
 	Ledger
@@ -57,13 +53,13 @@ type rig struct {
 
 func newRig(t *testing.T) *rig { return &rig{T: t, limits: Limits{Capacity: 1000}} }
 
-// bubble runs a test on synthetic time.
+// bubble runs a test in synthetic time.
 func bubble(t *testing.T, f func(r *rig)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) { f(newRig(t)) })
 }
 
-// check compares an answer with what is wanted: a [State] or an error.
+// check compares an answer with the one wanted: a [State] or an error.
 func check(t *testing.T, r Request, v Verdict, err error, want any) {
 	t.Helper()
 	wantErr, _ := want.(error)
@@ -82,7 +78,7 @@ func check(t *testing.T, r Request, v Verdict, err error, want any) {
 	}
 }
 
-// expect makes a claim that is answered as wanted.
+// expect makes a claim and checks the answer.
 func (g *rig) expect(r Request, want any) Claim {
 	g.Helper()
 	v, err := g.Claim(g.Context(), r, g.limits)
@@ -106,18 +102,18 @@ func (g *rig) deliverMany(n int) {
 
 func (g *rig) count(scope string) int { return g.registry.scopes[scope].delivered.count }
 
-// asyncClaim is a claim that has to wait, made by a goroutine of its own.
+// asyncClaim is a claim that waits in a goroutine of its own.
 type asyncClaim struct {
 	g       *rig
 	request Request
-	done    atomic.Bool // the rest is to be read after it
+	done    atomic.Bool // once true, the fields below are final
 	at      time.Time
 	verdict Verdict
 	err     error
 }
 
-// join returns once the waiter has its place, so that joins are in order. With
-// the context of the test, the waiter leaves when the test has failed.
+// join returns once the claim waits, so that several claims wait in the order of
+// their calls.
 func (g *rig) join(ctx context.Context, r Request) *asyncClaim {
 	w := &asyncClaim{g: g, request: r}
 	go func() {
@@ -151,7 +147,7 @@ func (w *asyncClaim) expectWaiting() {
 	w.g.Helper()
 	synctest.Wait()
 	if w.done.Load() {
-		w.g.Fatalf("got %+v and error %v, want it to go on waiting", w.verdict, w.err)
+		w.g.Fatalf("got %+v and error %v, want it to keep waiting", w.verdict, w.err)
 	}
 }
 
@@ -159,7 +155,7 @@ func (w *asyncClaim) expectAt(want any, at time.Time) {
 	w.g.Helper()
 	w.expect(want)
 	if !w.at.Equal(at) {
-		w.g.Fatalf("answered %v off", w.at.Sub(at))
+		w.g.Fatalf("answered %v too late", w.at.Sub(at))
 	}
 }
 
@@ -178,7 +174,7 @@ func TestDeliveredIDIsAnsweredByItsDigest(t *testing.T) {
 		g.expect(arrival("a", 1), Delivered)
 		g.expect(arrival("a", 2), Conflicting)
 		g.expect(arrival("b", 1), Claimed)
-		g.expect(redeliver(arrival("a", 1)), Delivered) // the same body needs no redelivery
+		g.expect(redeliver(arrival("a", 1)), Delivered) // the same body is not delivered again
 	})
 }
 
@@ -187,7 +183,7 @@ func TestFailedIDIsUnseenAgain(t *testing.T) {
 		for range 3 {
 			g.settle(g.expect(arrival("a", 1), Claimed), false)
 		}
-		g.settle(g.expect(arrival("a", 2), Claimed), true) // its digest was not kept either
+		g.settle(g.expect(arrival("a", 2), Claimed), true) // the digest of the failure was not kept
 		g.expect(arrival("a", 2), Delivered)
 	})
 }
@@ -200,7 +196,7 @@ func TestRedeliver(t *testing.T) {
 			g.expect(arrival("a", 2), Delivered)
 			g.expect(arrival("a", 1), Conflicting)
 			if n := g.count("scope"); n != 1 {
-				g.Errorf("%d entries for one id", n)
+				g.Errorf("%d entries for one ID", n)
 			}
 		})
 	})
@@ -252,7 +248,7 @@ func TestWaiterWithOtherDigestRedeliversAfterSuccess(t *testing.T) {
 	})
 }
 
-func TestFailureHandsTheClaimToWaitersInOrder(t *testing.T) {
+func TestFailurePassesTheClaimToWaitersInOrder(t *testing.T) {
 	bubble(t, func(g *rig) {
 		c := g.expect(arrival("a", 1), Claimed)
 		ws := g.joinMany(6, arrival("a", 1))
@@ -273,7 +269,6 @@ func TestFailureHandsTheClaimToWaitersInOrder(t *testing.T) {
 	})
 }
 
-// A waiter that takes over decides which body is remembered.
 func TestWaiterThatTakesOverDeliversItsOwnBody(t *testing.T) {
 	bubble(t, func(g *rig) {
 		c := g.expect(arrival("a", 1), Claimed)
@@ -295,14 +290,14 @@ func TestWaitEndsExactlyWhenItHasElapsed(t *testing.T) {
 				time.Sleep(wait + 1)
 				w.expectAt(ErrInFlight, end)
 				g.settle(c, false)
-				g.expect(arrival("a", 1), Claimed) // it was not handed to the one that left
+				g.expect(arrival("a", 1), Claimed) // it was not passed to the waiter that left
 			})
 		})
 	}
 }
 
-func TestWaitIsBoundedAcrossFlights(t *testing.T) {
-	t.Run("of owners that fail", func(t *testing.T) {
+func TestWaitIsBoundedAcrossSeveralDeliveries(t *testing.T) {
+	t.Run("that fail", func(t *testing.T) {
 		bubble(t, func(g *rig) {
 			end := time.Now().Add(wait)
 			c := g.expect(arrival("a", 1), Claimed)
@@ -316,16 +311,16 @@ func TestWaitIsBoundedAcrossFlights(t *testing.T) {
 			ws[2].expectAt(ErrInFlight, end)
 		})
 	})
-	t.Run("of bodies that conflict", func(t *testing.T) {
+	t.Run("of other bodies", func(t *testing.T) {
 		bubble(t, func(g *rig) {
 			end := time.Now().Add(wait)
 			c := g.expect(arrival("a", 1), Claimed)
 			ws := g.joinMany(2, redeliver(arrival("a", 2)))
 			time.Sleep(wait / 2)
-			g.settle(c, true) // one of the two has the claim now, the other waits for it
+			g.settle(c, true) // one of the two gets the claim, the other waits for it
 			synctest.Wait()
 			if ws[0].done.Load() == ws[1].done.Load() {
-				g.Fatalf("both have an answer: %v, want one of two to go on waiting", ws[0].done.Load())
+				g.Fatalf("both are answered: %v, want one of the two to keep waiting", ws[0].done.Load())
 			}
 			if ws[1].done.Load() {
 				ws[0], ws[1] = ws[1], ws[0]
@@ -337,10 +332,10 @@ func TestWaitIsBoundedAcrossFlights(t *testing.T) {
 	})
 }
 
-// The delivery ends, and that of yet another body begins, in the instant in
-// which the wait of a third one does: which is seen first is up to the
-// scheduler, but the wait is over in any case.
-func TestWaitEndsThoughItsFlightLandsInTheSameInstant(t *testing.T) {
+// A delivery ends and that of another body begins in the instant in which the
+// wait of a third body ends. The scheduler decides which is seen first, but the
+// wait must end in any case.
+func TestWaitEndsThoughTheDeliveryEndsInTheSameInstant(t *testing.T) {
 	for range 500 {
 		bubble(t, func(g *rig) {
 			c := g.expect(arrival("a", 1), Claimed)
@@ -348,10 +343,10 @@ func TestWaitEndsThoughItsFlightLandsInTheSameInstant(t *testing.T) {
 			time.Sleep(wait)
 			end := time.Now()
 			g.settle(c, true)
-			g.Claim(g.Context(), redeliver(noWait(arrival("a", 2))), g.limits) // either may win
+			g.Claim(g.Context(), redeliver(noWait(arrival("a", 2))), g.limits) // either may get the claim
 			time.Sleep(time.Second)
 			if !w.done.Load() || !w.at.Equal(end) {
-				g.Fatal("it went on waiting after its wait was over")
+				g.Fatal("it kept waiting after its wait had ended")
 			}
 		})
 		if t.Failed() {
@@ -375,7 +370,7 @@ func TestContextEndsTheWait(t *testing.T) {
 	})
 }
 
-func TestContextThatIsDoneDoesNotTakeAwayAnAnswer(t *testing.T) {
+func TestContextThatIsDoneDoesNotDiscardAnAnswer(t *testing.T) {
 	bubble(t, func(g *rig) {
 		ctx, cancel := context.WithCancel(context.Background())
 		cancel()
@@ -387,8 +382,8 @@ func TestContextThatIsDoneDoesNotTakeAwayAnAnswer(t *testing.T) {
 	})
 }
 
-// A claim that is handed to a waiter while it leaves must not be lost: either
-// the waiter has it, or it is free.
+// A claim that is passed to a waiter while it leaves must not be lost: either
+// the waiter gets it, or the ID is unseen.
 func TestClaimIsNotLostWhenItsWaiterLeavesInTheSameInstant(t *testing.T) {
 	for _, how := range []string{"context", "wait"} {
 		t.Run(how, func(t *testing.T) {
@@ -415,90 +410,95 @@ func TestClaimIsNotLostWhenItsWaiterLeavesInTheSameInstant(t *testing.T) {
 	}
 }
 
-func TestOnlyThePresentOwnerSettles(t *testing.T) {
-	a := arrival("a", 1)
+func TestOnlyTheCurrentOwnerSettles(t *testing.T) {
 	for _, late := range []bool{true, false} {
-		name := fmt.Sprintf("delivered=%v", late)
-		t.Run("after failure and a new claim/"+name, func(t *testing.T) {
-			bubble(t, func(g *rig) {
-				old := g.expect(a, Claimed)
-				g.settle(old, false)
-				c := g.expect(a, Claimed)
-				g.settle(old, late)
-				g.expectOwner(c)
-				g.settle(c, true)
-				g.expect(a, Delivered)
+		for name, test := range map[string]func(g *rig, late bool){
+			"after failure and a new claim":       settleAfterNewClaim,
+			"after a waiter took over":            settleAfterTakeover,
+			"after its own success":               settleAfterSuccess,
+			"after its own failure":               settleAfterFailure,
+			"while another body is redelivered":   settleDuringRedelivery,
+			"of a claim with another ID or scope": settleForged,
+		} {
+			t.Run(fmt.Sprintf("%s/delivered=%v", name, late), func(t *testing.T) {
+				bubble(t, func(g *rig) { test(g, late) })
 			})
-		})
-		t.Run("after a waiter took over/"+name, func(t *testing.T) {
-			bubble(t, func(g *rig) {
-				old := g.expect(a, Claimed)
-				ws := g.joinMany(2, a)
-				g.settle(old, false)
-				c := ws[0].expect(Claimed)
-				g.settle(old, late)
-				g.expectOwner(c)
-				if late {
-					ws[1].expect(Delivered)
-					return
-				}
-				ws[1].expectWaiting()
-				g.settle(c, false)
-				ws[1].expect(Claimed)
-			})
-		})
-		t.Run("after its own success/"+name, func(t *testing.T) {
-			bubble(t, func(g *rig) {
-				c := g.expect(a, Claimed)
-				g.settle(c, true)
-				time.Sleep(retention / 2)
-				g.settle(c, late) // must not start the retention again
-				g.expect(a, Delivered)
-				time.Sleep(retention / 2)
-				g.expect(a, Claimed)
-			})
-		})
-		t.Run("after its own failure/"+name, func(t *testing.T) {
-			bubble(t, func(g *rig) {
-				c := g.expect(a, Claimed)
-				g.settle(c, false)
-				g.settle(c, late)
-				g.expect(a, map[bool]State{true: Delivered, false: Claimed}[late])
-			})
-		})
-		t.Run("while another body is redelivered/"+name, func(t *testing.T) {
-			bubble(t, func(g *rig) {
-				old := g.expect(a, Claimed)
-				g.settle(old, true)
-				c := g.expect(redeliver(arrival("a", 2)), Claimed)
-				g.settle(old, late)
-				g.expect(noWait(redeliver(arrival("a", 2))), ErrInFlight)
-				g.settle(c, true)
-				g.expect(arrival("a", 2), Delivered)
-			})
-		})
-		t.Run("for another id or scope/"+name, func(t *testing.T) {
-			bubble(t, func(g *rig) {
-				c := g.expect(a, Claimed)
-				b := g.expect(arrival("b", 1), Claimed)
-				forged := c
-				forged.Key = b.Key
-				g.settle(forged, late)
-				forged = c
-				forged.Scope = "other"
-				g.settle(forged, late)
-				g.expectOwner(c)
-				g.expectOwner(b)
-				g.expect(noWait(a), ErrInFlight)
-			})
-		})
+		}
 	}
+}
+
+func settleAfterNewClaim(g *rig, late bool) {
+	a := arrival("a", 1)
+	old := g.expect(a, Claimed)
+	g.settle(old, false)
+	c := g.expect(a, Claimed)
+	g.settle(old, late)
+	g.expectOwner(c)
+	g.settle(c, true)
+	g.expect(a, Delivered)
+}
+
+func settleAfterTakeover(g *rig, late bool) {
+	a := arrival("a", 1)
+	old := g.expect(a, Claimed)
+	ws := g.joinMany(2, a)
+	g.settle(old, false)
+	c := ws[0].expect(Claimed)
+	g.settle(old, late)
+	g.expectOwner(c)
+	if late {
+		ws[1].expect(Delivered)
+		return
+	}
+	ws[1].expectWaiting()
+	g.settle(c, false)
+	ws[1].expect(Claimed)
+}
+
+func settleAfterSuccess(g *rig, late bool) {
+	a := arrival("a", 1)
+	c := g.expect(a, Claimed)
+	g.settle(c, true)
+	time.Sleep(retention / 2)
+	g.settle(c, late) // must not start the retention again
+	g.expect(a, Delivered)
+	time.Sleep(retention / 2)
+	g.expect(a, Claimed)
+}
+
+func settleAfterFailure(g *rig, late bool) {
+	a := arrival("a", 1)
+	c := g.expect(a, Claimed)
+	g.settle(c, false)
+	g.settle(c, late)
+	g.expect(a, map[bool]State{true: Delivered, false: Claimed}[late])
+}
+
+func settleDuringRedelivery(g *rig, late bool) {
+	old := g.expect(arrival("a", 1), Claimed)
+	g.settle(old, true)
+	c := g.expect(redeliver(arrival("a", 2)), Claimed)
+	g.settle(old, late)
+	g.expect(noWait(redeliver(arrival("a", 2))), ErrInFlight)
+	g.settle(c, true)
+	g.expect(arrival("a", 2), Delivered)
+}
+
+func settleForged(g *rig, late bool) {
+	c, b := g.expect(arrival("a", 1), Claimed), g.expect(arrival("b", 1), Claimed)
+	forged := c
+	forged.Key = b.Key
+	g.settle(forged, late)
+	g.settle(inOtherScope(c), late)
+	g.expectOwner(c)
+	g.expectOwner(b)
+	g.expect(noWait(arrival("a", 1)), ErrInFlight)
 }
 
 func (g *rig) expectOwner(c Claim) {
 	g.Helper()
 	if !g.Owns(c) {
-		g.Fatalf("%+v has been taken from its owner", c)
+		g.Fatalf("%+v is no longer owned", c)
 	}
 }
 
@@ -511,7 +511,7 @@ func TestLateSuccessIsRecordedUnlessTheIDWasDeliveredSince(t *testing.T) {
 		waiting := g.join(g.Context(), changed)
 		g.settle(old, true)
 		g.expect(a, Delivered)
-		waiting.expectWaiting() // for its own body to be delivered
+		waiting.expectWaiting() // until its own body may be delivered
 		g.settle(owner, false)
 		g.expect(a, Delivered)
 		waiting.expect(Claimed)
@@ -533,9 +533,9 @@ func TestLateSuccessIsRecordedUnlessTheIDWasDeliveredSince(t *testing.T) {
 		g.settle(old, false)
 		owner := waiting.expect(Claimed)
 		if owner.Replaces != 1 {
-			g.Errorf("the claim that was handed over replaces %d, want 1", owner.Replaces)
+			g.Errorf("the claim that was passed on replaces %d, want 1", owner.Replaces)
 		}
-		g.settle(old, true) // the delivery that it replaces is from before the claim
+		g.settle(old, true) // it replaces the delivery before the claim
 		g.expect(arrival("a", 2), Delivered)
 		g.settle(owner, true)
 		g.settle(old, true)
@@ -554,7 +554,7 @@ func TestRecordsTellsWhatSettleDoes(t *testing.T) {
 		}
 		old := g.expect(a, Claimed)
 		expect(old, true)
-		expect(elsewhere(old), true) // nothing is known there
+		expect(inOtherScope(old), true) // nothing is known of that scope
 		g.settle(old, false)
 		expect(old, true)
 		g.deliver(a)
@@ -609,12 +609,13 @@ func TestRetentionCountsFromTheSuccess(t *testing.T) {
 	})
 }
 
-// A reload may change the retention. What was delivered before keeps its own.
+// A reload may change the retention. IDs that were delivered before it keep
+// theirs.
 func TestEachIDKeepsItsOwnRetention(t *testing.T) {
 	retentions := []time.Duration{time.Hour, 24 * time.Hour, time.Minute, time.Hour, 2 * time.Minute}
 	id := func(i int) string { return fmt.Sprint("id ", i) }
 	for last := range retentions {
-		t.Run(fmt.Sprint("asked with the retention of ", last), func(t *testing.T) {
+		t.Run(fmt.Sprint("requested with retention ", last), func(t *testing.T) {
 			bubble(t, func(g *rig) {
 				var expires []time.Time
 				for i, d := range retentions {
@@ -634,15 +635,14 @@ func TestEachIDKeepsItsOwnRetention(t *testing.T) {
 					probe(i, Claimed)
 				}
 				if n := g.count("scope"); n != 0 {
-					g.Errorf("%d ids are left after all have expired", n)
+					g.Errorf("%d IDs are left after all have expired", n)
 				}
 			})
 		})
 	}
 }
 
-// An operator who wants an id remembered for ever must not get "never".
-func TestLongestRetentionDoesNotWrapRound(t *testing.T) {
+func TestLongestRetentionDoesNotOverflow(t *testing.T) {
 	bubble(t, func(g *rig) {
 		g.deliver(keep(arrival("a", 1), math.MaxInt64))
 		g.expect(arrival("a", 1), Delivered)
@@ -657,9 +657,9 @@ func TestForgetsTheOldestAtCapacity(t *testing.T) {
 			g.expect(arrival(id, 1), Delivered)
 		}
 		if n := g.count("scope"); n != 3 {
-			g.Errorf("%d ids are remembered", n)
+			g.Errorf("%d IDs are remembered", n)
 		}
-		// a redelivery makes an id the youngest, and pushes out none
+		// a redelivery makes an ID the newest and evicts none
 		g.deliver(redeliver(arrival("2", 2)))
 		g.expect(arrival("3", 1), Delivered)
 		g.deliver(arrival("5", 1))
@@ -671,8 +671,8 @@ func TestForgetsTheOldestAtCapacity(t *testing.T) {
 	})
 }
 
-// Arrivals alone must not push anything out: only a success takes room.
-func TestClaimsThatFailForgetNothing(t *testing.T) {
+// Only a success takes room.
+func TestClaimsThatFailEvictNothing(t *testing.T) {
 	bubble(t, func(g *rig) {
 		g.limits.Capacity = 3
 		g.deliverMany(3)
@@ -688,18 +688,18 @@ func TestClaimsThatFailForgetNothing(t *testing.T) {
 func TestCapacityNeverForgetsAnIDInFlight(t *testing.T) {
 	bubble(t, func(g *rig) {
 		g.limits.Capacity = 1
-		flying := []Claim{g.expect(arrival("x", 1), Claimed), g.expect(arrival("y", 1), Claimed)}
+		inFlight := []Claim{g.expect(arrival("x", 1), Claimed), g.expect(arrival("y", 1), Claimed)}
 		w := g.join(g.Context(), arrival("x", 1))
 		g.deliverMany(3 * maxRemovals)
-		for _, c := range flying {
+		for _, c := range inFlight {
 			g.expect(noWait(c.Request), ErrInFlight)
 		}
-		g.settle(flying[0], true)
+		g.settle(inFlight[0], true)
 		w.expect(Delivered)
 		g.expect(arrival("x", 1), Delivered)
-		g.settle(flying[1], true)
+		g.settle(inFlight[1], true)
 		g.expect(arrival("y", 1), Delivered)
-		g.settle(g.expect(arrival("x", 1), Claimed), false) // y took its room
+		g.settle(g.expect(arrival("x", 1), Claimed), false) // y took its place
 	})
 }
 
@@ -710,12 +710,12 @@ func TestLoweredCapacityConvergesInBatches(t *testing.T) {
 			bubble(t, func(g *rig) {
 				g.limits.Capacity = before
 				g.deliverMany(before)
-				flying := make([]Claim, before/maxRemovals+1)
-				for i := range flying {
-					flying[i] = g.expect(arrival(fmt.Sprint("flying ", i), 1), Claimed)
+				inFlight := make([]Claim, before/maxRemovals+1)
+				for i := range inFlight {
+					inFlight[i] = g.expect(arrival(fmt.Sprint("in flight ", i), 1), Claimed)
 				}
 				g.limits.Capacity = after
-				for _, c := range flying {
+				for _, c := range inFlight {
 					was, added := g.count("scope"), 0
 					if op == "settle" {
 						g.settle(c, true)
@@ -723,15 +723,15 @@ func TestLoweredCapacityConvergesInBatches(t *testing.T) {
 					} else {
 						g.expect(noWait(c.Request), ErrInFlight)
 					}
-					// as many as one operation may, and no more
+					// as many as one operation may remove
 					if n, want := g.count("scope"), max(was-maxRemovals+added, after); n != want {
-						g.Fatalf("went from %d to %d ids, want %d", was, n, want)
+						g.Fatalf("went from %d to %d IDs, want %d", was, n, want)
 					}
 				}
 				if n := g.count("scope"); n != after {
-					g.Errorf("ended with %d ids", n)
+					g.Errorf("ended with %d IDs", n)
 				}
-				if op == "claim" { // the youngest were kept
+				if op == "claim" { // the newest were kept
 					for i := before - after; i < before; i++ {
 						g.expect(arrival(fmt.Sprint(i), 1), Delivered)
 					}
@@ -741,8 +741,7 @@ func TestLoweredCapacityConvergesInBatches(t *testing.T) {
 	}
 }
 
-// An id that has expired is unseen even while it is still in memory.
-func TestExpiredIDsGoInBatchesButAreUnseenAtOnce(t *testing.T) {
+func TestExpiredIDsAreRemovedInBatchesAndUnseenAtOnce(t *testing.T) {
 	const n = 10 * maxRemovals
 	bubble(t, func(g *rig) {
 		g.deliverMany(n)
@@ -750,7 +749,7 @@ func TestExpiredIDsGoInBatchesButAreUnseenAtOnce(t *testing.T) {
 		youngest := arrival(fmt.Sprint(n-1), 2)
 		c := g.expect(youngest, Claimed)
 		if left := g.count("scope"); left != n-maxRemovals {
-			g.Errorf("%d of %d ids are left after one operation, want %d", left, n, n-maxRemovals)
+			g.Errorf("%d of %d IDs are left after one operation, want %d", left, n, n-maxRemovals)
 		}
 		g.settle(c, true)
 		g.expect(youngest, Delivered)
@@ -758,7 +757,7 @@ func TestExpiredIDsGoInBatchesButAreUnseenAtOnce(t *testing.T) {
 			g.expect(youngest, Delivered)
 		}
 		if left := g.count("scope"); left != 1 {
-			g.Errorf("%d ids are left", left)
+			g.Errorf("%d IDs are left", left)
 		}
 	})
 }
@@ -768,22 +767,22 @@ func TestRefusesNewIDsWhenFull(t *testing.T) {
 		g.limits = Limits{Capacity: 3, RefuseWhenFull: true}
 		g.deliver(arrival("old", 1))
 		time.Sleep(time.Minute)
-		g.deliver(arrival("young", 1))
-		c := g.expect(arrival("flying", 1), Claimed) // takes the last place
+		g.deliver(arrival("recent", 1))
+		c := g.expect(arrival("active", 1), Claimed) // takes the last free place
 
 		g.expect(arrival("new", 1), ErrFull)
-		g.expect(in("other", arrival("new", 1)), Claimed) // each scope has its own room
+		g.expect(in("other", arrival("new", 1)), Claimed) // each scope has its own capacity
 
 		g.expect(arrival("old", 1), Delivered)
 		g.expect(arrival("old", 2), Conflicting)
 		g.settle(g.expect(redeliver(arrival("old", 2)), Claimed), false)
 		g.expect(arrival("old", 1), Delivered)
 
-		w := g.join(g.Context(), arrival("flying", 1))
+		w := g.join(g.Context(), arrival("active", 1))
 		g.settle(c, false)
-		c = w.expect(Claimed) // a place that is taken over is no new one
+		c = w.expect(Claimed) // the claim that is passed on takes no new place
 		g.expect(arrival("new", 1), ErrFull)
-		w = g.join(g.Context(), arrival("flying", 1))
+		w = g.join(g.Context(), arrival("active", 1))
 		g.settle(c, true)
 		w.expect(Delivered)
 		g.expect(arrival("new", 1), ErrFull)
@@ -793,25 +792,25 @@ func TestRefusesNewIDsWhenFull(t *testing.T) {
 		time.Sleep(time.Nanosecond)
 		c = g.expect(arrival("new", 1), Claimed)
 		g.expect(arrival("newer", 1), ErrFull)
-		g.settle(c, false) // a failure gives its place back
+		g.settle(c, false) // a failure frees its place
 		g.deliver(arrival("newer", 1))
-		g.expect(arrival("young", 1), Delivered)
+		g.expect(arrival("recent", 1), Delivered)
 	})
 }
 
 func TestSuccessIsRememberedOverCapacityWhenRefusing(t *testing.T) {
 	bubble(t, func(g *rig) {
 		g.limits.Capacity = 4
-		var flying []Claim
+		var inFlight []Claim
 		for i := range 4 {
-			flying = append(flying, g.expect(arrival(fmt.Sprint("flying ", i), 1), Claimed))
+			inFlight = append(inFlight, g.expect(arrival(fmt.Sprint("in flight ", i), 1), Claimed))
 		}
 		g.deliverMany(2)
-		g.limits = Limits{Capacity: 2, RefuseWhenFull: true} // as a reload may do
-		for _, c := range flying {
+		g.limits = Limits{Capacity: 2, RefuseWhenFull: true} // as after a reload
+		for _, c := range inFlight {
 			g.settle(c, true)
 		}
-		for _, c := range flying {
+		for _, c := range inFlight {
 			g.expect(c.Request, Delivered)
 		}
 		g.expect(arrival("0", 1), Delivered)
@@ -822,12 +821,12 @@ func TestSuccessIsRememberedOverCapacityWhenRefusing(t *testing.T) {
 	})
 }
 
-func TestScopesThatAreEmptyGoWhenANewOneAppears(t *testing.T) {
+func TestEmptyScopesAreRemovedWhenOneIsAdded(t *testing.T) {
 	bubble(t, func(g *rig) {
 		expect := func(want string) {
 			g.Helper()
 			var got []string
-			for _, name := range []string{"failed", "expired", "flying", "long", "settled", "new", "newer"} {
+			for _, name := range []string{"failed", "expired", "active", "long", "settled", "new", "newer"} {
 				if g.registry.scopes[name] != nil {
 					got = append(got, name)
 				}
@@ -837,333 +836,53 @@ func TestScopesThatAreEmptyGoWhenANewOneAppears(t *testing.T) {
 			}
 		}
 		a := arrival("a", 1)
-		c := g.expect(in("flying", a), Claimed)
-		// the id that is kept longest is neither the first nor the last delivered
+		c := g.expect(in("active", a), Claimed)
+		// the ID with the longest retention is neither the first nor the last
 		for i, d := range []time.Duration{time.Minute, time.Hour, time.Second} {
 			g.deliver(in("long", keep(arrival(fmt.Sprint(i), 1), d)))
 		}
 		g.deliver(in("expired", keep(a, time.Hour-1)))
 		g.settle(g.expect(in("failed", a), Claimed), false)
 		time.Sleep(time.Hour - 1)
-		expect("failed expired flying long") // time alone removes none
+		expect("failed expired active long") // time alone removes no scope
 		g.expect(in("long", a), Claimed)
-		expect("failed expired flying long") // nor does an old scope
+		expect("failed expired active long") // nor does a scope that is there already
 		g.settle(Claim{Request: in("long", a), Token: g.registry.lastToken}, false)
 
 		g.expect(in("new", a), Claimed)
-		expect("flying long new")
-		w := g.join(g.Context(), in("flying", a))
+		expect("active long new")
+		w := g.join(g.Context(), in("active", a))
 		g.settle(c, true)
 		w.expect(Delivered)
 		g.expect(in("long", arrival("1", 1)), Delivered)
 		time.Sleep(time.Nanosecond)
 		g.expect(in("newer", a), Claimed)
-		expect("flying new newer")
-		g.expect(in("flying", a), Delivered)
+		expect("active new newer")
+		g.expect(in("active", a), Delivered)
 	})
-}
-
-// model says the same as a ledger in the plainest way.
-type model map[string]*modelScope
-
-type modelScope struct {
-	delivered map[Key]modelEntry
-	inFlight  map[Key]uint64 // tokens
-}
-
-type modelEntry struct {
-	digest  Digest
-	expires time.Time
-}
-
-func (m model) scope(name string) *modelScope {
-	if m[name] == nil {
-		m[name] = &modelScope{map[Key]modelEntry{}, map[Key]uint64{}}
-	}
-	return m[name]
-}
-
-func (s *modelScope) forget(limits Limits, count int) {
-	for k, e := range s.delivered {
-		if !e.expires.After(time.Now()) {
-			delete(s.delivered, k)
-		}
-	}
-	for !limits.RefuseWhenFull && len(s.delivered) > max(count, 0) {
-		var oldest Key
-		for k, e := range s.delivered {
-			if o, ok := s.delivered[oldest]; !ok || e.expires.Before(o.expires) {
-				oldest = k
-			}
-		}
-		delete(s.delivered, oldest)
-	}
-}
-
-// claim returns what [rig.expect] takes.
-func (m model) claim(r Request, limits Limits) any {
-	s := m.scope(r.Scope)
-	s.forget(limits, limits.Capacity)
-	e, known := s.delivered[r.Key]
-	_, flies := s.inFlight[r.Key]
-	switch {
-	case known && e.digest == r.Digest:
-		return Delivered
-	case known && !r.Redeliver:
-		return Conflicting
-	case flies:
-		return ErrInFlight
-	case !known && limits.RefuseWhenFull && len(s.delivered)+len(s.inFlight) >= limits.Capacity:
-		return ErrFull
-	}
-	return Claimed
-}
-
-func (m model) settle(c Claim, delivered bool, limits Limits) {
-	s := m.scope(c.Scope)
-	e, known := s.delivered[c.Key]
-	known = known && e.expires.After(time.Now())
-	if s.inFlight[c.Key] == c.Token {
-		delete(s.inFlight, c.Key)
-	} else if known && (c.Replaces == 0 || c.Replaces != e.digest) {
-		return // delivered since
-	}
-	if delivered {
-		delete(s.delivered, c.Key)
-		s.forget(limits, limits.Capacity-1)
-		s.delivered[c.Key] = modelEntry{c.Digest, time.Now().Add(c.Retention)}
-	}
-}
-
-func TestRandomOperationsAgreeWithModel(t *testing.T) {
-	rnd := random(t)
-	keys := make([]Key, 24)
-	for i := range keys {
-		keys[i] = KeyOf(fmt.Sprint(i))
-	}
-	capacities := []int{1, 2, 5, 9, 1000}
-	retentions := []time.Duration{time.Second, 7 * time.Second, 90 * time.Second}
-	seen := map[any]int{}
-	bubble(t, func(g *rig) {
-		m := model{}
-		var claims []Claim // of late, whether settled or not
-		for step := range 30_000 {
-			// whole seconds and one nanosecond a step: no two ids expire in one
-			// instant, so which is the oldest is beyond doubt
-			time.Sleep(1 + time.Duration(max(0, rnd.IntN(8)-5))*time.Second)
-			if step%50 == 0 { // a reload
-				g.limits = Limits{capacities[rnd.IntN(len(capacities))], rnd.IntN(2) == 0}
-			}
-			if len(claims) > 0 && rnd.IntN(3) == 0 {
-				c, delivered := claims[rnd.IntN(len(claims))], rnd.IntN(3) > 0
-				g.settle(c, delivered)
-				m.settle(c, delivered, g.limits)
-			} else {
-				r := Request{
-					Scope:     fmt.Sprint(rnd.IntN(3)),
-					Key:       keys[rnd.IntN(len(keys))],
-					Digest:    Digest(rnd.IntN(2)),
-					Retention: retentions[rnd.IntN(len(retentions))],
-					Redeliver: rnd.IntN(4) == 0,
-				}
-				if rnd.IntN(200) == 0 { // a new scope makes empty ones go
-					r.Scope = fmt.Sprint("new ", step)
-				}
-				want := m.claim(r, g.limits)
-				seen[want]++
-				c := g.expect(r, want)
-				if want == Claimed {
-					if len(claims) > 0 && c.Token <= claims[len(claims)-1].Token {
-						g.Fatalf("step %d: the token %d does not increase", step, c.Token)
-					}
-					m[r.Scope].inFlight[r.Key] = c.Token
-					claims = append(claims, c)
-					claims = claims[max(0, len(claims)-32):]
-				}
-			}
-			for name, s := range m {
-				ledger := g.registry.scopes[name]
-				if ledger == nil {
-					ledger = new(scope)
-				}
-				// what has expired and awaits the scope's next use is not compared
-				if n, want := len(ledger.inFlight), len(s.inFlight); n != want {
-					g.Fatalf("step %d: %d ids in flight, want %d", step, n, want)
-				}
-				for k, e := range s.delivered {
-					if !e.expires.After(time.Now()) {
-						continue
-					}
-					if got := ledger.delivered.find(k); got == nil || got.digest != e.digest || got.expires != e.expires.UnixNano() {
-						g.Fatalf("step %d: remembered %+v, want %+v", step, got, e)
-					}
-				}
-				if n, most := ledger.delivered.count, len(s.delivered); n > most {
-					g.Fatalf("step %d: %d ids remembered, want at most %d", step, n, most)
-				}
-			}
-			if step%100 == 0 { // claims that nobody can settle any more must not fill the scopes
-				for name, s := range m {
-					for k, token := range s.inFlight {
-						c := Claim{Request: Request{Scope: name, Key: k}, Token: token}
-						g.settle(c, false)
-						m.settle(c, false, g.limits)
-					}
-				}
-			}
-		}
-	})
-	for _, outcome := range []any{Claimed, Delivered, Conflicting, ErrInFlight, ErrFull} {
-		if seen[outcome] < 100 {
-			t.Errorf("outcome %v came up only %d times", outcome, seen[outcome])
-		}
-	}
-}
-
-func TestConcurrentOwnersFailAtRandomAndEachIDIsDeliveredOnce(t *testing.T) {
-	const ids, goroutines = 1000, 32
-	// a claim that got lost shows as a wait that never ends
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-	defer cancel()
-	gone, leave := context.WithCancel(ctx)
-	leave()
-	var (
-		g                 = newRig(t)
-		seed              = random(t).Uint64()
-		owners, delivered [ids]atomic.Int32
-		tokens            sync.Map
-		failures, left    atomic.Int32
-		all               sync.WaitGroup
-	)
-	for n := range goroutines {
-		rnd := rand.New(rand.NewPCG(seed, uint64(n)))
-		// waiting until the end, not at all, until the context is done, and a
-		// time that makes leaving meet landing
-		claim := func(r Request) (Verdict, error) {
-			switch r.Wait = time.Minute; rnd.IntN(6) {
-			case 0:
-				r.Wait = 0
-			case 1:
-				r.Wait = time.Duration(rnd.IntN(50)) * time.Microsecond
-			case 2:
-				return g.Claim(gone, r, g.limits)
-			}
-			return g.Claim(ctx, r, g.limits)
-		}
-		all.Go(func() {
-			order := rnd.Perm(ids)
-			if n%2 == 0 { // these crowd round one id after the other
-				slices.Sort(order)
-			}
-			for _, id := range order {
-				if id%8 == 0 { // other scopes come and go meanwhile
-					g.Settle(Claim{Request: Request{Scope: fmt.Sprint(n, id)}}, false, time.Now(), g.limits)
-				}
-				r := arrival(fmt.Sprint(id), 1)
-				for answered := false; !answered; {
-					v, err := claim(r)
-					switch {
-					case ctx.Err() != nil:
-						t.Error("a claim was lost")
-						return
-					case errors.Is(err, ErrInFlight):
-						left.Add(1)
-						runtime.Gosched()
-						continue
-					case err != nil || v.State == Conflicting:
-						t.Errorf("got state %d and error %v", v.State, err)
-						return
-					case v.State == Delivered:
-						if delivered[id].Load() == 0 {
-							t.Errorf("id %d is called delivered, but is not", id)
-						}
-						answered = true
-						continue
-					}
-					if _, again := tokens.LoadOrStore(v.Claim.Token, id); again {
-						t.Errorf("the token %d was given out twice", v.Claim.Token)
-					}
-					if o := owners[id].Add(1); o != 1 {
-						t.Errorf("id %d has %d owners", id, o)
-					}
-					for range rnd.IntN(20) {
-						runtime.Gosched()
-					}
-					answered = rnd.IntN(10) == 0
-					if answered {
-						delivered[id].Add(1)
-					} else {
-						failures.Add(1)
-					}
-					owners[id].Add(-1)
-					g.settle(v.Claim, answered)
-					if rnd.IntN(4) == 0 { // a late settle by somebody who owns it no more
-						g.settle(v.Claim, answered && rnd.IntN(2) == 0)
-					}
-				}
-			}
-		})
-	}
-	all.Wait()
-	for id := range ids {
-		if n := delivered[id].Load(); n != 1 {
-			t.Errorf("id %d was delivered %d times", id, n)
-		}
-	}
-	if failures.Load() == 0 || left.Load() == 0 {
-		t.Errorf("%d deliveries failed and %d waiters left: nothing was put to the test", failures.Load(), left.Load())
-	}
-	if s := g.registry.scopes["scope"]; len(s.inFlight) != 0 || s.delivered.count != ids {
-		t.Errorf("%d ids in flight and %d remembered in the end", len(s.inFlight), s.delivered.count)
-	}
-}
-
-// Stores on disk and between processes rely on these values not to change.
-func TestKeysAndDigestsAreStable(t *testing.T) {
-	for _, id := range []string{"", "evt_7f3a9b2c", strings.Repeat("x", 256), strings.Repeat("x", 257)} {
-		sum := sha256.Sum256([]byte(id))
-		if got := KeyOf(id); got != Key(sum[:16]) {
-			t.Errorf("the key of %d bytes is %x", len(id), got)
-		}
-	}
-	// the test vectors of xxHash64
-	for body, want := range map[string]Digest{"": 0xef46db3751d8e999, "a": 0xd24ec4f1a98c6e5b, "abc": 0x44bc2cf5ad770999} {
-		if got := DigestOf([]byte(body)); got != want {
-			t.Errorf("the digest of %q is %x, want %x", body, uint64(got), uint64(want))
-		}
-	}
-}
-
-func TestKeysAndDigestsTakeNoMemory(t *testing.T) {
-	id, body := strings.Repeat("x", 256), make([]byte, 4096)
-	var key Key
-	var digest Digest
-	if n := testing.AllocsPerRun(100, func() { key, digest = KeyOf(id), DigestOf(body) }); n != 0 {
-		t.Errorf("%v allocations for the key %x and the digest %x", n, key, digest)
-	}
 }
 
 func TestLookupForgetAndStats(t *testing.T) {
 	bubble(t, func(g *rig) {
 		a, b := arrival("a", 1), arrival("b", 2)
 		if known := g.Lookup("scope", a.Key); known != (Status{}) {
-			g.Errorf("an unseen id is %+v", known)
+			g.Errorf("an unseen ID is %+v", known)
 		}
 		if g.Forget("scope", a.Key).Delivered {
-			g.Error("an unseen id was forgotten")
+			g.Error("an unseen ID was forgotten")
 		}
 		claim := g.expect(a, Claimed)
 		if known := g.Lookup("scope", a.Key); known != (Status{InFlight: true}) {
-			g.Errorf("an id in flight is %+v", known)
+			g.Errorf("an ID in flight is %+v", known)
 		}
 		if g.Forget("scope", a.Key).Delivered {
-			g.Error("an id in flight was forgotten")
+			g.Error("an ID in flight was forgotten")
 		}
 		g.settle(claim, true)
 		g.deliver(in("other", b))
 		want := Status{Delivered: true, Digest: 1, Expires: time.Now().Add(retention)}
 		if known := g.Lookup("scope", a.Key); known.Expires.UnixNano() != want.Expires.UnixNano() || known.Digest != 1 || !known.Delivered || known.InFlight {
-			g.Errorf("a delivered id is %+v, want %+v", known, want)
+			g.Errorf("a delivered ID is %+v, want %+v", known, want)
 		}
 		if known := g.Lookup("other", a.Key); known != (Status{}) {
 			g.Errorf("in another scope it is %+v", known)
@@ -1174,20 +893,20 @@ func TestLookupForgetAndStats(t *testing.T) {
 			g.Errorf("the stats are %+v", stats)
 		}
 
-		// a store that has it elsewhere as well can tell which delivery to forget
+		// a store with a copy elsewhere needs to know which delivery to remove there
 		if was := g.Forget("scope", a.Key); !was.Delivered || was.Digest != 1 || was.Expires.UnixNano() != want.Expires.UnixNano() {
 			g.Errorf("what was forgotten is %+v, want %+v", was, want)
 		}
 		if g.Forget("scope", a.Key).Delivered {
-			g.Error("a delivered id was forgotten twice")
+			g.Error("a delivered ID was forgotten twice")
 		}
 		g.deliver(a)
 		time.Sleep(retention)
 		if known := g.Lookup("scope", a.Key); known != (Status{}) {
-			g.Errorf("an expired id is %+v", known)
+			g.Errorf("an expired ID is %+v", known)
 		}
 		if g.Forget("scope", a.Key).Delivered {
-			g.Error("an expired id was said to be remembered")
+			g.Error("Forget said that an expired ID was remembered")
 		}
 		if stats := g.Stats(g.limits); len(stats.Scopes) != 1 || stats.Scopes["scope"].Delivered != 0 {
 			g.Errorf("after all has expired the stats are %+v", stats)
@@ -1195,9 +914,9 @@ func TestLookupForgetAndStats(t *testing.T) {
 	})
 }
 
-// Ids that were delivered while the clock was ahead do not keep those that
-// came after it was put right.
-func TestClockThatIsPutBackKeepsNothingLonger(t *testing.T) {
+// IDs that were delivered while the clock was ahead do not delay the expiry of
+// later ones.
+func TestBackwardClockStepDelaysNoExpiry(t *testing.T) {
 	bubble(t, func(g *rig) {
 		g.Remember(arrival("ahead", 1), time.Now().Add(100*retention), g.limits)
 		const n = 50
@@ -1206,22 +925,22 @@ func TestClockThatIsPutBackKeepsNothingLonger(t *testing.T) {
 			time.Sleep(retention / 10)
 		}
 		if held := g.Stats(g.limits).Scopes["scope"].Delivered; held > 12 {
-			t.Errorf("%d ids of %d are held, although a tenth of the retention lies between them", held, n)
+			t.Errorf("%d of %d IDs are remembered, although they were delivered a tenth of the retention apart", held, n)
 		}
 	})
 }
 
-func TestOnlyThePresentOwnerOwns(t *testing.T) {
+func TestOnlyTheCurrentOwnerOwns(t *testing.T) {
 	bubble(t, func(g *rig) {
 		first := g.expect(arrival("a", 1), Claimed)
 		if !g.Owns(first) {
-			g.Error("the owner does not own")
+			g.Error("the owner does not own the claim")
 		}
 		next := g.join(g.Context(), arrival("a", 1))
 		g.settle(first, false)
 		second := next.expect(Claimed)
-		if g.Owns(first) || !g.Owns(second) || g.Owns(elsewhere(second)) {
-			g.Error("ownership has not passed on")
+		if g.Owns(first) || !g.Owns(second) || g.Owns(inOtherScope(second)) {
+			g.Error("the ownership was not passed on")
 		}
 		g.settle(second, true)
 		if g.Owns(second) {
@@ -1230,17 +949,17 @@ func TestOnlyThePresentOwnerOwns(t *testing.T) {
 	})
 }
 
-func elsewhere(c Claim) Claim { c.Scope = "other"; return c }
+func inOtherScope(c Claim) Claim { c.Scope = "other"; return c }
 
-func TestRememberTakesWhatWasDeliveredElsewhere(t *testing.T) {
+func TestRememberRecordsDeliveriesOfThePast(t *testing.T) {
 	bubble(t, func(g *rig) {
 		now := time.Now()
 		g.Remember(keep(arrival("old", 1), time.Hour), now.Add(-time.Hour), g.limits)
-		g.Remember(keep(arrival("young", 1), time.Hour), now.Add(-time.Minute), g.limits)
+		g.Remember(keep(arrival("recent", 1), time.Hour), now.Add(-time.Minute), g.limits)
 		g.expect(arrival("old", 1), Claimed)
-		g.expect(arrival("young", 1), Delivered)
+		g.expect(arrival("recent", 1), Delivered)
 		time.Sleep(59 * time.Minute)
-		g.expect(arrival("young", 1), Claimed)
+		g.expect(arrival("recent", 1), Claimed)
 	})
 }
 
@@ -1249,22 +968,22 @@ func TestEvictionsAreCountedAndExpiriesAreNot(t *testing.T) {
 		g.limits.Capacity = 10
 		g.deliverMany(13)
 		if n := g.Stats(g.limits).Evicted; n != 3 {
-			g.Errorf("%d ids were evicted, want 3", n)
+			g.Errorf("%d IDs were evicted, want 3", n)
 		}
 		time.Sleep(retention)
 		g.deliverMany(10)
 		if n := g.Stats(g.limits).Evicted; n != 3 {
-			g.Errorf("%d ids were evicted, want the 3 of before", n)
+			g.Errorf("%d IDs were evicted, want the 3 from before", n)
 		}
 	})
 }
 
-func TestStatsForgetNothingOfScopesWithOtherLimits(t *testing.T) {
+func TestStatsEvictNothingFromScopesWithOtherLimits(t *testing.T) {
 	bubble(t, func(g *rig) {
 		g.deliverMany(10)
 		g.Stats(Limits{Capacity: 1})
 		if n := g.Stats(g.limits).Scopes["scope"].Delivered; n != 10 {
-			g.Errorf("%d of 10 ids are left", n)
+			g.Errorf("%d of 10 IDs are left", n)
 		}
 	})
 }

@@ -10,9 +10,8 @@ import (
 	"time"
 )
 
-// checkTable fails unless the parts of a table agree: every id is in the chain
-// where it is looked for and at its place in its queue, and every slot is
-// either in use or free.
+// checkTable fails unless the parts of a table agree: every ID is in the right
+// chain and at the right place of its queue, and every slot is in use or free.
 func checkTable(t *testing.T, tab *table) {
 	t.Helper()
 	if tab.count == 0 {
@@ -25,7 +24,7 @@ func checkTable(t *testing.T, tab *table) {
 	for b := range tab.buckets.len {
 		for i := *tab.buckets.at(b); i != 0; i = tab.slots.at(i).chain {
 			if s := tab.slots.at(i); chained[i] || tab.bucket(s.key) != tab.buckets.at(b) || tab.find(s.key) != s {
-				t.Fatalf("the id in slot %d is not found in bucket %d", i, b)
+				t.Fatalf("the ID in slot %d is not found in bucket %d", i, b)
 			}
 			chained[i] = true
 		}
@@ -53,11 +52,11 @@ func checkTable(t *testing.T, tab *table) {
 		free++
 	}
 	if len(chained) != tab.count || queued != tab.count || int(tab.slots.len) != 1+tab.count+free {
-		t.Fatalf("%d ids: %d in chains, %d in queues, %d slots with %d free",
+		t.Fatalf("%d IDs: %d in chains, %d in queues, %d slots with %d free",
 			tab.count, len(chained), queued, tab.slots.len, free)
 	}
 	if int(tab.buckets.len) < tab.count || tab.low > tab.buckets.len || tab.buckets.len >= 2*tab.low {
-		t.Fatalf("%d buckets, %d as a power of two, for %d ids", tab.buckets.len, tab.low, tab.count)
+		t.Fatalf("%d buckets, %d as a power of two, for %d IDs", tab.buckets.len, tab.low, tab.count)
 	}
 }
 
@@ -74,7 +73,7 @@ func TestTableAgreesWithMapModel(t *testing.T) {
 			keys := make([]Key, 1500)
 			for i := range keys {
 				keys[i] = randomKey(rnd)
-				for j := range 4 { // the part that hash looks at
+				for j := range 4 { // the part that hash uses
 					keys[i][j] &= mask
 				}
 			}
@@ -87,11 +86,11 @@ func TestTableAgreesWithMapModel(t *testing.T) {
 			model := map[Key]entry{}
 			now, emptied, most := int64(0), 0, 0
 			for step := range 60_000 {
-				now += int64(rnd.IntN(3)) // often the same instant twice
-				// growing and shrinking take turns, down to nothing
+				now += int64(rnd.IntN(3)) // often the same instant again
+				// it grows, then shrinks down to nothing, and so on
 				growing := step/3000%2 == 0
 				if key := keys[rnd.IntN(len(keys))]; (rnd.IntN(5) > 0) == growing {
-					if e, ok := model[key]; ok { // like a redelivery
+					if e, ok := model[key]; ok { // as for a redelivery
 						if s := tab.find(key); s == nil || s.digest != e.digest || s.expires != e.expires {
 							t.Fatalf("step %d: found %+v, want %+v", step, s, e)
 						}
@@ -124,11 +123,11 @@ func TestTableAgreesWithMapModel(t *testing.T) {
 						emptied++
 					}
 				} else if len(model) != 0 {
-					t.Fatalf("step %d: no oldest among %d ids", step, len(model))
+					t.Fatalf("step %d: no oldest among %d IDs", step, len(model))
 				}
 				most = max(most, len(model))
 				if tab.count != len(model) {
-					t.Fatalf("step %d: %d ids, want %d", step, tab.count, len(model))
+					t.Fatalf("step %d: %d IDs, want %d", step, tab.count, len(model))
 				}
 				if step%500 == 0 || len(model) == 0 {
 					checkTable(t, &tab)
@@ -142,7 +141,7 @@ func TestTableAgreesWithMapModel(t *testing.T) {
 				}
 			}
 			if emptied < 3 || most < 2*chunkLen {
-				t.Errorf("emptied %d times and had at most %d ids: too little was put to the test", emptied, most)
+				t.Errorf("emptied %d times and had at most %d IDs: too few to prove anything", emptied, most)
 			}
 		})
 	}
@@ -185,9 +184,9 @@ func TestOldestIsTheFirstToExpire(t *testing.T) {
 	}
 }
 
-// An operator who tries out retentions for long must not make every operation
-// slower: only those in use have a queue.
-func TestQueuesOfUnusedRetentionsAreUsedAgain(t *testing.T) {
+// Only retentions in use have a queue: a retention that was used once must not
+// make every operation slower.
+func TestQueuesOfUnusedRetentionsAreReused(t *testing.T) {
 	var tab table
 	tab.insert(Key{}, 0, time.Hour, 0) // one that stays
 	for i := range 100 {
@@ -200,8 +199,7 @@ func TestQueuesOfUnusedRetentionsAreUsedAgain(t *testing.T) {
 	}
 }
 
-// filled returns a table of n ids from a counter, from which it makes keys as
-// well spread as those of [KeyOf].
+// filled returns a table with the keys of the numbers below n.
 func filled(n int) *table {
 	tab := new(table)
 	for i := range n {
@@ -210,7 +208,8 @@ func filled(n int) *table {
 	return tab
 }
 
-// counterKey is the finalizer of SplitMix64: fast, and different for each n.
+// counterKey is the finalizer of SplitMix64. It is fast, different for each n,
+// and as evenly distributed as [KeyOf].
 func counterKey(n uint64) (k Key) {
 	n = (n ^ n>>30) * 0xbf58476d1ce4e5b9
 	n = (n ^ n>>27) * 0x94d049bb133111eb
@@ -219,7 +218,7 @@ func counterKey(n uint64) (k Key) {
 	return k
 }
 
-func TestSlotsAreUsedAgain(t *testing.T) {
+func TestSlotsAreReused(t *testing.T) {
 	const n = 5000
 	tab := filled(n)
 	slots, buckets := tab.slots.len, tab.buckets.len
@@ -228,7 +227,7 @@ func TestSlotsAreUsedAgain(t *testing.T) {
 		tab.insert(counterKey(uint64(n+i)), 1, time.Hour, int64(n+i))
 	}
 	if tab.slots.len != slots || tab.buckets.len != buckets {
-		t.Errorf("from %d slots and %d buckets to %d and %d, with as many ids as before",
+		t.Errorf("from %d slots and %d buckets to %d and %d, with as many IDs as before",
 			slots, buckets, tab.slots.len, tab.buckets.len)
 	}
 	checkTable(t, tab)
@@ -249,21 +248,20 @@ func TestChainsStayShort(t *testing.T) {
 		}
 		longest = max(longest, length)
 	}
-	t.Logf("the longest chain of %d ids has %d", n, longest)
+	t.Logf("the longest chain of %d IDs has %d", n, longest)
 	if longest > most {
-		t.Errorf("a chain of %d ids, want at most %d", longest, most)
+		t.Errorf("a chain of %d IDs, want at most %d", longest, most)
 	}
 }
 
-// No insertion pays for all that is there already. That is measured by what it
-// allocates, since time depends on the machine. The lists of chunks do grow by
-// copying, at 8 bytes for 256 ids.
+// This measures what an insertion allocates, because its time depends on the
+// machine. Only the lists of chunks are copied, with 8 bytes for 256 IDs.
 func TestNoInsertionCopiesTheTable(t *testing.T) {
 	const n = 200_000
 	var tab table
 	var before, after runtime.MemStats
 	for i := range n {
-		// a look at each would stop the world too often
+		// reading the statistics each time would stop the world too often
 		watched := i&(i-1) == 0 || i%997 == 0
 		if watched {
 			runtime.ReadMemStats(&before)
@@ -272,16 +270,16 @@ func TestNoInsertionCopiesTheTable(t *testing.T) {
 		if watched {
 			runtime.ReadMemStats(&after)
 			if took := after.TotalAlloc - before.TotalAlloc; took > 64<<10 {
-				t.Fatalf("the insertion of id %d took %d bytes", i, took)
+				t.Fatalf("the insertion of ID %d took %d bytes", i, took)
 			}
 		}
 	}
 }
 
-// heap returns the bytes and objects that are in use.
+// heap returns the number of bytes and objects in use.
 func heap() (bytes, objects int64) {
 	runtime.GC()
-	runtime.GC() // what the first one left to finalizers and sync.Pool
+	runtime.GC() // for what the first one left to finalizers and sync.Pool
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapAlloc), int64(m.HeapObjects)
@@ -293,9 +291,9 @@ func TestMemoryOfAMillionIDs(t *testing.T) {
 	tab := filled(n)
 	bytes, objects := heap()
 	bytes, objects = bytes-bytesBefore, objects-objectsBefore
-	t.Logf("%.2f bytes an id, %d objects in all", float64(bytes)/n, objects)
-	if bytes > maxBytes*n || bytes < 24*n { // less cannot be: the measurement is wrong
-		t.Errorf("%.2f bytes an id, want at most %d", float64(bytes)/n, maxBytes)
+	t.Logf("%.2f bytes per ID, %d objects in all", float64(bytes)/n, objects)
+	if bytes > maxBytes*n || bytes < 24*n { // less is impossible: the measurement is wrong
+		t.Errorf("%.2f bytes per ID, want at most %d", float64(bytes)/n, maxBytes)
 	}
 	if objects > maxObjects {
 		t.Errorf("%d objects on the heap, want at most %d", objects, maxObjects)
@@ -305,13 +303,13 @@ func TestMemoryOfAMillionIDs(t *testing.T) {
 		tab.remove(tab.oldest())
 	}
 	if s := tab.find(counterKey(n - 1)); s == nil || tab.oldest() != s {
-		t.Fatal("the youngest id is not the last one left")
+		t.Fatal("the newest ID is not the last one left")
 	}
 	tab.remove(tab.oldest())
 	bytes, _ = heap()
 	if left := bytes - bytesBefore; left > 1<<20 {
 		t.Errorf("%d bytes are still in use when the table is empty", left)
 	}
-	tab.insert(Key{1}, 1, time.Hour, 0) // it is alive until here, and of use afterwards
+	tab.insert(Key{1}, 1, time.Hour, 0) // the table is alive until here, and usable afterwards
 	checkTable(t, tab)
 }
