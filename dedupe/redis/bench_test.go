@@ -51,7 +51,7 @@ func BenchmarkDuplicate(b *testing.B) {
 	}
 }
 
-// BenchmarkServerMemory reports what an id takes in Redis.
+// BenchmarkServerMemory reports how much memory an ID takes in Redis.
 func BenchmarkServerMemory(b *testing.B) {
 	server := redistest.Start(b)
 	s := newInstance(b, config(server))
@@ -105,8 +105,8 @@ func BenchmarkServerMemory(b *testing.B) {
 	b.ReportMetric((used()-before)/ids, "server-B/id")
 }
 
-// BenchmarkNotice reports how long after a delivery ends on one instance, the
-// settlement included, a copy that waits on another is answered.
+// BenchmarkNotice reports how long it takes to settle a delivery on one instance
+// and then answer a duplicate that waits on another.
 func BenchmarkNotice(b *testing.B) {
 	server := redistest.Start(b)
 	owner, other := newInstance(b, config(server)), newInstance(b, config(server))

@@ -41,9 +41,9 @@ func TestCaddyfile(t *testing.T) {
 		"redis redis://a {\n key_prefix \"\"\n}":         "key_prefix is empty",
 		"redis redis://a {\n ca a\n ca b\n}":             "ca is given more than once",
 		"redis redis://a {\n timeout 1s\n timeout 1s\n}": "timeout is given more than once",
-		"redis redis://a {\n timeout 0\n}":               "timeout must be a duration greater than zero",
-		"redis redis://a {\n timeout -1s\n}":             "timeout must be a duration greater than zero",
-		"redis redis://a {\n timeout soon\n}":            `such as 1s, not "soon"`,
+		"redis redis://a {\n timeout 0\n}":               "timeout must be greater than zero",
+		"redis redis://a {\n timeout -1s\n}":             "timeout must be greater than zero",
+		"redis redis://a {\n timeout soon\n}":            `timeout must be a duration such as 30s or 24h: time: invalid duration "soon"`,
 		"redis redis://a {\n capacity 5\n}":              `unknown option "capacity" of store redis`,
 	} {
 		if _, err := parse(input); err == nil || !strings.Contains(err.Error(), want) {
@@ -52,7 +52,7 @@ func TestCaddyfile(t *testing.T) {
 	}
 }
 
-func TestRefusedAtLoad(t *testing.T) {
+func TestRejectedAtLoad(t *testing.T) {
 	empty := filepath.Join(t.TempDir(), "empty.pem")
 	if err := os.WriteFile(empty, []byte("nothing"), 0o600); err != nil {
 		t.Fatal(err)
@@ -62,19 +62,19 @@ func TestRefusedAtLoad(t *testing.T) {
 	for want, config := range map[string]map[string]any{
 		"needs the URL of a server":                    {},
 		"URL 1: its scheme must be redis://":           {"urls": []string{"http://user:s3cret@a"}},
-		"URL 1: it is not of the form":                 {"urls": []string{"redis://user:s3cret/x@a"}},
-		"must be percent-encoded in a password":        {"urls": []string{"redis://:1234/s3cret@a"}},
-		"URL 2: it is not of the form":                 {"urls": []string{"redis://a", "redis://a:s3cret:1"}},
+		"URL 1: it does not have the form":             {"urls": []string{"redis://user:s3cret/x@a"}},
+		"percent-encode special characters in a":       {"urls": []string{"redis://:1234/s3cret@a"}},
+		"URL 2: it does not have the form":             {"urls": []string{"redis://a", "redis://a:s3cret:1"}},
 		"URL 1: it has a parameter other than":         {"urls": []string{"redis://a?master=x"}},
 		"URL 2 differs from the first in more than":    {"urls": []string{"redis://user:s3cret@a", "redis://b"}},
 		"differs from the first":                       {"urls": []string{"redis://a/1", "redis://b/2"}},
-		"URL 1: a placeholder in it is":                {"urls": []string{"{env.BUZZBIP_TEST_UNSET}"}},
+		"URL 1: a placeholder is unknown":              {"urls": []string{"{env.BUZZBIP_TEST_UNSET}"}},
 		"braces in a password":                         {"urls": []string{"redis://:x{s3cret}x@a"}},
 		"key_prefix must not contain braces":           {"urls": one, "key_prefix": "x}"},
 		"timeout must be greater than zero":            {"urls": one, "timeout": 0},
 		"timeout must be at most 5s, not 5.1s":         {"urls": one, "timeout": "5100ms"},
 		"must be the number of a database":             {"urls": []string{"redis://a/s3cret"}},
-		"what follows the port":                        {"urls": []string{"redis://a/1/2"}},
+		"its path must be the":                         {"urls": []string{"redis://a/1/2"}},
 		`when_down must be memory or refuse, not "no"`: {"urls": one, "when_down": "no"},
 		"ca is for rediss:// only":                     {"urls": one, "ca": empty},
 		"ca: open ":                                    {"urls": []string{"rediss://a"}, "ca": empty + ".not"},
@@ -110,7 +110,7 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
-// Hosting providers hand out URLs that end with a slash.
+// Some hosting providers add a slash to the end of their URLs.
 func TestURLMayEndWithASlash(t *testing.T) {
 	for url, want := range map[string]string{
 		"redis://host:6379/":                       "redis://host:6379",
@@ -125,7 +125,7 @@ func TestURLMayEndWithASlash(t *testing.T) {
 			t.Errorf("%s: %v", url, err)
 			continue
 		}
-		if s.settings.id != without.settings.id {
+		if s.settings.fingerprint != without.settings.fingerprint {
 			t.Errorf("%s gives %+v, and without the slash %+v", url, s.settings.client, without.settings.client)
 		}
 	}

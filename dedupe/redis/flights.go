@@ -7,7 +7,7 @@ import (
 	"github.com/buzzbip/caddy-webhook/dedupe"
 )
 
-// id is an event's ID in its scope.
+// id is the ID of an event in its scope.
 type id struct {
 	scope string
 	key   dedupe.Key
@@ -22,20 +22,21 @@ type flight struct {
 	state   flightState
 }
 
-// flightState says what Redis knows of a flight.
+// flightState is what Redis knows of a flight.
 type flightState uint8
 
 const (
-	// registered: Redis has granted the claim, or was told of it since.
+	// registered means that Redis granted the claim, or was told of it later.
 	registered flightState = iota
-	// unregistered: this instance has granted the claim because Redis did not
-	// answer.
+	// unregistered means that this instance granted the claim, because Redis did
+	// not answer.
 	unregistered
-	// contested: when Redis was told of the claim, another instance had the ID.
+	// contested means that another instance had a claim on the ID when Redis was
+	// told of this one.
 	contested
 )
 
-// flights are what this instance is delivering. The zero value is ready for
+// flights are the IDs that this instance is delivering. The zero value is ready for
 // use, and its methods are safe for concurrent use.
 type flights struct {
 	mu   sync.Mutex
@@ -52,20 +53,19 @@ func (fs *flights) begin(f flight) {
 }
 
 // end removes a flight and returns it, if it is still there.
-func (fs *flights) end(of id, token uint64) (f flight, ok bool) {
+func (fs *flights) end(event id, token uint64) (f flight, ok bool) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
-	f, ok = fs.byID[of]
+	f, ok = fs.byID[event]
 	if !ok || f.token != token {
 		return flight{}, false
 	}
-	delete(fs.byID, of)
+	delete(fs.byID, event)
 	return f, true
 }
 
-// toRegister returns the flights that Redis is to be told of, in case it does
-// not know them: those that began before a time, and those that it was not told
-// of yet.
+// toRegister returns the flights that Redis may not know: those that are not
+// registered, and those that began before a time, which Redis may have lost.
 func (fs *flights) toRegister(before time.Time) (due []flight) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
@@ -78,16 +78,15 @@ func (fs *flights) toRegister(before time.Time) (due []flight) {
 	return due
 }
 
-// setState changes the state of a flight, and reports whether it is still
-// there.
+// setState changes the state of a flight, and reports whether it is still there.
 func (fs *flights) setState(f flight, state flightState) bool {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
-	present, ok := fs.byID[f.id]
-	if !ok || present.token != f.token {
+	current, ok := fs.byID[f.id]
+	if !ok || current.token != f.token {
 		return false
 	}
-	present.state = state
-	fs.byID[f.id] = present
+	current.state = state
+	fs.byID[f.id] = current
 	return true
 }

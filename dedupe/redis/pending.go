@@ -7,18 +7,18 @@ import (
 	"github.com/buzzbip/caddy-webhook/dedupe"
 )
 
-// pendingCapacity bounds the outcomes that are kept. Each takes up to 170
+// pendingCapacity bounds the number of pending outcomes. Each takes up to 170
 // bytes.
 var pendingCapacity = 1_000_000
 
-// outcome is how a delivery ended.
+// outcome is how a delivery ended, to be recorded in Redis.
 type outcome struct {
 	token       uint64
 	digest      dedupe.Digest
-	replaces    dedupe.Digest // if it was to replace an earlier delivery: see [dedupe.Claim]
-	expires     int64         // when it is of no use any more: Unix time in nanoseconds
+	replaces    dedupe.Digest // see [dedupe.Claim]
+	expires     int64         // when it no longer matters: a Unix time in nanoseconds
 	delivered   bool
-	replacesAny bool // it was to replace whatever was delivered earlier
+	replacesAny bool // it replaces any earlier delivery
 }
 
 func (o outcome) valid() bool { return time.Now().UnixNano() < o.expires }
@@ -29,27 +29,27 @@ type ended struct {
 	outcome
 }
 
-// pending holds outcomes until Redis has taken them: one for each ID, for what
-// an instance says of its last claim counts for the earlier ones, too. The zero
-// value is ready for use, and its methods are safe for concurrent use.
+// pending holds the outcomes that are not recorded in Redis yet: one for each
+// ID, because ending the last claim of an instance ends its earlier ones, too.
+// The zero value is ready for use, and its methods are safe for concurrent use.
 type pending struct {
 	mu      sync.Mutex
-	byID    map[id]outcome // nil when it is empty, for a map does not shrink
-	evicted uint64         // deliveries that there was no room for
+	byID    map[id]outcome // nil when empty, because a map never shrinks
+	evicted uint64         // deliveries that it had no room for
 }
 
-// add keeps an outcome, and reports whether there was room for it.
+// add adds an outcome, and reports whether there was room for it.
 func (p *pending) add(e ended) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	old, known := p.byID[e.id]
 	if known && old.delivered && !e.delivered && old.valid() {
-		// a redelivery has failed: what was delivered before it still counts
+		// a redelivery failed: the delivery before it still counts
 		old.token = max(old.token, e.token)
 		e.outcome = old
 	}
 	if !known && len(p.byID) >= pendingCapacity {
-		p.some(1)
+		p.nextLocked(1)
 	}
 	if !known && len(p.byID) >= pendingCapacity {
 		if e.delivered {
@@ -64,66 +64,68 @@ func (p *pending) add(e ended) bool {
 	return true
 }
 
-// delivery returns the outcome of an ID that was delivered.
-func (p *pending) delivery(of id) (outcome, bool) {
+// delivery returns the outcome of an ID, and whether it was delivered.
+func (p *pending) delivery(event id) (outcome, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	o := p.byID[of]
+	o := p.byID[event]
 	return o, o.delivered && o.valid()
 }
 
-// forgetDelivery leaves nothing to be told but that a claim has ended.
-func (p *pending) forgetDelivery(of id) {
+// forgetDelivery keeps only that the claim on an ID has ended.
+func (p *pending) forgetDelivery(event id) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if o, ok := p.byID[of]; ok {
+	if o, ok := p.byID[event]; ok {
 		o.delivered = false
-		p.byID[of] = o
+		p.byID[event] = o
 	}
 }
 
-// next returns up to a number of outcomes, and drops those that have expired.
+// next returns up to a number of outcomes.
 func (p *pending) next(count int) []ended {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.some(count)
+	return p.nextLocked(count)
 }
 
-// some is next with p.mu held.
-func (p *pending) some(count int) (some []ended) {
-	for of, o := range p.byID {
+// nextLocked is next for a caller that holds p.mu. It removes the expired
+// outcomes that it finds.
+func (p *pending) nextLocked(count int) (found []ended) {
+	for event, o := range p.byID {
 		if !o.valid() {
-			p.delete(of)
+			p.deleteLocked(event)
 			continue
 		}
-		if some = append(some, ended{of, o}); len(some) == count {
+		if found = append(found, ended{event, o}); len(found) == count {
 			break
 		}
 	}
-	return some
+	return found
 }
 
-// remove drops an outcome, unless there is a newer one of its ID.
+// remove removes an outcome, unless there is a newer one for its ID.
 func (p *pending) remove(e ended) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.byID[e.id] == e.outcome {
-		p.delete(e.id)
+		p.deleteLocked(e.id)
 	}
 }
 
-// supersede drops the outcome of an ID: Redis knows a later one.
-func (p *pending) supersede(of id, token uint64) {
+// supersede removes the outcome of an ID, unless it is later than the token of
+// an outcome that is recorded in Redis.
+func (p *pending) supersede(event id, token uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if o, ok := p.byID[of]; ok && o.token <= token {
-		p.delete(of)
+	if o, ok := p.byID[event]; ok && o.token <= token {
+		p.deleteLocked(event)
 	}
 }
 
-// delete is called with p.mu held.
-func (p *pending) delete(of id) {
-	delete(p.byID, of)
+// deleteLocked removes the outcome of an ID, for a caller that holds p.mu.
+func (p *pending) deleteLocked(event id) {
+	delete(p.byID, event)
 	if len(p.byID) == 0 {
 		p.byID = nil
 	}
@@ -135,7 +137,7 @@ func (p *pending) len() int {
 	return len(p.byID)
 }
 
-// evictions returns how many deliveries there was no room for.
+// evictions returns how many deliveries it had no room for.
 func (p *pending) evictions() uint64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()

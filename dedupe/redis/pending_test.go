@@ -1,42 +1,15 @@
 package redis
 
 import (
-	"context"
 	"fmt"
-	"os"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
-	_ "github.com/caddyserver/caddy/v2/modules/logging"
-
 	"github.com/buzzbip/caddy-webhook/dedupe"
 	"github.com/buzzbip/caddy-webhook/internal/redistest"
 )
-
-// logged lets Caddy log to a file until the end of the test.
-func logged(t *testing.T) (text func() string) {
-	t.Helper()
-	file := filepath.Join(t.TempDir(), "log")
-	run := func(logging string) {
-		config := fmt.Sprintf(`{"admin": {"disabled": true, "config": {"persist": false}}, "logging": {%s}}`, logging)
-		if err := caddy.Load([]byte(config), true); err != nil {
-			t.Fatal(err)
-		}
-	}
-	run(fmt.Sprintf(`"logs": {"default": {"writer": {"output": "file", "filename": %q}}}`, file))
-	t.Cleanup(func() { run("") })
-	return func() string {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return string(text)
-	}
-}
 
 func limitPending(t *testing.T, capacity int) {
 	old := pendingCapacity
@@ -44,15 +17,7 @@ func limitPending(t *testing.T, capacity int) {
 	t.Cleanup(func() { pendingCapacity = old })
 }
 
-// deliverDown delivers while Redis is down.
-func deliverDown(t *testing.T, s *Store, r dedupe.Request) {
-	t.Helper()
-	if err := s.Settle(context.Background(), expect(t, s, r, dedupe.Claimed), true); err == nil {
-		t.Fatal("Redis is not down")
-	}
-}
-
-func TestWhatThereIsNoRoomForInAnOutageIsLoggedAndCounted(t *testing.T) {
+func TestDeliveriesThatPendingHasNoRoomForAreLoggedAndCounted(t *testing.T) {
 	limitPending(t, 2)
 	log := logged(t)
 	server := redistest.Start(t)
@@ -63,15 +28,15 @@ func TestWhatThereIsNoRoomForInAnOutageIsLoggedAndCounted(t *testing.T) {
 			deliverDown(t, s, arrival(fmt.Sprint(outage, " ", n), 1))
 		}
 		if got := s.Stats().Evicted; got != uint64(3*outage) {
-			t.Errorf("in outage %d, %d ids count as evicted, want %d", outage, got, 3*outage)
+			t.Errorf("in outage %d, %d IDs count as evicted, want %d", outage, got, 3*outage)
 		}
-		if got := strings.Count(log(), "there is no room to keep"); got != outage {
+		if got := strings.Count(log(), "no room left for deliveries"); got != outage {
 			t.Errorf("in outage %d, the log has said so %d times", outage, got)
 		}
 		server.Restart()
 		waitFor(t, "Redis to be back", func() bool { return up(s) && s.pendingOutcomes() == 0 })
 		if got := strings.Count(log(), `"deliveries":3`); got != outage {
-			t.Errorf("after outage %d, the log has told the number %d times", outage, got)
+			t.Errorf("after outage %d, the log has the number %d times", outage, got)
 		}
 	}
 	if strings.Count(log(), "Redis is back") != 2 {
@@ -79,7 +44,7 @@ func TestWhatThereIsNoRoomForInAnOutageIsLoggedAndCounted(t *testing.T) {
 	}
 }
 
-func TestWhatHasExpiredMakesRoomInAnOutage(t *testing.T) {
+func TestExpiredOutcomesMakeRoomInAnOutage(t *testing.T) {
 	limitPending(t, 2)
 	server := redistest.Start(t)
 	s := newInstance(t, config(server, "timeout", "100ms"))
@@ -92,15 +57,14 @@ func TestWhatHasExpiredMakesRoomInAnOutage(t *testing.T) {
 	time.Sleep(time.Millisecond)
 	deliverDown(t, s, arrival("c", 1))
 	if got := s.Stats().Evicted; got != 0 {
-		t.Errorf("%d ids count as evicted", got)
+		t.Errorf("%d IDs count as evicted", got)
 	}
 	server.Restart()
-	waitFor(t, "Redis to know", func() bool { return up(s) && s.pendingOutcomes() == 0 })
+	waitFor(t, "the outcomes to be recorded", func() bool { return up(s) && s.pendingOutcomes() == 0 })
 	expect(t, newInstance(t, config(server)), arrival("c", 1), dedupe.Delivered)
 }
 
-// What Redis knows is not forgotten, however little this instance can remember.
-func TestWhatRedisKnowsIsNotEvicted(t *testing.T) {
+func TestIDsThatRedisKnowsAreNotCountedAsEvicted(t *testing.T) {
 	old := ownLimits
 	ownLimits.Capacity = 1
 	defer func() { ownLimits = old }()
@@ -114,8 +78,8 @@ func TestWhatRedisKnowsIsNotEvicted(t *testing.T) {
 	}
 }
 
-// An event that was delivered again with another body, both in an outage.
-func TestLastOfSeveralDeliveriesCountsAfterAnOutage(t *testing.T) {
+// An event is delivered, and delivered again with another body, in an outage.
+func TestLastOfSeveralDeliveriesInAnOutageIsRecorded(t *testing.T) {
 	server := redistest.Start(t)
 	s := newInstance(t, config(server, "timeout", "100ms"))
 	server.Kill()
@@ -127,24 +91,24 @@ func TestLastOfSeveralDeliveriesCountsAfterAnOutage(t *testing.T) {
 		deliverDown(t, s, again)
 	}
 	server.Restart()
-	waitFor(t, "Redis to know", func() bool { return up(s) && s.pendingOutcomes() == 0 })
+	waitFor(t, "the outcomes to be recorded", func() bool { return up(s) && s.pendingOutcomes() == 0 })
 	other := newInstance(t, config(server))
 	for n := range events {
 		expect(t, other, arrival(fmt.Sprint(n), 2), dedupe.Delivered)
 	}
 }
 
-// heap is how much memory is in use.
+// heap returns how much memory is in use.
 func heap() int64 {
 	runtime.GC()
-	runtime.GC() // for what the first has finalized
+	runtime.GC() // for what the first one finalized
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapAlloc)
 }
 
-// The figures are those of docs/STORES.md.
-func TestMemoryOfAnOutageIsBoundedAndGivenBack(t *testing.T) {
+// docs/STORES.md has these figures.
+func TestMemoryOfAnOutageIsBoundedAndFreed(t *testing.T) {
 	server := redistest.Start(t)
 	server.Kill()
 	s := newInstance(t, config(server, "timeout", "100ms"))
@@ -160,7 +124,7 @@ func TestMemoryOfAnOutageIsBoundedAndGivenBack(t *testing.T) {
 		t.Errorf("%d IDs take %d bytes, want %d at most", ids, taken, most)
 	}
 	server.Restart()
-	waitFor(t, "Redis to know", func() bool { return up(s) && s.pendingOutcomes() == 0 })
+	waitFor(t, "the outcomes to be recorded", func() bool { return up(s) && s.pendingOutcomes() == 0 })
 	left := heap() - before
 	t.Logf("%d bytes for each ID afterwards", left/ids)
 	if most := int64(75 * ids); left > most {
@@ -169,7 +133,7 @@ func TestMemoryOfAnOutageIsBoundedAndGivenBack(t *testing.T) {
 	runtime.KeepAlive(s)
 }
 
-// What an instance says of its last claim on an ID counts for the earlier ones.
+// The outcome of the last claim on an ID replaces earlier ones.
 func TestPendingHasOneOutcomeForEachID(t *testing.T) {
 	at := func(token uint64, delivered bool, digest dedupe.Digest) outcome {
 		return outcome{token: token, delivered: delivered, digest: digest, expires: unixAfter(time.Hour)}
@@ -182,22 +146,22 @@ func TestPendingHasOneOutcomeForEachID(t *testing.T) {
 	if o, ok := p.delivery(a); !ok || o.digest != 7 || o.token != 3 || p.len() != 1 {
 		t.Errorf("got %+v %v, and %d outcomes", o, ok, p.len())
 	}
-	told := p.next(1)[0]
+	recorded := p.next(1)[0]
 	p.add(ended{a, at(4, true, 8)})
-	p.remove(told) // and not what came while it was told
+	p.remove(recorded) // does not remove the outcome that was added since
 	if o, ok := p.delivery(a); !ok || o.digest != 8 {
 		t.Errorf("got %+v %v", o, ok)
 	}
 	p.forgetDelivery(a)
 	if _, ok := p.delivery(a); ok || p.len() != 1 {
-		t.Error("it was not forgotten, or the end of its claim was")
+		t.Error("the delivery is still known, or the end of the claim is not")
 	}
 	p.supersede(a, 3)
 	if p.len() != 1 {
-		t.Error("an earlier claim has ended a later one")
+		t.Error("the outcome of a later claim was removed")
 	}
 	p.supersede(a, 5)
 	if p.len() != 0 || p.byID != nil {
-		t.Error("something is left")
+		t.Error("an outcome is left")
 	}
 }

@@ -39,9 +39,8 @@ func TestTLSAndAUserWithAPassword(t *testing.T) {
 	}
 }
 
-// traffic delivers events through two instances until it is stopped, a copy of
-// each through each at the same time, and returns how often each was delivered.
-// The ids of a sender are what named makes of them.
+// traffic delivers events until it is stopped, each through two instances at the
+// same time, and returns how often each event was delivered. named makes the IDs.
 func traffic(t *testing.T, named func(string) string, a, b *Store) (stop func() map[string]int) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var mu sync.Mutex
@@ -52,10 +51,10 @@ func traffic(t *testing.T, named func(string) string, a, b *Store) (stop func() 
 			for n := 0; ctx.Err() == nil; n++ {
 				time.Sleep(time.Millisecond) // leave some CPU to the servers
 				id := named(fmt.Sprint(sender, " ", n))
-				var copies sync.WaitGroup
+				var duplicates sync.WaitGroup
 				for _, s := range []*Store{a, b} {
-					copies.Go(func() {
-						for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) { // as a sender who retries
+					duplicates.Go(func() {
+						for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) { // as a sender that retries
 							v, err := s.Claim(context.Background(), arrival(id, 1))
 							if err == nil && v.State == dedupe.Claimed {
 								mu.Lock()
@@ -73,12 +72,12 @@ func traffic(t *testing.T, named func(string) string, a, b *Store) (stop func() 
 						}
 					})
 				}
-				copies.Wait()
+				duplicates.Wait()
 			}
 		})
 	}
 	return func() map[string]int {
-		waitFor(t, "so many events that they prove something", func() bool {
+		waitFor(t, "enough events", func() bool {
 			mu.Lock()
 			defer mu.Unlock()
 			return len(deliveries) >= 100
@@ -89,8 +88,8 @@ func traffic(t *testing.T, named func(string) string, a, b *Store) (stop func() 
 	}
 }
 
-// expectOnce checks that what was delivered is known to both instances, and
-// how often it was delivered.
+// expectOnce checks that all instances know the events as delivered, and that
+// none was delivered more than most times.
 func expectOnce(t *testing.T, deliveries map[string]int, most int, instances ...*Store) {
 	t.Helper()
 	twice := 0
@@ -115,7 +114,7 @@ func TestCluster(t *testing.T) {
 	clustered := map[string]any{"urls": []string{nodes[0].URL(), nodes[1].URL()}, "timeout": "1s"}
 	a, b := newInstance(t, clustered), newInstance(t, clustered)
 	t.Run("acts as one server", func(t *testing.T) {
-		patient := map[string]any{"urls": clustered["urls"], "timeout": "10s"} // however slow the machine is
+		patient := map[string]any{"urls": clustered["urls"], "timeout": "10s"} // on a slow machine, too
 		a, b := newInstance(t, patient), newInstance(t, patient)
 		stop := traffic(t, asIs, a, b)
 		time.Sleep(300 * time.Millisecond)
@@ -145,17 +144,17 @@ func TestCluster(t *testing.T) {
 	})
 }
 
-// Each event is delivered once while slots move from one node to another and
-// back, with the events in them.
+// Each event is delivered once while slots move, with the events in them, from
+// one node to another and back.
 func TestSlotsOfAClusterMove(t *testing.T) {
 	nodes := redistest.StartCluster(t)
 	clustered := map[string]any{"urls": []string{nodes[0].URL(), nodes[1].URL()}, "timeout": "10s", "when_down": "refuse"}
 	a, b := newInstance(t, clustered), newInstance(t, clustered)
-	const slots = 3 // the first ones, which nodes[0] has
+	const slots = 3 // the first ones, which are on nodes[0]
 	stop := traffic(t, func(id string) string {
 		for n := 0; ; n++ {
 			named := fmt.Sprint(id, " ", n)
-			if keySlot(a.key(named)) < slots {
+			if keySlot(a.claimKey(named)) < slots {
 				return named
 			}
 		}
@@ -170,7 +169,7 @@ func TestSlotsOfAClusterMove(t *testing.T) {
 	}
 }
 
-// keySlot is where a Cluster keeps a key.
+// keySlot returns the slot of a key in a Cluster.
 func keySlot(key string) (slot int) {
 	_, tag, _ := strings.Cut(key, "{")
 	tag, _, _ = strings.Cut(tag, "}")
@@ -198,35 +197,35 @@ func TestSentinel(t *testing.T) {
 	stop := traffic(t, asIs, a, b)
 	time.Sleep(100 * time.Millisecond)
 	master.Kill()
-	waitFor(t, "both to notice", func() bool { return !up(a) && !up(b) })
+	waitFor(t, "both to notice the outage", func() bool { return !up(a) && !up(b) })
 	expectRecovery(t, stop, a, b)
 }
 
-// expectRecovery checks that two instances act as one again by themselves, also
-// about what was delivered meanwhile, and stops the traffic that has gone on.
+// expectRecovery stops the traffic, and checks that two instances act as one
+// again, also for the events that were delivered in the outage.
 func expectRecovery(t *testing.T, stop func() map[string]int, a, b *Store) {
 	t.Helper()
 	waitFor(t, "both to be back", func() bool { return up(a) && up(b) })
 	time.Sleep(200 * time.Millisecond)
 	deliveries := stop()
-	waitFor(t, "all to be recorded", func() bool { return up(a) && up(b) && a.pendingOutcomes()+b.pendingOutcomes() == 0 })
+	waitFor(t, "all outcomes to be recorded", func() bool { return up(a) && up(b) && a.pendingOutcomes()+b.pendingOutcomes() == 0 })
 	expectOnce(t, deliveries, 2, a, b) // at most once for each instance
 	deliver(t, a, arrival("afterwards", 1))
 	expect(t, b, arrival("afterwards", 1), dedupe.Delivered)
-	expectTold(t, a, b)
+	expectMessages(t, a, b)
 }
 
-// expectTold checks that messages between instances come again, sooner or
-// later.
-func expectTold(t *testing.T, a, b *Store) {
+// expectMessages checks that, sooner or later, the instances get messages from
+// each other again.
+func expectMessages(t *testing.T, a, b *Store) {
 	t.Helper()
 	defer func(d time.Duration) { pollInterval = d }(pollInterval)
 	pollInterval = time.Hour
 	for end := time.Now().Add(patience); ; {
-		id := fmt.Sprint("told ", time.Now())
+		id := fmt.Sprint("message ", time.Now())
 		c := expect(t, a, arrival(id, 1), dedupe.Claimed)
 		r := arrival(id, 1)
-		r.Wait = 10 * time.Second // after which it asks for the last time
+		r.Wait = 10 * time.Second // then it asks for the last time
 		waiter := claimAsync(t, b, r)
 		waitFor(t, "the waiter", func() bool { return waits(b, id) })
 		start := time.Now()
@@ -238,7 +237,7 @@ func expectTold(t *testing.T, a, b *Store) {
 			return
 		}
 		if time.Now().After(end) {
-			t.Fatal("no messages come")
+			t.Fatal("no messages arrive")
 		}
 	}
 }

@@ -1,12 +1,23 @@
-// Package storetest tests that a [dedupe.Store] behaves as its users expect.
-// It runs in real time, for stores over a network, but no test passes or fails
-// because a machine is slow.
+// Package storetest is the test suite that every [dedupe.Store] must pass. A
+// store runs it from a test of its own:
+//
+//	func TestStore(t *testing.T) {
+//		storetest.Test(t, storetest.Config{
+//			Open: func(t testing.TB) dedupe.Store { return open(t) },
+//		})
+//	}
+//
+// The suite tests the behaviors that [dedupe.Store] describes by name, compares
+// random sequences of operations with a model, and checks that concurrent
+// operations are linearizable. It runs in real time, because stores may use a
+// network, but no test depends on the speed of the machine.
+//
+// [Expect], [Settle] and [Deliver] are for other tests of stores, too.
 package storetest
 
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"sync"
 	"testing"
@@ -17,35 +28,35 @@ import (
 
 // Config describes the store to test.
 type Config struct {
-	// Open returns a store that shares what it remembers with those that were
-	// opened before. It is released by a cleanup of t.
+	// Open returns a store that shares what it remembers with those opened
+	// before. It must release the store in a cleanup of t.
 	Open func(t testing.TB) dedupe.Store
-	// Shared says that stores stand for processes of their own, which may die:
-	// a claim then ends with its lease.
+	// Shared means that each store stands for a process of its own, which may
+	// die: then its claims end with their leases.
 	Shared bool
 }
 
-// Test tests a store in all ways.
+// Test runs the suite.
 func Test(t *testing.T, c Config) {
 	for _, test := range []struct {
 		name string
 		run  func(*suite)
 	}{
-		{"an unseen id is claimed", unseen},
-		{"a delivered id is answered by its body", delivered},
-		{"a failed id is unseen again", failed},
+		{"an unseen ID is claimed", unseen},
+		{"a delivered ID is answered by its body", delivered},
+		{"a failed ID is unseen again", failed},
 		{"redelivery", redelivery},
-		{"a duplicate waits no longer than it may", waitEnds},
-		{"a waiter leaves with its context", contextEnds},
+		{"a duplicate waits no longer than its request says", waitEnds},
+		{"a waiter leaves when its context is done", contextEnds},
 		{"waiters are answered after success", waitersSucceed},
 		{"exactly one waiter takes over after a failure", waiterTakesOver},
-		{"only the present owner ends its claim", oldTokens},
+		{"only the current owner ends its claim", oldTokens},
 		{"a late success is recorded unless the ID was delivered since", lateTokens},
-		{"scopes are apart", scopes},
+		{"scopes are separate", scopes},
 		{"retention counts from the success", retention},
-		{"each id keeps its own retention", retentions},
-		{"an id that expired leaves no trace", expired},
-		{"many copies at once are delivered once", storm},
+		{"each ID keeps its own retention", retentions},
+		{"an expired ID leaves no trace", expired},
+		{"concurrent duplicates are delivered once", storm},
 		{"lookup", lookup},
 		{"forget", forget},
 		{"stats", stats},
@@ -54,7 +65,7 @@ func Test(t *testing.T, c Config) {
 	}
 	if c.Shared {
 		t.Run("a claim ends with its lease", func(t *testing.T) { leaseEnds(newSuite(t, c)) })
-		t.Run("a late settlement takes nothing from another owner", func(t *testing.T) { lateEnd(newSuite(t, c)) })
+		t.Run("a late settlement does not end the claim of another owner", func(t *testing.T) { lateEnd(newSuite(t, c)) })
 		t.Run("a late success counts although its lease has ended", func(t *testing.T) { lateSuccess(newSuite(t, c)) })
 		t.Run("a late redelivery replaces what was delivered before it", func(t *testing.T) { lateRedelivery(newSuite(t, c)) })
 	}
@@ -62,17 +73,18 @@ func Test(t *testing.T, c Config) {
 	t.Run("histories are linearizable", func(t *testing.T) { testHistories(t, c) })
 }
 
-// patience is how long a test waits for what must happen.
+// patience is how long a test waits for what must happen. It is longer than any
+// store needs.
 var patience = 30 * time.Second
 
-// soon is a lease or a retention that a test waits for.
+// soon is a lease or a retention whose end a test waits for.
 const soon = 100 * time.Millisecond
 
 type suite struct {
 	*testing.T
 	Config
 	scope string
-	// a and b are two stores, or two instances of one that is shared.
+	// a and b share what they remember.
 	a, b dedupe.Store
 }
 
@@ -87,56 +99,37 @@ func (s *suite) arrival(id string, body dedupe.Digest) dedupe.Request {
 func waiting(r dedupe.Request) dedupe.Request   { r.Wait = patience; return r }
 func redeliver(r dedupe.Request) dedupe.Request { r.Redeliver = true; return r }
 
-// outcome of a claim: a [dedupe.State] or an error.
-func outcome(v dedupe.Verdict, err error) any {
-	if err != nil {
-		return err
-	}
-	return v.State
-}
-
-func (s *suite) check(r dedupe.Request, v dedupe.Verdict, err, want any) dedupe.Claim {
-	s.Helper()
-	e, _ := err.(error)
-	got := outcome(v, e)
-	if wantErr, ok := want.(error); ok {
-		if !errors.Is(e, wantErr) {
-			s.Fatalf("the claim gave %v, want the error %v", got, wantErr)
-		}
-	} else if got != want {
-		s.Fatalf("the claim gave %v, want the state %v", got, want)
-	}
-	switch {
-	case e == nil && v.State == dedupe.Claimed:
-		if v.Claim.Request != r {
-			s.Fatalf("the claim is on %+v, want %+v", v.Claim.Request, r)
-		}
-	case v.Claim != dedupe.Claim{}:
-		s.Fatalf("there is a claim with %v", got)
-	}
-	return v.Claim
-}
-
 func (s *suite) expect(store dedupe.Store, r dedupe.Request, want any) dedupe.Claim {
 	s.Helper()
-	v, err := store.Claim(s.Context(), r)
-	return s.check(r, v, err, want)
+	return Expect(s.T, store, r, want)
 }
 
 func (s *suite) settle(store dedupe.Store, c dedupe.Claim, delivered bool) {
 	s.Helper()
-	if err := store.Settle(context.Background(), c, delivered); err != nil {
-		s.Fatalf("settling: %v", err)
-	}
+	Settle(s.T, store, c, delivered)
 }
 
 func (s *suite) deliver(store dedupe.Store, r dedupe.Request) {
 	s.Helper()
-	s.settle(store, s.expect(store, r, dedupe.Claimed), true)
+	Deliver(s.T, store, r)
 }
 
-// waiter is a claim that may wait.
-type waiter struct {
+// eventually claims until the answer is the one wanted.
+func (s *suite) eventually(store dedupe.Store, r dedupe.Request, want any) dedupe.Claim {
+	s.Helper()
+	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		v, err := store.Claim(s.Context(), r)
+		if outcome(v, err) == want || time.Now().After(end) {
+			return check(s.T, r, v, err, want)
+		}
+		if err == nil && v.State == dedupe.Claimed {
+			s.settle(store, v.Claim, false)
+		}
+	}
+}
+
+// asyncClaim is a claim that may wait, in a goroutine of its own.
+type asyncClaim struct {
 	*suite
 	request dedupe.Request
 	answer  chan answer
@@ -147,44 +140,30 @@ type answer struct {
 	err error
 }
 
-func (s *suite) wait(ctx context.Context, store dedupe.Store, r dedupe.Request) *waiter {
-	w := &waiter{s, r, make(chan answer, 1)}
+func (s *suite) claimAsync(ctx context.Context, store dedupe.Store, r dedupe.Request) *asyncClaim {
+	a := &asyncClaim{s, r, make(chan answer, 1)}
 	go func() {
 		v, err := store.Claim(ctx, r)
-		w.answer <- answer{v, err}
+		a.answer <- answer{v, err}
 	}()
-	return w
+	return a
 }
 
-func (w *waiter) expect(want any) dedupe.Claim {
-	w.Helper()
+func (a *asyncClaim) expect(want any) dedupe.Claim {
+	a.Helper()
 	select {
-	case got := <-w.answer:
-		return w.check(w.request, got.Verdict, got.err, want)
+	case got := <-a.answer:
+		return check(a.T, a.request, got.Verdict, got.err, want)
 	case <-time.After(patience):
-		w.Fatal("the claim is not answered")
+		a.Fatal("the claim is not answered")
 		panic("unreachable")
-	}
-}
-
-// eventually claims again and again until that is answered as wanted.
-func (s *suite) eventually(store dedupe.Store, r dedupe.Request, want any) dedupe.Claim {
-	s.Helper()
-	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
-		v, err := store.Claim(s.Context(), r)
-		if outcome(v, err) == want || time.Now().After(end) {
-			return s.check(r, v, err, want)
-		}
-		if err == nil && v.State == dedupe.Claimed {
-			s.settle(store, v.Claim, false)
-		}
 	}
 }
 
 func unseen(s *suite) {
 	one, other := s.expect(s.a, s.arrival("a", 1), dedupe.Claimed), s.expect(s.a, s.arrival("b", 1), dedupe.Claimed)
 	if one.Token == other.Token {
-		s.Error("two claims have one token")
+		s.Error("two claims have the same token")
 	}
 }
 
@@ -234,40 +213,40 @@ func contextEnds(s *suite) {
 	s.expect(s.a, s.arrival("a", 1), dedupe.Claimed)
 	for _, store := range []dedupe.Store{s.a, s.b} {
 		ctx, cancel := context.WithCancel(s.Context())
-		w := s.wait(ctx, store, waiting(s.arrival("a", 1)))
+		w := s.claimAsync(ctx, store, waiting(s.arrival("a", 1)))
 		cancel()
 		w.expect(dedupe.ErrInFlight)
 	}
-	// one that is done takes no answer away
+	// a context that is done does not discard an answer
 	ctx, cancel := context.WithCancel(s.Context())
 	cancel()
-	s.wait(ctx, s.a, s.arrival("b", 1)).expect(dedupe.Claimed)
+	s.claimAsync(ctx, s.a, s.arrival("b", 1)).expect(dedupe.Claimed)
 }
 
 func waitersSucceed(s *suite) {
 	r := s.arrival("a", 1)
 	c := s.expect(s.a, r, dedupe.Claimed)
-	var waiters []*waiter
+	var waiters []*asyncClaim
 	for range 5 {
-		waiters = append(waiters, s.wait(s.Context(), s.a, waiting(r)), s.wait(s.Context(), s.b, waiting(r)))
+		waiters = append(waiters, s.claimAsync(s.Context(), s.a, waiting(r)), s.claimAsync(s.Context(), s.b, waiting(r)))
 	}
-	conflicting := s.wait(s.Context(), s.b, waiting(s.arrival("a", 2)))
-	time.Sleep(soon / 2) // most are waiting by now; those that are not are answered all the same
+	conflicting := s.claimAsync(s.Context(), s.b, waiting(s.arrival("a", 2)))
+	time.Sleep(soon / 2) // most wait by now; the others are answered the same way
 	s.settle(s.a, c, true)
 	began := time.Now()
 	for _, w := range waiters {
 		w.expect(dedupe.Delivered)
 	}
 	conflicting.expect(dedupe.Conflicting)
-	s.Logf("all were told within %v", time.Since(began))
+	s.Logf("all were answered within %v", time.Since(began))
 }
 
 func waiterTakesOver(s *suite) {
 	c := s.expect(s.a, s.arrival("a", 1), dedupe.Claimed)
-	const copies = 6
-	claims := make(chan dedupe.Claim, copies)
+	const duplicates = 6
+	claims := make(chan dedupe.Claim, duplicates)
 	var done sync.WaitGroup
-	for i := range copies {
+	for i := range duplicates {
 		store := []dedupe.Store{s.a, s.b}[i%2]
 		done.Go(func() {
 			v, err := store.Claim(s.Context(), waiting(s.arrival("a", dedupe.Digest(i))))
@@ -276,7 +255,7 @@ func waiterTakesOver(s *suite) {
 				return
 			}
 			if v.State != dedupe.Claimed {
-				return // another has delivered
+				return // another waiter delivered
 			}
 			claims <- v.Claim
 			time.Sleep(soon / 10)
@@ -291,7 +270,7 @@ func waiterTakesOver(s *suite) {
 	done.Wait()
 	close(claims)
 	if len(claims) != 3 {
-		s.Fatalf("%d waiters took over, want one after each of three failures", len(claims))
+		s.Fatalf("%d waiters took over, want one after each of 3 failures", len(claims))
 	}
 	var last dedupe.Claim
 	for last = range claims {
@@ -337,7 +316,7 @@ func (s *suite) expectOwned(id string) {
 	s.Helper()
 	for _, store := range []dedupe.Store{s.a, s.b} {
 		if known, err := store.Lookup(s.Context(), s.scope, dedupe.KeyOf(id)); err != nil || !known.InFlight {
-			s.Fatalf("%s is looked up as %+v, error %v: its owner has lost it", id, known, err)
+			s.Fatalf("%s is looked up as %+v, error %v: its owner lost its claim", id, known, err)
 		}
 	}
 }
@@ -360,14 +339,14 @@ func retention(s *suite) {
 	s.settle(s.a, c, true)
 	v, err := s.b.Claim(s.Context(), r)
 	if time.Since(settled) < soon {
-		s.check(r, v, err, dedupe.Delivered)
+		check(s.T, r, v, err, dedupe.Delivered)
 	} else if err == nil && v.State == dedupe.Claimed {
 		s.settle(s.b, v.Claim, false)
 	}
 	s.eventually(s.b, r, dedupe.Claimed)
-	// a clock that differs by a few ms is all right
+	// the clock of the store may differ by a few milliseconds
 	if kept := time.Since(settled); kept < soon-5*time.Millisecond {
-		s.Errorf("the id was remembered for %v", kept)
+		s.Errorf("the ID was remembered for %v", kept)
 	}
 }
 
@@ -376,7 +355,7 @@ func retentions(s *suite) {
 	short.Retention = soon
 	s.deliver(s.a, short)
 	s.deliver(s.a, s.arrival("long", 1))
-	short.Retention = time.Hour // what a later request says does not count
+	short.Retention = time.Hour // the retention of a later request has no effect
 	s.eventually(s.b, short, dedupe.Claimed)
 	s.expect(s.b, s.arrival("long", 1), dedupe.Delivered)
 }
@@ -385,29 +364,29 @@ func expired(s *suite) {
 	r := s.arrival("a", 1)
 	r.Retention = soon
 	s.deliver(s.a, r)
-	r.Digest = 2 // no conflict with what has expired
+	r.Digest = 2 // does not conflict with a delivery that expired
 	c := s.eventually(s.b, r, dedupe.Claimed)
 	if status, err := s.a.Lookup(s.Context(), r.Scope, r.Key); err != nil || status.Delivered {
-		s.Errorf("an id that expired is looked up as %+v, error %v", status, err)
+		s.Errorf("an expired ID is looked up as %+v, error %v", status, err)
 	}
 	if forgotten, err := s.a.Forget(s.Context(), r.Scope, r.Key); err != nil || forgotten {
-		s.Errorf("an id that expired was forgotten: %v, error %v", forgotten, err)
+		s.Errorf("an expired ID was forgotten: %v, error %v", forgotten, err)
 	}
 	s.settle(s.b, c, false)
 }
 
 func storm(s *suite) {
-	const ids, copies = 20, 10
+	const ids, duplicates = 20, 10
 	var mu sync.Mutex
 	owners, deliveries := make(map[string]int), make(map[string]int)
-	var all sync.WaitGroup
-	for i := range ids * copies {
+	var senders sync.WaitGroup
+	for i := range ids * duplicates {
 		id := string(rune('a' + i%ids))
 		store := []dedupe.Store{s.a, s.b}[i/ids%2]
-		all.Go(func() {
+		senders.Go(func() {
 			v, err := store.Claim(s.Context(), waiting(s.arrival(id, 1)))
 			if err != nil || v.State == dedupe.Conflicting {
-				s.Errorf("a copy got %v", outcome(v, err))
+				s.Errorf("a duplicate got %v", outcome(v, err))
 			}
 			if err != nil || v.State != dedupe.Claimed {
 				return
@@ -431,7 +410,7 @@ func storm(s *suite) {
 			}
 		})
 	}
-	all.Wait()
+	senders.Wait()
 	for id, n := range deliveries {
 		if n > 1 {
 			s.Errorf("%s was delivered %d times", id, n)
@@ -465,7 +444,7 @@ func lookup(s *suite) {
 	c = s.expect(s.b, redeliver(r), dedupe.Claimed)
 	check("delivered again", dedupe.Status{InFlight: true, Delivered: true, Digest: 7})
 	s.settle(s.b, c, false)
-	check("that having failed", dedupe.Status{Delivered: true, Digest: 7})
+	check("after that failed", dedupe.Status{Delivered: true, Digest: 7})
 }
 
 func forget(s *suite) {
@@ -501,16 +480,16 @@ func stats(s *suite) {
 	}
 }
 
-// brief is an arrival whose claim a test can outlive.
-func (s *suite) brief(id string, body dedupe.Digest) dedupe.Request {
+// shortLease is an arrival whose lease ends during the test.
+func (s *suite) shortLease(id string, body dedupe.Digest) dedupe.Request {
 	r := s.arrival(id, body)
 	r.Lease = soon
 	return r
 }
 
 func leaseEnds(s *suite) {
-	s.expect(s.a, s.brief("a", 1), dedupe.Claimed) // and a dies
-	c := s.wait(s.Context(), s.b, waiting(s.arrival("a", 2))).expect(dedupe.Claimed)
+	s.expect(s.a, s.shortLease("a", 1), dedupe.Claimed) // then a dies
+	c := s.claimAsync(s.Context(), s.b, waiting(s.arrival("a", 2))).expect(dedupe.Claimed)
 	s.settle(s.b, c, true)
 	s.expect(s.b, s.arrival("a", 2), dedupe.Delivered)
 }
@@ -519,7 +498,7 @@ func lateEnd(s *suite) {
 	for _, success := range []bool{true, false} {
 		for _, ownerSucceeds := range []bool{true, false} {
 			id := fmt.Sprintf("%v, and the owner's: %v", success, ownerSucceeds)
-			old := s.expect(s.a, s.brief(id, 1), dedupe.Claimed)
+			old := s.expect(s.a, s.shortLease(id, 1), dedupe.Claimed)
 			owner := s.eventually(s.b, s.arrival(id, 2), dedupe.Claimed)
 			s.settle(s.a, old, success)
 			s.expectOwned(id)
@@ -527,7 +506,7 @@ func lateEnd(s *suite) {
 			switch {
 			case ownerSucceeds:
 				s.expect(s.a, s.arrival(id, 2), dedupe.Delivered)
-			case success: // an event that was acknowledged is not forgotten
+			case success: // an acknowledged event is not forgotten
 				s.expect(s.b, s.arrival(id, 1), dedupe.Delivered)
 			default:
 				s.settle(s.b, s.expect(s.b, s.arrival(id, 1), dedupe.Claimed), false)
@@ -535,7 +514,7 @@ func lateEnd(s *suite) {
 		}
 
 		id := fmt.Sprint(success, " after the other's")
-		old := s.expect(s.a, s.brief(id, 1), dedupe.Claimed)
+		old := s.expect(s.a, s.shortLease(id, 1), dedupe.Claimed)
 		s.settle(s.b, s.eventually(s.b, s.arrival(id, 2), dedupe.Claimed), true)
 		s.settle(s.a, old, success)
 		s.expect(s.a, s.arrival(id, 2), dedupe.Delivered)
@@ -546,7 +525,7 @@ func lateRedelivery(s *suite) {
 	for _, since := range []bool{true, false} {
 		id := fmt.Sprint("delivered since: ", since)
 		s.deliver(s.a, s.arrival(id, 1))
-		old := s.expect(s.a, redeliver(s.brief(id, 2)), dedupe.Claimed)
+		old := s.expect(s.a, redeliver(s.shortLease(id, 2)), dedupe.Claimed)
 		owner := s.eventually(s.b, redeliver(s.arrival(id, 3)), dedupe.Claimed)
 		want := dedupe.Digest(2)
 		if since {
@@ -561,7 +540,7 @@ func lateRedelivery(s *suite) {
 }
 
 func lateSuccess(s *suite) {
-	c := s.expect(s.a, s.brief("a", 1), dedupe.Claimed)
+	c := s.expect(s.a, s.shortLease("a", 1), dedupe.Claimed)
 	s.settle(s.b, s.eventually(s.b, s.arrival("a", 1), dedupe.Claimed), false) // the lease has ended
 	s.settle(s.a, c, true)
 	s.expect(s.b, s.arrival("a", 1), dedupe.Delivered)

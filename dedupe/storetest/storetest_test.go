@@ -11,7 +11,7 @@ import (
 	"github.com/buzzbip/caddy-webhook/dedupe"
 )
 
-// store is the ledger as a store.
+// store makes a store of a ledger.
 type store struct{ ledger *dedupe.Ledger }
 
 func (s store) Claim(ctx context.Context, r dedupe.Request) (dedupe.Verdict, error) {
@@ -37,14 +37,14 @@ func (s store) Stats() dedupe.Stats {
 	return stats
 }
 
-// faulty is a store with a claim or a settlement of its own.
+// faulty is a store with a fault.
 type faulty struct {
 	store
 	claim  func(dedupe.Request) dedupe.Request
 	settle func(dedupe.Claim, bool) (dedupe.Claim, bool)
 	answer func(dedupe.Request, dedupe.Verdict, error) (dedupe.Verdict, error)
-	forget bool // does nothing
-	late   bool // a late success is dropped
+	forget bool // Forget does nothing
+	late   bool // a late success is not recorded
 }
 
 func (f faulty) Claim(ctx context.Context, r dedupe.Request) (dedupe.Verdict, error) {
@@ -84,15 +84,15 @@ var faults = map[string]faulty{
 		c.Digest = 0
 		return c, d
 	}},
-	"redelivery is refused":      {claim: func(r dedupe.Request) dedupe.Request { r.Redeliver = false; return r }},
+	"redelivery is ignored":      {claim: func(r dedupe.Request) dedupe.Request { r.Redeliver = false; return r }},
 	"redelivery is always on":    {claim: func(r dedupe.Request) dedupe.Request { r.Redeliver = true; return r }},
 	"nobody waits":               {claim: func(r dedupe.Request) dedupe.Request { r.Wait = 0; return r }},
 	"everybody waits":            {claim: func(r dedupe.Request) dedupe.Request { r.Wait += 2 * patience; return r }},
-	"failures count":             {settle: func(c dedupe.Claim, _ bool) (dedupe.Claim, bool) { return c, true }},
-	"successes do not count":     {settle: func(c dedupe.Claim, _ bool) (dedupe.Claim, bool) { return c, false }},
+	"failures are recorded":      {settle: func(c dedupe.Claim, _ bool) (dedupe.Claim, bool) { return c, true }},
+	"successes are not recorded": {settle: func(c dedupe.Claim, _ bool) (dedupe.Claim, bool) { return c, false }},
 	"nothing is ever forgotten":  {settle: func(c dedupe.Claim, d bool) (dedupe.Claim, bool) { c.Retention = time.Hour; return c, d }},
-	"ids are forgotten too soon": {settle: func(c dedupe.Claim, d bool) (dedupe.Claim, bool) { c.Retention /= 2; return c, d }},
-	"all go through": {answer: func(r dedupe.Request, v dedupe.Verdict, _ error) (dedupe.Verdict, error) {
+	"IDs are forgotten too soon": {settle: func(c dedupe.Claim, d bool) (dedupe.Claim, bool) { c.Retention /= 2; return c, d }},
+	"every claim is granted": {answer: func(r dedupe.Request, v dedupe.Verdict, _ error) (dedupe.Verdict, error) {
 		return dedupe.Verdict{State: dedupe.Claimed, Claim: dedupe.Claim{Request: r, Token: 1}}, nil
 	}},
 	"scopes are mixed up": {
@@ -105,12 +105,11 @@ var faults = map[string]faulty{
 
 const faultVariable = "STORETEST_FAULT"
 
-// TestStoreWithoutFault is what the suite finds nothing wrong with, unless the
-// variable names a fault.
+// TestStoreWithoutFault passes, unless the variable names a fault.
 func TestStoreWithoutFault(t *testing.T) {
 	ledger := new(dedupe.Ledger)
 	f, faulty := faults[os.Getenv(faultVariable)]
-	if faulty { // what must happen does not
+	if faulty { // the suite waits for what does not happen
 		patience = time.Second
 	}
 	f.store = store{ledger}
@@ -125,7 +124,7 @@ func TestSuiteFindsFaults(t *testing.T) {
 			cmd.Env = append(os.Environ(), faultVariable+"="+fault)
 			out, err := cmd.CombinedOutput()
 			if err == nil || !bytes.Contains(out, []byte("--- FAIL: TestStoreWithoutFault/")) {
-				t.Errorf("it was not found: %v\n%.2000s", err, out)
+				t.Errorf("the fault was not found: %v\n%.2000s", err, out)
 			}
 		})
 	}
