@@ -52,7 +52,7 @@ func TestFullDiskIsSeenAndLosesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	caddytest.WaitFor(t, "the disk to work again", func() bool { return c.Metric(`store_up{store="bolt"}`) == 1 })
-	for _, said := range []string{"delivered ids cannot be written to the disk", "the disk works again"} {
+	for _, said := range []string{"failed to write delivered IDs to the disk", "the disk works again"} {
 		if !strings.Contains(c.Log.String(), said) {
 			t.Errorf("the log does not say %q", said)
 		}

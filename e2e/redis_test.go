@@ -251,7 +251,7 @@ func TestCaddyThatStopsWhileRedisIsDownSaysWhatIsLost(t *testing.T) {
 				c.Reload()
 			}
 			c.Stop()
-			if log := c.Log.String(); !strings.Contains(log, "Caddy stops before Redis was back") || !strings.Contains(log, `"deliveries":1`) {
+			if log := c.Log.String(); !strings.Contains(log, "Caddy is stopping while Redis is down") || !strings.Contains(log, `"deliveries":1`) {
 				t.Error("the log does not say what is lost")
 			}
 		})
@@ -311,7 +311,7 @@ func TestWhatTheSenderSeesWhileRedisIsDown(t *testing.T) {
 			if up := caddies[0].Metric(`store_up{store="redis"}`); up != 0 {
 				t.Errorf("store_up is %v", up)
 			}
-			if log := caddies[0].Log.String(); !strings.Contains(log, "Redis is down: until it answers, events are "+map[string]string{"memory": "deduplicated within this instance only", "refuse": "refused"}[policy]) {
+			if log := caddies[0].Log.String(); !strings.Contains(log, "Redis is down; "+map[string]string{"memory": "deduplicating within this instance only", "refuse": "rejecting events"}[policy]) {
 				t.Errorf("the log does not say that Redis is down: %s", log)
 			}
 			end()
@@ -428,7 +428,8 @@ func TestEventsThatRedisHasLostAreCountedAndLogged(t *testing.T) {
 	}
 }
 
-// An event whose key in Redis is of no use is delivered, and harms no other.
+// An event whose key in Redis has an unknown value is delivered, and affects no
+// other event.
 func TestKeyOfAnotherKindInRedisLosesNoEvent(t *testing.T) {
 	server := redistest.Start(t)
 	b := caddytest.NewBackend(t, nil)
@@ -457,7 +458,7 @@ func TestKeyOfAnotherKindInRedisLosesNoEvent(t *testing.T) {
 	if c.Metric(`store_up{store="redis"}`) != 1 || strings.Contains(log, "Redis is down") {
 		t.Error("the store was down")
 	}
-	if !strings.Contains(log, "one of its keys is of no use") {
+	if !strings.Contains(log, "one of its keys has an unknown value") {
 		t.Error("the log does not say so")
 	}
 	if scope := key[strings.IndexByte(key, '}')+1:]; strings.Contains(log, scope) {

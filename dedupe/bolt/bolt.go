@@ -1,5 +1,5 @@
-// Package bolt is the Caddy module for remembering event ids in a file, so
-// that a restart or a crash forgets nothing.
+// Package bolt is the Caddy module that remembers event IDs in a file, so that a
+// restart or a crash forgets nothing.
 package bolt
 
 import (
@@ -20,13 +20,13 @@ func init() {
 	caddy.RegisterModule(Store{})
 }
 
-// Store remembers event ids in a bbolt file, and in memory for finding them:
-// about 52 bytes of memory and 60 of disk for each id. A delivered id is on the
-// disk before the sender is answered. Only one process can use the file, but
+// Store remembers event IDs in a bbolt file, with an index in memory: about 52
+// bytes of memory and 60 bytes of disk for each ID. A delivered ID is on the
+// disk before the sender is answered. Only one process can use the file, with
 // any number of handlers and scopes.
 type Store struct {
-	// The file, which is made if it does not exist. Global placeholders are
-	// replaced. Default: `buzzbip_webhook/events.db` in Caddy's data directory.
+	// The path of the file, which is created if it does not exist. Global
+	// placeholders are expanded. Default: `buzzbip_webhook/events.db` in Caddy's data directory.
 	Path string `json:"path,omitempty"`
 
 	path string

@@ -24,6 +24,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/buzzbip/caddy-webhook/dedupe"
+	"github.com/buzzbip/caddy-webhook/dedupe/storetest"
 )
 
 // patience is how long a test waits for what must happen; it never decides
@@ -86,26 +87,11 @@ func numbered(n uint64) dedupe.Request {
 	return dedupe.Request{Scope: "scope", Key: key, Digest: dedupe.Digest(n), Retention: time.Hour}
 }
 
-func expect(t testing.TB, s *Store, r dedupe.Request, want dedupe.State) dedupe.Claim {
-	t.Helper()
-	v, err := s.Claim(t.Context(), r)
-	if err != nil || v.State != want {
-		t.Fatalf("got state %d and error %v, want state %d", v.State, err, want)
-	}
-	return v.Claim
-}
-
-func settle(t testing.TB, s *Store, c dedupe.Claim, delivered bool) {
-	t.Helper()
-	if err := s.Settle(context.Background(), c, delivered); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func deliver(t testing.TB, s *Store, r dedupe.Request) {
-	t.Helper()
-	settle(t, s, expect(t, s, r, dedupe.Claimed), true)
-}
+var (
+	expect  = storetest.Expect
+	settle  = storetest.Settle
+	deliver = storetest.Deliver
+)
 
 // opened returns the file of a store that has started.
 func opened(t testing.TB, s *Store) *file {
@@ -415,14 +401,14 @@ func TestFileThatCannotBeReadAnyMoreDoesNotEndTheProcess(t *testing.T) {
 	}
 	for n := range uint64(2) {
 		err := s.Settle(context.Background(), expect(t, s, numbered(n+2), dedupe.Claimed), true)
-		if err == nil || !strings.Contains(err.Error(), "cannot be read any more") {
+		if err == nil || !strings.Contains(err.Error(), "can no longer be read") {
 			t.Errorf("got %v", err)
 		}
 	}
 	for n := range uint64(3) {
 		expect(t, s, numbered(n+1), dedupe.Delivered)
 	}
-	if err := s.Cleanup(); err == nil || !strings.Contains(err.Error(), "cannot be read any more") {
+	if err := s.Cleanup(); err == nil || !strings.Contains(err.Error(), "can no longer be read") {
 		t.Errorf("at the end it says %v", err)
 	}
 }
@@ -623,7 +609,7 @@ func TestDamagedFileIsAClearErrorAndNeverAStartFromNothing(t *testing.T) {
 				}
 				return
 			}
-			if !strings.Contains(err.Error(), path+" is damaged") || !strings.Contains(err.Error(), "restore it from a backup, or move it away") {
+			if !strings.Contains(err.Error(), path+" is damaged") || !strings.Contains(err.Error(), "restore a backup, or move it away") {
 				t.Errorf("got %v", err)
 			}
 		})
@@ -917,7 +903,7 @@ func TestFullDisk(t *testing.T) {
 	}
 	path := newPath(t)
 	out := alone(t, path)
-	for _, said := range []string{"delivered ids cannot be written to the disk", "the disk works again"} {
+	for _, said := range []string{"failed to write delivered IDs to the disk", "the disk works again"} {
 		if !bytes.Contains(out, []byte(said)) {
 			t.Errorf("the log does not say %q:\n%s", said, out)
 		}

@@ -114,7 +114,7 @@ func (f *file) write(ctx context.Context, c change) error {
 		return err
 	default:
 	}
-	err := fmt.Errorf("the disk does not answer: %w", ctx.Err())
+	err := fmt.Errorf("the disk did not respond in time: %w", ctx.Err())
 	f.fail(err) // nobody else is to wait for it
 	return err
 }
@@ -122,7 +122,7 @@ func (f *file) write(ctx context.Context, c change) error {
 // fail notes that the disk does not work. The caller holds f.mu.
 func (f *file) fail(err error) {
 	if f.err == nil {
-		logger().Error("delivered ids cannot be written to the disk: until they can, they are remembered in memory only",
+		logger().Error("failed to write delivered IDs to the disk; keeping them in memory until that succeeds",
 			zap.String("path", f.path), zap.Error(err))
 	}
 	f.err = err
@@ -142,7 +142,7 @@ func (f *file) run() {
 		case <-f.closed:
 			if !f.writeAll() {
 				f.mu.Lock()
-				logger().Error("the file is closed although not all that was delivered is in it: if those events are sent again, they are delivered again",
+				logger().Error("closing the file without some delivered IDs; their events may be delivered again",
 					zap.String("path", f.path), zap.Int("events", len(f.changes)), zap.Error(f.err))
 				f.mu.Unlock()
 			}
@@ -179,8 +179,8 @@ func (f *file) commit(changes []change) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if fault := recover(); fault != nil {
-			f.lost = fmt.Errorf("%s cannot be read any more (%v): restart Caddy, which then says what to do", f.path, fault)
-			logger().Error("delivered ids are remembered in memory only from now on", zap.Error(f.lost))
+			f.lost = fmt.Errorf("%s can no longer be read (%v): restart Caddy, which checks the file and reports the damage", f.path, fault)
+			logger().Error("failed to use the file; keeping delivered IDs in memory only", zap.Error(f.lost))
 			err = f.lost
 		}
 	}()
@@ -216,7 +216,7 @@ func (f *file) tried(changes []change, err error) {
 		}
 		if f.err != nil && len(f.changes) <= maxCommit {
 			f.err = nil
-			logger().Info("the disk works again: what was delivered meanwhile is in the file, or goes there next", zap.String("path", f.path))
+			logger().Info("the disk works again; writing the delivered IDs that are in memory only", zap.String("path", f.path))
 		}
 	} else {
 		if f.err == nil {

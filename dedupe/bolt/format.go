@@ -152,7 +152,7 @@ func open(path string) (*file, error) {
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err := create(path); err != nil {
-			return nil, fmt.Errorf("making %s: %w", path, err)
+			return nil, fmt.Errorf("creating %s: %w", path, err)
 		}
 		info, err = os.Stat(path)
 	}
@@ -197,7 +197,7 @@ func openDB(path string, options bbolt.Options) (*bbolt.DB, error) {
 	case err == nil:
 		return db, nil
 	case errors.Is(err, bbolterrors.ErrTimeout):
-		return nil, fmt.Errorf("%s is in use by another process: give each Caddy a file of its own, or let them share a store redis", path)
+		return nil, fmt.Errorf("%s is in use by another process: give each Caddy a file of its own, or use store redis", path)
 	case errors.As(err, &errno): // the system has refused something
 		return nil, fmt.Errorf("opening %s: %w", path, err)
 	}
@@ -205,7 +205,7 @@ func openDB(path string, options bbolt.Options) (*bbolt.DB, error) {
 }
 
 func damaged(path string, err error) error {
-	return fmt.Errorf("%s is damaged (%w): restore it from a backup, or move it away to start with nothing remembered; then events that were delivered before are delivered again if they are sent again", path, err)
+	return fmt.Errorf("%s is damaged (%w): restore a backup, or move it away to start with no IDs; then duplicates of earlier events are delivered", path, err)
 }
 
 // unfinished begins the names of files at path that are being made.
@@ -307,10 +307,10 @@ func (f *file) load() (last int, err error) {
 		return 0, err
 	}
 	if there := uint64(info.Size()) / r.pageSize; there < m.pages {
-		return 0, damaged(f.path, fmt.Errorf("%d of %d pages are there", there, m.pages))
+		return 0, damaged(f.path, fmt.Errorf("it has %d of %d pages", there, m.pages))
 	}
 
-	errForeign := fmt.Errorf("%s is a bbolt file, but not one of this store: give the store another path", f.path)
+	errForeign := fmt.Errorf("%s is a bbolt file, but not one of this store: use another path", f.path)
 	ours := false
 	now := time.Now().UnixNano()
 	var written, read uint64 // numbers of records
@@ -337,7 +337,7 @@ func (f *file) load() (last int, err error) {
 	case !ours:
 		return 0, errForeign
 	case read != written:
-		return 0, damaged(f.path, fmt.Errorf("%d of %d records are there", read, written))
+		return 0, damaged(f.path, fmt.Errorf("it has %d of %d records", read, written))
 	}
 	return int(m.txid), nil
 }
@@ -345,7 +345,7 @@ func (f *file) load() (last int, err error) {
 func (f *file) loadRecord(scope string, e entry, now int64) error {
 	r, ok := decode(scope, e.key, e.value)
 	if !ok || e.flags != 0 {
-		return errors.New("a record is not as it was written")
+		return errors.New("a record is damaged")
 	}
 	if r.expires > now {
 		// all in the order of their expiry, as if they had no retention

@@ -61,7 +61,7 @@ func (r *reader) meta() (last meta, err error) {
 		sum := fnv.New64a()
 		sum.Write(b[:56])
 		if sum.Sum64() != native.Uint64(b[56:]) {
-			return meta{}, fmt.Errorf("page %d, which says what the last transaction was, is not as it was written", page)
+			return meta{}, fmt.Errorf("page %d, which names the last transaction, is damaged", page)
 		}
 		m := meta{root: native.Uint64(b[16:]), freelist: native.Uint64(b[32:]), pages: native.Uint64(b[40:]), txid: native.Uint64(b[48:])}
 		if m.txid >= last.txid {
@@ -158,7 +158,7 @@ func (r *reader) bucket(e entry, visit func(entry) error) (sequence uint64, err 
 		return sequence, r.tree(root, visit)
 	}
 	if len(inline) < pageHeader || native.Uint16(inline[8:]) != leafPage {
-		return 0, errors.New("a bucket is not as it was written")
+		return 0, errors.New("a bucket is damaged")
 	}
 	return sequence, (&walk{reader: r, visit: visit}).elements(inline)
 }

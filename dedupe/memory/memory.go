@@ -1,5 +1,5 @@
-// Package memory is the Caddy module for remembering event ids in the memory
-// of one process.
+// Package memory is the Caddy module that remembers event IDs in the memory of
+// one process.
 package memory
 
 import (
@@ -25,25 +25,24 @@ const (
 	refuse       = "refuse"
 )
 
-// Store remembers event ids in the memory of this process: across reloads of
-// the configuration, but not across a restart. It takes about 52 bytes for
-// each id.
+// Store remembers event IDs in the memory of this process: across reloads of the
+// configuration, but not across a restart. It takes about 52 bytes for each ID.
 type Store struct {
-	// How many delivered ids are remembered at most, for each scope.
-	// Default: 1000000.
+	// The greatest number of delivered IDs to remember for each scope. Default:
+	// 1000000.
 	Capacity *int `json:"capacity,omitempty"`
 
-	// What to do when capacity is reached: `forget_oldest` forgets the ids
-	// that were delivered first, so that a very late copy of one of them would
-	// be delivered again; `refuse` answers new events with 503 until ids have
-	// expired. Default: `forget_oldest`.
+	// What to do when capacity is reached: `forget_oldest` forgets the oldest
+	// IDs, so that a very late duplicate of one of them is delivered; `refuse`
+	// answers new events with 503 until IDs have expired. Default:
+	// `forget_oldest`.
 	WhenFull string `json:"when_full,omitempty"`
 
 	limits dedupe.Limits
 }
 
-// ledger is shared by all stores of the process: what was delivered outlives
-// the configuration under which it was.
+// ledger is shared by all stores of the process, so that the IDs outlive the
+// configuration that they were delivered under.
 var ledger dedupe.Ledger
 
 // CaddyModule returns the Caddy module information.

@@ -14,6 +14,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/buzzbip/caddy-webhook/dedupe"
+	"github.com/buzzbip/caddy-webhook/dedupe/storetest"
 )
 
 // load makes a store from its JSON configuration, as Caddy does.
@@ -42,38 +43,22 @@ func parse(input string) (*Store, error) {
 	return s, s.UnmarshalCaddyfile(caddyfile.NewTestDispenser(input))
 }
 
-// arrival is of event n, in a scope of the test's own: all stores of the
-// process share their state.
+// arrival is a request for event n, in the scope of the test: all stores of the
+// process share their IDs.
 func arrival(t *testing.T, n uint64) dedupe.Request {
 	var key dedupe.Key
 	binary.LittleEndian.PutUint64(key[:], n)
 	return dedupe.Request{Scope: t.Name(), Key: key, Digest: 1, Retention: 24 * time.Hour}
 }
 
-// expect makes a claim that is answered as wanted: by a state or an error.
-func expect(t *testing.T, s *Store, r dedupe.Request, want any) dedupe.Claim {
-	t.Helper()
-	v, err := s.Claim(t.Context(), r)
-	if wantErr, ok := want.(error); ok {
-		if !errors.Is(err, wantErr) {
-			t.Fatalf("got %+v and error %v, want the error %v", v, err, wantErr)
-		}
-	} else if err != nil || v.State != want {
-		t.Fatalf("got state %d and error %v, want state %d", v.State, err, want)
-	}
-	return v.Claim
-}
+var (
+	expect  = storetest.Expect
+	settle  = storetest.Settle
+	deliver = storetest.Deliver
+)
 
-func settle(t *testing.T, s *Store, c dedupe.Claim, delivered bool) {
-	t.Helper()
-	if err := s.Settle(context.Background(), c, delivered); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func deliver(t *testing.T, s *Store, r dedupe.Request) {
-	t.Helper()
-	settle(t, s, expect(t, s, r, dedupe.Claimed), true)
+func TestStore(t *testing.T) {
+	storetest.Test(t, storetest.Config{Open: func(testing.TB) dedupe.Store { return mustLoad(t, `{}`) }})
 }
 
 func TestDefaultsAreAMillionIDsAndForgettingTheOldest(t *testing.T) {
@@ -114,8 +99,8 @@ func TestWhenFull(t *testing.T) {
 	}
 }
 
-// After a reload another Store, perhaps with other settings, takes over from
-// the one that made the claims.
+// After a reload another store, which may have other settings, takes the place
+// of the one that made the claims.
 func TestStateIsSharedAcrossReloads(t *testing.T) {
 	old := mustLoad(t, `{"capacity":10}`)
 	reloaded := mustLoad(t, `{"capacity":2,"when_full":"refuse"}`)
@@ -139,22 +124,22 @@ func TestStateIsSharedAcrossReloads(t *testing.T) {
 		synctest.Wait()
 		settle(t, old, c, true)
 		if v := <-answer; v.State != dedupe.Delivered {
-			t.Errorf("the one that joined got state %d", v.State)
+			t.Errorf("the waiter got state %d", v.State)
 		}
 
-		// each goes by its own settings
+		// each store uses its own settings
 		expect(t, reloaded, arrival(t, 2), dedupe.ErrFull)
 		deliver(t, old, arrival(t, 2))
 		expect(t, reloaded, arrival(t, 2), dedupe.Delivered)
 
-		// the new one can settle what the old one claimed, once
+		// the new store can settle a claim of the old one, once
 		c = expect(t, old, arrival(t, 3), dedupe.Claimed)
 		settle(t, reloaded, c, true)
 		settle(t, old, c, false)
 		for n := range uint64(4) {
 			expect(t, reloaded, arrival(t, n), dedupe.Delivered)
 		}
-		// and a lower capacity that forgets counts from its first operation
+		// a lower capacity applies from the first operation
 		expect(t, mustLoad(t, `{"capacity":1}`), arrival(t, 3), dedupe.Delivered)
 		expect(t, old, arrival(t, 2), dedupe.Claimed)
 	})
@@ -180,14 +165,14 @@ func TestSettlingNeedsNoContext(t *testing.T) {
 	s := mustLoad(t, `{}`)
 	c := expect(t, s, arrival(t, 0), dedupe.Claimed)
 	ctx, cancel := context.WithCancel(context.Background())
-	cancel() // as that of a request whose sender has gone
+	cancel() // like that of a request whose sender has disconnected
 	if err := s.Settle(ctx, c, true); err != nil {
 		t.Fatal(err)
 	}
 	expect(t, s, arrival(t, 0), dedupe.Delivered)
 }
 
-func TestProvisionRefuses(t *testing.T) {
+func TestProvisionRejects(t *testing.T) {
 	const (
 		capacity = "capacity must be greater than zero"
 		whenFull = "when_full must be forget_oldest or refuse, not "
@@ -219,7 +204,7 @@ func expectError(t *testing.T, err error, want string) {
 	}
 }
 
-func TestCaddyfileRefuses(t *testing.T) {
+func TestCaddyfileRejects(t *testing.T) {
 	const (
 		number   = "capacity must be a whole number greater than zero, not "
 		argument = "wrong argument count or unexpected line ending after "
@@ -259,8 +244,8 @@ func TestCaddyfileRefuses(t *testing.T) {
 	})
 }
 
-// A value that is no option of when_full is refused when the configuration is
-// loaded, however it was written.
+// An unknown value of when_full is rejected when the configuration is loaded,
+// because it may also come from JSON.
 func TestCaddyfileLeavesTheValueOfWhenFullToProvision(t *testing.T) {
 	s, err := parse("memory {\n when_full drop\n}")
 	if err != nil {
