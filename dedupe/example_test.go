@@ -90,11 +90,11 @@ func ExampleKeyOf() {
 }
 
 func ExampleDigestOf() {
-	fmt.Println(dedupe.DigestOf([]byte(`{"a":1}`)) == dedupe.DigestOf([]byte(`{"a":1}`)))
-	fmt.Println(dedupe.DigestOf([]byte(`{"a":1}`)) == dedupe.DigestOf([]byte(`{"a":2}`)))
-	// Output:
-	// true
-	// false
+	first := dedupe.DigestOf([]byte(`{"text":"hello"}`))
+	retry := dedupe.DigestOf([]byte(`{"text":"hello"}`))
+	changed := dedupe.DigestOf([]byte(`{"text":"other"}`))
+	fmt.Println(first == retry, first == changed)
+	// Output: true false
 }
 
 func ExampleRequest_Compare() {

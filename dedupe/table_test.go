@@ -69,81 +69,117 @@ func randomKey(rnd *rand.Rand) (k Key) {
 func TestTableAgreesWithMapModel(t *testing.T) {
 	for name, mask := range map[string]byte{"spread keys": 0xff, "colliding keys": 0x03} {
 		t.Run(name, func(t *testing.T) {
-			rnd := random(t)
-			keys := make([]Key, 1500)
-			for i := range keys {
-				keys[i] = randomKey(rnd)
-				for j := range 4 { // the part that hash uses
-					keys[i][j] &= mask
+			c := &tableComparison{T: t, rnd: random(t), model: make(map[Key]tableEntry)}
+			for range 1500 {
+				key := randomKey(c.rnd)
+				for i := range 4 { // the part that hash uses
+					key[i] &= mask
 				}
+				c.keys = append(c.keys, key)
 			}
-			retentions := []time.Duration{5, 1000, 70, 0, 1 << 40}
-			type entry struct {
-				digest  Digest
-				expires int64
-			}
-			var tab table
-			model := map[Key]entry{}
-			now, emptied, most := int64(0), 0, 0
-			for step := range 60_000 {
-				now += int64(rnd.IntN(3)) // often the same instant again
-				// it grows, then shrinks down to nothing, and so on
-				growing := step/3000%2 == 0
-				if key := keys[rnd.IntN(len(keys))]; (rnd.IntN(5) > 0) == growing {
-					if e, ok := model[key]; ok { // as for a redelivery
-						if s := tab.find(key); s == nil || s.digest != e.digest || s.expires != e.expires {
-							t.Fatalf("step %d: found %+v, want %+v", step, s, e)
-						}
-						tab.remove(tab.find(key))
-					} else if s := tab.find(key); s != nil {
-						t.Fatalf("step %d: found %+v, want nothing", step, s)
-					}
-					d := retentions[rnd.IntN(len(retentions))]
-					e := entry{Digest(rnd.Uint64()), now + int64(d)}
-					tab.insert(key, e.digest, d, now)
-					model[key] = e
-				} else if s := tab.oldest(); s != nil {
-					if rnd.IntN(2) == 0 {
-						s = tab.find(keys[rnd.IntN(len(keys))])
-					} else {
-						for _, e := range model {
-							if e.expires < s.expires {
-								t.Fatalf("step %d: the oldest expires at %d, but one does at %d", step, s.expires, e.expires)
-							}
-						}
-					}
-					if s != nil {
-						if e, ok := model[s.key]; !ok || s.digest != e.digest || s.expires != e.expires {
-							t.Fatalf("step %d: found %+v, want %+v", step, s, e)
-						}
-						delete(model, s.key)
-						tab.remove(s)
-					}
-					if len(model) == 0 {
-						emptied++
-					}
-				} else if len(model) != 0 {
-					t.Fatalf("step %d: no oldest among %d IDs", step, len(model))
+			emptied, most := 0, 0
+			for c.step = range 60_000 {
+				c.now += int64(c.rnd.IntN(3)) // often the same instant again
+				growing := c.step/3000%2 == 0 // it grows, then shrinks down to nothing, and so on
+				if key := c.keys[c.rnd.IntN(len(c.keys))]; (c.rnd.IntN(5) > 0) == growing {
+					c.put(key)
+				} else if c.removeOne() && len(c.model) == 0 {
+					emptied++
 				}
-				most = max(most, len(model))
-				if tab.count != len(model) {
-					t.Fatalf("step %d: %d IDs, want %d", step, tab.count, len(model))
-				}
-				if step%500 == 0 || len(model) == 0 {
-					checkTable(t, &tab)
-					latest := int64(0)
-					for _, e := range model {
-						latest = max(latest, e.expires)
-					}
-					if got := tab.latest(); got != latest {
-						t.Fatalf("step %d: the last expires at %d, want %d", step, got, latest)
-					}
-				}
+				most = max(most, len(c.model))
+				c.compare()
 			}
 			if emptied < 3 || most < 2*chunkLen {
 				t.Errorf("emptied %d times and had at most %d IDs: too few to prove anything", emptied, most)
 			}
 		})
+	}
+}
+
+type tableEntry struct {
+	digest  Digest
+	expires int64
+}
+
+// tableComparison makes random changes to a table and to a map.
+type tableComparison struct {
+	*testing.T
+	rnd   *rand.Rand
+	keys  []Key
+	table table
+	model map[Key]tableEntry
+	now   int64
+	step  int
+}
+
+// put inserts a key, which it removes first if it is there, as a redelivery
+// does.
+func (c *tableComparison) put(key Key) {
+	if e, ok := c.model[key]; ok {
+		s := c.table.find(key)
+		c.check(s, e)
+		c.table.remove(s)
+	} else if s := c.table.find(key); s != nil {
+		c.Fatalf("step %d: found %+v, want nothing", c.step, s)
+	}
+	retentions := []time.Duration{5, 1000, 70, 0, 1 << 40}
+	d := retentions[c.rnd.IntN(len(retentions))]
+	e := tableEntry{Digest(c.rnd.Uint64()), c.now + int64(d)}
+	c.table.insert(key, e.digest, d, c.now)
+	c.model[key] = e
+}
+
+// removeOne removes the oldest key or a random one, and reports whether it did.
+func (c *tableComparison) removeOne() bool {
+	s := c.table.oldest()
+	if s == nil {
+		if len(c.model) != 0 {
+			c.Fatalf("step %d: no oldest among %d IDs", c.step, len(c.model))
+		}
+		return false
+	}
+	if c.rnd.IntN(2) == 0 {
+		if s = c.table.find(c.keys[c.rnd.IntN(len(c.keys))]); s == nil {
+			return false
+		}
+	} else {
+		for _, e := range c.model {
+			if e.expires < s.expires {
+				c.Fatalf("step %d: the oldest expires at %d, but one does at %d", c.step, s.expires, e.expires)
+			}
+		}
+	}
+	want, ok := c.model[s.key]
+	if !ok {
+		c.Fatalf("step %d: found %+v, want nothing", c.step, s)
+	}
+	c.check(s, want)
+	delete(c.model, s.key)
+	c.table.remove(s)
+	return true
+}
+
+func (c *tableComparison) check(s *slot, want tableEntry) {
+	c.Helper()
+	if s == nil || s.digest != want.digest || s.expires != want.expires {
+		c.Fatalf("step %d: found %+v, want %+v", c.step, s, want)
+	}
+}
+
+func (c *tableComparison) compare() {
+	if c.table.count != len(c.model) {
+		c.Fatalf("step %d: %d IDs, want %d", c.step, c.table.count, len(c.model))
+	}
+	if c.step%500 != 0 && len(c.model) != 0 {
+		return
+	}
+	checkTable(c.T, &c.table)
+	latest := int64(0)
+	for _, e := range c.model {
+		latest = max(latest, e.expires)
+	}
+	if got := c.table.latest(); got != latest {
+		c.Fatalf("step %d: the last ID expires at %d, want %d", c.step, got, latest)
 	}
 }
 

@@ -20,6 +20,18 @@ import (
 	"github.com/buzzbip/caddy-webhook/internal/option"
 )
 
+const (
+	defaultKeyPrefix = "buzzbip:"
+	defaultTimeout   = time.Second
+
+	// maxTimeout leaves most of the 15 seconds by which a lease is longer than
+	// a delivery may take: claiming and settling can each take a timeout.
+	maxTimeout = 5 * time.Second
+
+	memory = "memory"
+	refuse = "refuse"
+)
+
 // settings are those of a [Store], with defaults and placeholders resolved.
 type settings struct {
 	client  rueidis.ClientOption

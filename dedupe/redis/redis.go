@@ -5,7 +5,6 @@ package redis
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -160,16 +159,4 @@ var (
 	_ caddy.CleanerUpper    = (*Store)(nil)
 	_ caddyfile.Unmarshaler = (*Store)(nil)
 	_ dedupe.Store          = (*Store)(nil)
-)
-
-const (
-	defaultKeyPrefix = "buzzbip:"
-	defaultTimeout   = time.Second
-
-	// maxTimeout leaves most of the 15 seconds by which a lease is longer than
-	// a delivery may take: claiming and settling can each take a timeout.
-	maxTimeout = 5 * time.Second
-
-	memory = "memory"
-	refuse = "refuse"
 )
