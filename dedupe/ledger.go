@@ -61,8 +61,8 @@ func (l *Ledger) claimOrJoin(r Request, limits Limits) (Verdict, *waiter, error)
 	return l.registry.claimOrJoin(r, limits, time.Now().UnixNano())
 }
 
-// await returns what w is told, or ended=false if the deadline passes or ctx is
-// done first.
+// await waits until the delivery ends, the deadline passes, or ctx is done. It
+// returns how the delivery ended, if it did.
 func (l *Ledger) await(ctx context.Context, w *waiter, deadline <-chan time.Time) (got result, ended bool) {
 	select {
 	case got = <-w.result:

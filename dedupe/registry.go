@@ -117,9 +117,9 @@ func (f *flight) join() *waiter {
 	return &waiter{flight: f, place: f.waiters.PushBack(results), result: results}
 }
 
-// leave removes w, unless it was told a result in the meantime, which may be
-// the claim.
-func (w *waiter) leave() (got result, told bool) {
+// leave removes w, unless the delivery ended in the meantime. Then it returns
+// the result, which may be the claim.
+func (w *waiter) leave() (got result, ended bool) {
 	select {
 	case got = <-w.result:
 		return got, true
