@@ -3,7 +3,6 @@ package redis
 import (
 	"context"
 	"crypto/rand"
-	"fmt"
 	"io"
 	"net"
 	"runtime/pprof"
@@ -13,6 +12,7 @@ import (
 	"time"
 
 	"github.com/buzzbip/caddy-webhook/dedupe"
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 	"github.com/buzzbip/caddy-webhook/internal/redistest"
 )
 
@@ -220,7 +220,7 @@ func TestConnectionThatNeverWorkedEndsWhenItIsReleased(t *testing.T) {
 	paused := redistest.Start(t)
 	paused.Pause()
 	defer paused.Resume()
-	nobody := fmt.Sprint("127.0.0.1:", redistest.FreePort(t))
+	nobody := caddytest.FreeAddress(t)
 	for name, url := range map[string]string{
 		"nobody listens":    "redis://" + nobody,
 		"nobody answers":    "redis://" + silent(t),
