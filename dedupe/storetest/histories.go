@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -35,7 +36,7 @@ func testHistories(t *testing.T, c Config) {
 	t.Logf("reproduce with -storetest.seed=%d", from)
 	stores := []dedupe.Store{c.Open(t), c.Open(t), c.Open(t)}
 	for round := range uint64(10) {
-		h := &history{T: t, shared: c.Shared, scope: rand.Text(), began: time.Now()}
+		h := &history{T: t, shared: c.Shared, scope: rand.Text()}
 		var clients sync.WaitGroup
 		for number := range 6 {
 			cl := &client{
@@ -58,7 +59,7 @@ type history struct {
 	*testing.T
 	shared bool
 	scope  string
-	began  time.Time
+	clock  atomic.Int64 // counts: the system clock may stand still for a while
 
 	mu         sync.Mutex
 	operations []porcupine.Operation
@@ -67,12 +68,12 @@ type history struct {
 
 // do runs an operation and records when it began and ended.
 func (h *history) do(client int, in input, operation func() output) {
-	call := time.Since(h.began)
+	call := h.clock.Add(1)
 	out := operation()
-	ended := time.Since(h.began)
+	ended := h.clock.Add(1)
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.operations = append(h.operations, porcupine.Operation{ClientId: client, Input: in, Call: int64(call), Output: out, Return: int64(ended)})
+	h.operations = append(h.operations, porcupine.Operation{ClientId: client, Input: in, Call: call, Output: out, Return: ended})
 }
 
 func (h *history) numberClaim() int {
