@@ -16,7 +16,7 @@ import (
 // The values of the label event_type, besides the documented types.
 const (
 	typeOther      = "other"      // a type that BuzzBip does not document
-	typeUnverified = "unverified" // nobody knows: the request was refused before
+	typeUnverified = "unverified" // the request was rejected before its type was known
 )
 
 const (
@@ -24,10 +24,10 @@ const (
 	metricsSubsystem = "buzzbip_webhook"
 )
 
-// metrics count over the life of the process, whatever the configurations that
-// come and go: each registers them anew, for each has a registry of its own.
+// metrics count from the start of the process, across reloads. Each configuration
+// has its own registry, so each registers them again.
 var metrics = struct {
-	deliveries       *prometheus.CounterVec
+	requests         *prometheus.CounterVec
 	rejections       *prometheus.CounterVec
 	failures         *prometheus.CounterVec
 	signatureMatches *prometheus.CounterVec
@@ -39,26 +39,26 @@ var metrics = struct {
 	storeDuration    *prometheus.HistogramVec
 	storeErrors      *prometheus.CounterVec
 }{
-	deliveries:       counters("deliveries_total", "Requests by what became of them.", "result", "event_type"),
-	rejections:       counters("rejections_total", "Requests that were refused, by reason.", "reason"),
-	failures:         counters("failures_total", "Deliveries that failed, by cause.", "cause"),
-	signatureMatches: counters("signature_matches_total", "Requests whose signature was right, by the label of the secret that matched.", "secret"),
-	deliveryDuration: histograms("delivery_duration_seconds", "How long the handlers after buzzbip_webhook took. BuzzBip hangs up after 10 seconds.",
+	requests:         counters("requests_total", "Requests, by result and event type.", "result", "event_type"),
+	rejections:       counters("rejections_total", "Rejected requests, by reason.", "reason"),
+	failures:         counters("failures_total", "Failed deliveries, by cause.", "cause"),
+	signatureMatches: counters("signature_matches_total", "Requests with a valid signature, by the label of the secret that matched.", "secret"),
+	deliveryDuration: histograms("delivery_duration_seconds", "Duration of the handlers after buzzbip_webhook. BuzzBip disconnects after 10 seconds.",
 		[]float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60}, "event_type"),
 	eventAge: prometheus.NewHistogram(prometheus.HistogramOpts{
 		Namespace: metricsNamespace, Subsystem: metricsSubsystem, Name: "event_age_seconds",
-		Help:    "How old verified events were on arrival, by their createdAt.",
+		Help:    "Age of verified events on arrival, by their createdAt.",
 		Buckets: []float64{.5, 1, 5, 15, 60, 300, 900, 3600, 6 * 3600, 24 * 3600},
 	}),
 	inFlight: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Namespace: metricsNamespace, Subsystem: metricsSubsystem, Name: "in_flight",
-		Help: "Deliveries that are with the handlers after buzzbip_webhook now.",
+		Help: "Deliveries in progress in the handlers after buzzbip_webhook.",
 	}, func() float64 { return float64(inFlight.Load()) }),
-	abandoned: counter("abandoned_deliveries_total", "Deliveries whose sender hung up before the answer: the backend is too slow."),
-	conflicts: counter("conflicts_total", "Events that arrived with the id of another that was delivered."),
-	storeDuration: histograms("store_operation_duration_seconds", "How long operations of the store took. A claim of a duplicate includes its wait for the first delivery.",
+	abandoned: counter("abandoned_deliveries_total", "Deliveries whose sender disconnected before the response: the backend is too slow."),
+	conflicts: counter("conflicts_total", "Events with the ID of a delivered event, but another body."),
+	storeDuration: histograms("store_operation_duration_seconds", "Duration of store operations. A claim of a duplicate includes its wait for the delivery in progress.",
 		[]float64{.00001, .0001, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10}, "store", "operation"),
-	storeErrors: counters("store_errors_total", "Operations of the store that failed.", "store", "operation"),
+	storeErrors: counters("store_errors_total", "Failed store operations.", "store", "operation"),
 }
 
 func counter(name, help string) prometheus.Counter {
@@ -74,7 +74,7 @@ func histograms(name, help string, buckets []float64, labels ...string) *prometh
 }
 
 func init() {
-	// a series that is not there yet cannot be seen to rise
+	// Prometheus sees no increase in the first sample of a series, so these start at 0.
 	for _, reason := range webhook.Reasons {
 		metrics.rejections.WithLabelValues(string(reason))
 	}
@@ -83,10 +83,10 @@ func init() {
 	}
 }
 
-// registerMetrics makes the metrics part of a configuration.
+// registerMetrics registers the metrics with the registry of a configuration.
 func (a *App) registerMetrics(ctx caddy.Context) error {
 	for _, collector := range []prometheus.Collector{
-		metrics.deliveries, metrics.rejections, metrics.failures, metrics.signatureMatches, metrics.deliveryDuration, metrics.eventAge,
+		metrics.requests, metrics.rejections, metrics.failures, metrics.signatureMatches, metrics.deliveryDuration, metrics.eventAge,
 		metrics.inFlight, metrics.abandoned, metrics.conflicts, metrics.storeDuration, metrics.storeErrors,
 		storeCollector{},
 	} {
@@ -97,7 +97,8 @@ func (a *App) registerMetrics(ctx caddy.Context) error {
 	return nil
 }
 
-// eventTypeLabel is from a closed set: anybody with a secret can make up types.
+// eventTypeLabel returns a label from a closed set, since anyone who knows a
+// secret can invent types.
 func eventTypeLabel(state *requestState) string {
 	switch {
 	case !state.verified():
@@ -108,15 +109,16 @@ func eventTypeLabel(state *requestState) string {
 	return typeOther
 }
 
-// storeCollector asks the stores when it is scraped: those of the configuration
-// that is in force, which is not the one it is part of if that failed to load.
+// storeCollector reads the statistics of the stores at each scrape. The stores
+// are those of the active configuration, which is not the one that registered the
+// collector if that one failed to load.
 type storeCollector struct{}
 
 var (
-	rememberedDesc = storeDesc("remembered_events", "Delivered event ids that are remembered; with redis, those that this instance delivered.")
-	evictedDesc    = storeDesc("evicted_events_total", "Event ids that were forgotten before their retention had passed, for lack of room.")
-	forgottenDesc  = storeDesc("store_forgotten_events_total", "Event IDs that the store no longer knew, although this instance had recorded them there.")
-	storeUpDesc    = storeDesc("store_up", "1 while the store works, 0 while it runs on the memory of this instance alone, or refuses.")
+	rememberedDesc = storeDesc("remembered_events", "Remembered IDs of delivered events; with redis, of those that this instance delivered.")
+	evictedDesc    = storeDesc("evicted_events_total", "Event IDs that were evicted before the end of their retention, for lack of room.")
+	forgottenDesc  = storeDesc("store_forgotten_events_total", "Event IDs that the store had lost after this instance recorded them there.")
+	storeUpDesc    = storeDesc("store_up", "1 while the store works; 0 while this instance uses its own memory alone, or rejects events.")
 )
 
 func storeDesc(name, help string) *prometheus.Desc {
@@ -138,31 +140,31 @@ func (storeCollector) Collect(values chan<- prometheus.Metric) {
 		return
 	}
 	type sum struct{ remembered, evicted, forgotten, up float64 }
-	sums := make(map[string]*sum)
+	totals := make(map[string]*sum)
 	for _, s := range app.backings() {
-		of := sums[s.kind]
-		if of == nil {
-			of = &sum{up: 1}
-			sums[s.kind] = of
+		total := totals[s.kind]
+		if total == nil {
+			total = &sum{up: 1}
+			totals[s.kind] = total
 		}
 		for _, scope := range s.stats.Scopes {
-			of.remembered += float64(scope.Delivered)
+			total.remembered += float64(scope.Delivered)
 		}
-		of.evicted += float64(s.stats.Evicted)
-		of.forgotten += float64(s.stats.Forgotten)
+		total.evicted += float64(s.stats.Evicted)
+		total.forgotten += float64(s.stats.Forgotten)
 		if s.stats.Err != nil {
-			of.up = 0
+			total.up = 0
 		}
 	}
-	for name, of := range sums {
-		values <- prometheus.MustNewConstMetric(rememberedDesc, prometheus.GaugeValue, of.remembered, name)
-		values <- prometheus.MustNewConstMetric(evictedDesc, prometheus.CounterValue, of.evicted, name)
-		values <- prometheus.MustNewConstMetric(forgottenDesc, prometheus.CounterValue, of.forgotten, name)
-		values <- prometheus.MustNewConstMetric(storeUpDesc, prometheus.GaugeValue, of.up, name)
+	for name, total := range totals {
+		values <- prometheus.MustNewConstMetric(rememberedDesc, prometheus.GaugeValue, total.remembered, name)
+		values <- prometheus.MustNewConstMetric(evictedDesc, prometheus.CounterValue, total.evicted, name)
+		values <- prometheus.MustNewConstMetric(forgottenDesc, prometheus.CounterValue, total.forgotten, name)
+		values <- prometheus.MustNewConstMetric(storeUpDesc, prometheus.GaugeValue, total.up, name)
 	}
 }
 
-// measured is a store whose operations are timed and whose errors are counted.
+// measured is a store that measures its operations and counts their errors.
 type measured struct {
 	dedupe.Store
 	name string

@@ -13,7 +13,7 @@ import (
 // report adds the outcome of a request to the metrics, the feed and the access
 // log.
 func (h *Handler) report(state *requestState, r *http.Request, start time.Time) {
-	metrics.deliveries.WithLabelValues(string(state.result), eventTypeLabel(state)).Inc()
+	metrics.requests.WithLabelValues(string(state.result), eventTypeLabel(state)).Inc()
 	if state.reason != "" {
 		metrics.rejections.WithLabelValues(string(state.reason)).Inc()
 	}

@@ -558,14 +558,14 @@ func TestMonitoringExampleUnderLoad(t *testing.T) {
 	scraped("Caddy", "sum(caddy_buzzbip_webhook_in_flight)", 0)
 	for _, n := range []int{1, 10} {
 		l.round(n)
-		scraped("the load", "sum(caddy_buzzbip_webhook_deliveries_total)", total(l.results))
+		scraped("the load", "sum(caddy_buzzbip_webhook_requests_total)", total(l.results))
 	}
 	body := freshEvent(`{}`)
 	hangUp := l.slow(body)
 	scraped("a delivery in flight", "sum(caddy_buzzbip_webhook_in_flight)", 1)
 	for range 2 { // the series begins with the first
 		l.does("in_flight", "in_flight", "other", func() { l.others.sends("/small", otherSecret, body, 503) })
-		scraped("a retry in flight", `sum(caddy_buzzbip_webhook_deliveries_total{result="in_flight"})`, l.results["in_flight"])
+		scraped("a retry in flight", `sum(caddy_buzzbip_webhook_requests_total{result="in_flight"})`, l.results["in_flight"])
 	}
 	for { // nothing tells when Caddy has noticed, so it may take more than four
 		hangUp()
@@ -589,7 +589,7 @@ func TestMonitoringExampleUnderLoad(t *testing.T) {
 		v.end = time.Now()
 		return len(v.values(last, true)) > 0
 	})
-	scraped("everything", "sum(caddy_buzzbip_webhook_deliveries_total)", total(l.results))
+	scraped("everything", "sum(caddy_buzzbip_webhook_requests_total)", total(l.results))
 	scraped("everything", "sum(caddy_buzzbip_webhook_abandoned_deliveries_total)", c.Metric("abandoned_deliveries_total"))
 
 	nonzero := func(values map[string]float64) map[string]float64 {
@@ -597,7 +597,7 @@ func TestMonitoringExampleUnderLoad(t *testing.T) {
 		return values
 	}
 	for label, want := range map[string]map[string]float64{"result": l.results, "reason": l.rejections, "secret": l.matches} {
-		metric := map[string]string{"result": "deliveries_total", "reason": "rejections_total", "secret": "signature_matches_total"}[label]
+		metric := map[string]string{"result": "requests_total", "reason": "rejections_total", "secret": "signature_matches_total"}[label]
 		if got := nonzero(p.by(label, fmt.Sprintf("sum by (%s) (caddy_buzzbip_webhook_%s)", label, metric))); !maps.Equal(got, want) {
 			t.Errorf("by %s Prometheus counts %v, want %v", label, got, want)
 		}

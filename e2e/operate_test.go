@@ -242,7 +242,7 @@ func TestMetricsCountWhatHappensAcrossReloads(t *testing.T) {
 	tr := takeTour(t, "")
 	check := func(when string) {
 		t.Helper()
-		if got := tr.Series("deliveries_total"); !maps.Equal(got, tourDeliveries) {
+		if got := tr.Series("requests_total"); !maps.Equal(got, tourDeliveries) {
 			t.Errorf("%s the deliveries are %v, want %v", when, got, tourDeliveries)
 		}
 		rejections := make(map[string]float64)
