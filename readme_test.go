@@ -3,9 +3,12 @@ package buzzbip
 import (
 	"encoding/json"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"os"
 	"os/exec"
+	"path"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -132,6 +135,40 @@ func TestREADMEQuotesTheErrorOfACaddyWithoutThePlugin(t *testing.T) {
 	_, said, _ := strings.Cut(err.Error(), ": ")
 	if said = strings.Replace(said, unknown, "buzzbip_webhook", 1); !strings.Contains(readme(t), "`"+said+"`") {
 		t.Errorf("the README does not quote %q", said)
+	}
+}
+
+// The layout in docs/ARCHITECTURE.md has every file that a newcomer may look for,
+// and none that has moved.
+func TestArchitectureNamesTheFilesThatThereAre(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join("docs", "ARCHITECTURE.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var files []string
+	err = filepath.WalkDir(".", func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && !entry.IsDir() {
+			files = append(files, filepath.ToSlash(path))
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	links := regexp.MustCompile(`https?://[^)\s]+`)
+	named := regexp.MustCompile(`[\w./-]+\.(go|html|json)\b`).FindAllString(links.ReplaceAllString(string(text), ""), -1)
+	for _, name := range named {
+		if !slices.ContainsFunc(files, func(file string) bool { return file == name || path.Base(file) == name }) {
+			t.Errorf("there is no %s", name)
+		}
+	}
+	for _, file := range files {
+		if dir := path.Dir(file); dir != "." && dir != "internal/cli" || path.Ext(file) != ".go" || strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		if !slices.Contains(named, path.Base(file)) {
+			t.Errorf("it does not name %s", file)
+		}
 	}
 }
 
