@@ -1,23 +1,23 @@
-# make test         the tests, with the race detector; about 4 minutes on 2 cores, the first time more;
+# make test         the tests, with the race detector: about 4 minutes on 2 cores, longer the first time;
 #                   installs redis-server if it is missing
-# make check        all of these that follow, up to deployment; about 10 minutes on 2 cores,
-#                   the first time up to 40, as Go compiles much;
-#                   installs what is missing of redis-server, Prometheus, Chromium, systemd and openssl
+# make check        everything below, from lint to deployment: about 10 minutes on 2 cores,
+#                   up to 40 the first time, because Go compiles a lot; installs redis-server,
+#                   Prometheus, Chromium, systemd and openssl if they are missing
 #   make lint           format, modules, vet, staticcheck, golangci-lint, the workflows
-#   make cross          compiles for Windows, macOS and ARM, tests too
+#   make cross          compiles for Windows, macOS and ARM, including the tests
 #   make fuzz           the envelope, the signature header and the Caddyfile parser, each for a short time
-#   make monitoring     the example of that name, with Prometheus
-#   make browser        the page of the admin endpoint, in Chromium
+#   make monitoring     the monitoring example, with a real Prometheus
+#   make browser        the page of the admin API, in Chromium
 #   make newest-caddy   the tests with the newest Caddy, without the race detector
-#   make xcaddy         a build with xcaddy: build/caddy
-#   make deployment     the Dockerfile and the examples of Compose, Kubernetes and systemd, without any of these
+#   make xcaddy         builds build/caddy with xcaddy
+#   make deployment     the Dockerfile and the examples for Compose, Kubernetes and systemd, without running any of these
 # make bench        the benchmarks
-# make screenshots  those in docs
-# make release      what a release consists of, in dist: VERSION=v1.2.3, or else this checkout
-# make redis        only installs redis-server
+# make screenshots  takes the screenshots in docs
+# make release      builds a release into dist: of VERSION=v1.2.3, or of this checkout
+# make redis        installs redis-server only
 # make clean        removes build and dist
 #
-# Programs are installed with the package manager of your system, by sudo unless you are root.
+# Programs are installed with your system's package manager, with sudo unless you are root.
 
 GO ?= go
 

@@ -527,8 +527,8 @@ var ourMetric = regexp.MustCompile(`caddy_buzzbip_webhook_\w+`)
 // The states that the alerts are to have after the load; those that have to last
 // for longer than the test may have begun to fire on a very slow machine.
 var (
-	alertsThatFire = []string{"BuzzBipConflict", "BuzzBipStoreRefuses"}
-	alertsThatWait = []string{"BuzzBipBackendFailing", "BuzzBipForgeries", "BuzzBipOldSecretInUse", "BuzzBipSenderGivesUp",
+	alertsThatFire = []string{"BuzzBipConflict", "BuzzBipStoreRejects"}
+	alertsThatWait = []string{"BuzzBipBackendFailing", "BuzzBipForgeries", "BuzzBipOldSecretInUse", "BuzzBipSenderDisconnects",
 		"BuzzBipStoreDown", "BuzzBipStoreForgets"}
 	alertsAtRest = []string{"BuzzBipBackendSlow", "BuzzBipCaddyDown", "BuzzBipNoEvents", "BuzzBipNothingDelivered",
 		"BuzzBipOldSecretUnused", "BuzzBipRouteBroken", "BuzzBipSecretWrong", "BuzzBipStoreLosesData", "BuzzBipStoreNearlyFull"}
@@ -860,18 +860,18 @@ func (p *prometheus) checkDashboard(t *testing.T, c *caddytest.Caddy, start time
 			}
 		}
 	}
-	compare("Refused, in this time", "reason", l.rejections)
-	compare("By secret, in this time", "secret", l.matches)
+	compare("Rejections in this time range", "reason", l.rejections)
+	compare("Valid signatures in this time range", "secret", l.matches)
 	if got := p.by("cause", "sum by (cause) (caddy_buzzbip_webhook_failures_total) > 0"); !maps.Equal(got, map[string]float64{"status_5xx": l.results["failed"]}) {
 		t.Errorf("by cause Prometheus counts %v, want %v", got, l.results["failed"])
 	}
 	compare("Conflicts", "", map[string]float64{"": l.results["conflict"]})
 	compare("Store", "store", map[string]float64{"bolt": 1, "memory": 1, "redis": 0})
-	compare("Alerts that fire", "alertname", map[string]float64{"BuzzBipConflict": 1, "BuzzBipStoreRefuses": 1})
+	compare("Firing alerts", "alertname", map[string]float64{"BuzzBipConflict": 1, "BuzzBipStoreRejects": 1})
 	if last := p.query(v.interpolate(d.query(t, "Last event"))); len(last) != 1 || last[0].Value.value() > 60 {
 		t.Errorf("the last event was %v ago", last)
 	}
-	share := p.query(v.interpolate(d.query(t, "Failed, in 15 minutes")))
+	share := p.query(v.interpolate(d.query(t, "Failed, last 15 minutes")))
 	want := l.results["failed"] / (l.results["failed"] + l.results["delivered"])
 	if len(share) != 1 || math.Abs(share[0].Value.value()-want) > .25*want {
 		t.Errorf("the share of failures is %v, want about %v", share, want)

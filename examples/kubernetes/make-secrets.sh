@@ -1,20 +1,20 @@
 #!/bin/sh
-# Writes the files that kustomization.yaml makes Secrets of. The signing secret is
-# read from the terminal or from standard input.
+# Writes the files from which kustomization.yaml creates the Secrets. The signing
+# secret is read from the terminal or from standard input.
 set -eu
 cd "$(dirname "$0")"
 umask 077
 if [ -e secrets/current ]; then
-	echo "secrets/current is there already: see \"A rotation of the secret\" in docs/DEPLOYMENT.md" >&2
+	echo "secrets/current already exists: see \"Rotating the secret\" in docs/DEPLOYMENT.md" >&2
 	exit 1
 fi
 mkdir -p secrets
 trap 'rm -f secrets/new' EXIT
 
-echo "The signing secret, then Enter and Ctrl-D:" >&2
+echo "Paste the signing secret, then press Enter and Ctrl-D:" >&2
 cat >secrets/new
-grep -q '[^[:space:]]' secrets/new || { echo "there is none" >&2; exit 1; }
-# until the first rotation
+grep -q '[^[:space:]]' secrets/new || { echo "no secret was given: run this again" >&2; exit 1; }
+# the same until the first rotation
 cp secrets/new secrets/previous
 
 password=$(openssl rand -hex 32)
@@ -23,5 +23,5 @@ cat >secrets/redis-users.acl <<END
 user default on nopass resetkeys resetchannels -@all +ping
 user caddy on >$password ~buzzbip:* &buzzbip:* +@connection +@read +@write +@scripting +@pubsub
 END
-# last, when nothing is missing any more
+# last, so that secrets/current exists only if the other files do
 mv secrets/new secrets/current
