@@ -270,7 +270,7 @@ func (g *gateway) sendsAll() {
 
 func TestPageShowsDeliveriesLive(t *testing.T) {
 	g := open(t)
-	g.until("it says that there is nothing", `document.querySelector("#deliveries").innerText.includes("Nothing has arrived yet")`)
+	g.until("it says that there is nothing", `document.querySelector("#deliveries").innerText.includes("No requests yet")`)
 	g.sendsAll()
 	g.until("the deliveries are there", `document.querySelectorAll("#deliveries tbody tr").length === 8`)
 	g.until("one is with the backend", `[...document.querySelectorAll("#results .card")].at(-1).innerText.startsWith("1")`)
@@ -350,7 +350,7 @@ func TestPageShowsOnlyWhatIsAskedFor(t *testing.T) {
 	g.do(write(`#filter`, "status_5"))
 	count("of those with a cause", 1)
 	g.do(write(`#filter`, "nothing"))
-	if rows := g.rows("#deliveries"); len(rows) != 1 || !strings.Contains(rows[0], "None of the latest") {
+	if rows := g.rows("#deliveries"); len(rows) != 1 || !strings.Contains(rows[0], "No matching requests") {
 		t.Errorf("of nothing the page shows %q", rows)
 	}
 	g.do(write(`#filter`, "evt"), click(`#pause`))
@@ -480,7 +480,7 @@ func TestPageShowsAStoreThatForgetsTooEarly(t *testing.T) {
 	for i := range 12 {
 		g.send("/support", oldSecret, event(fmt.Sprint("evt_", i), "message.sent", `{}`), "")
 	}
-	g.until("the evicted ids are told", `document.querySelector("#stores").innerText === "The store memory has forgotten 2 ids before their time, for lack of room."`)
+	g.until("the evicted ids are told", `document.querySelector("#stores").innerText === "The store memory has evicted 2 IDs before the end of their retention, for lack of room."`)
 	g.until("the scope is full", `[...document.querySelectorAll("#scopes meter")].some(m => m.value === 1)`)
 	g.isQuiet()
 }
@@ -520,7 +520,7 @@ func TestPageConnectsAgainAfterCaddyWasDown(t *testing.T) {
 		caddytest.WaitFor(t, "another attempt", func() bool { return g.asksFor("deliveries") > asked })
 	}
 	g.do(click(`#lookup button`))
-	g.until("the lookup says that there is no answer", `document.querySelector("#answer").innerText === "Caddy does not answer (502). Is it running?"`)
+	g.until("the lookup says that there is no answer", `document.querySelector("#answer").innerText === "Caddy does not respond (502). Is it running?"`)
 
 	g.restart()
 	g.until("the page is live again", `document.querySelector("#live").textContent === "live"`)
@@ -575,7 +575,7 @@ func TestPageLookupSaysThatNothingAnswers(t *testing.T) {
 	g := open(t)
 	get[chromedp.Void](g, `window.fetch = () => Promise.reject(new TypeError("Failed to fetch"))`) // the relay has ended
 	g.do(write(`#lookup input`, "evt_1\n"))
-	g.until("it says so", `document.querySelector("#answer").innerText.startsWith("There is no connection to Caddy")`)
+	g.until("it says so", `document.querySelector("#answer").innerText.startsWith("No connection to Caddy")`)
 	g.isQuiet()
 }
 
