@@ -44,7 +44,7 @@ func TestCheckFindsNothingWrongWithThePlugin(t *testing.T) {
 	if strings.Contains(got.out, "\x1b") {
 		t.Error("there are colors although it is no terminal")
 	}
-	if n := c.Metric(`deliveries_total{event_type="message.received",result="delivered"}`); n != 3 {
+	if n := c.Metric(`requests_total{event_type="message.received",result="delivered"}`); n != 3 {
 		t.Errorf("%v events were delivered, want 3", n)
 	}
 	// without --insecure, plain HTTP is what fails, first
