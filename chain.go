@@ -1,6 +1,7 @@
 package buzzbip
 
 import (
+	"net"
 	"net/http"
 	"slices"
 	"sync"
@@ -53,6 +54,9 @@ func (c *chainSet) lead(r *http.Request, event *dedupe.Request) bool {
 	defer c.mu.Unlock()
 	return slices.ContainsFunc(c.sends[chainID{event.Scope, event.Key}], func(s *sending) bool {
 		conn := s.conn.Load()
-		return conn != nil && (*conn).LocalAddr().String() == r.RemoteAddr
+		here, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
+		// both ends: connections to different destinations may have the same
+		// local address
+		return conn != nil && ok && (*conn).LocalAddr().String() == r.RemoteAddr && (*conn).RemoteAddr().String() == here.String()
 	})
 }

@@ -1,11 +1,14 @@
 package buzzbip
 
 import (
+	"context"
 	"fmt"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
 
+	"github.com/buzzbip/caddy-webhook/dedupe"
 	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
@@ -101,4 +104,36 @@ func TestChainThatIsNotKnownIsNamedInTheLog(t *testing.T) {
 		t.Errorf("no word of it in the log: %s", s.logs())
 	}
 	b.expectCount(t, 0)
+}
+
+// addressed is a connection between two addresses.
+type addressed struct {
+	net.Conn
+	local, remote *net.TCPAddr
+}
+
+func (a addressed) LocalAddr() net.Addr  { return a.local }
+func (a addressed) RemoteAddr() net.Addr { return a.remote }
+
+// The kernel gives a local port to several connections with different
+// destinations: one to the backend, and one that a duplicate arrives over.
+func TestDuplicateFromThePortOfTheDeliveryIsNoPartOfTheChain(t *testing.T) {
+	port, site, backend := &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 40000}, &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 443}, &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 9000}
+	event := &dedupe.Request{Scope: newID()}
+	r := signed("https://localhost/", "{}")
+	r.RemoteAddr = port.String()
+	r = r.WithContext(context.WithValue(r.Context(), http.LocalAddrContextKey, site))
+	for _, test := range []struct {
+		to   *net.TCPAddr
+		want bool
+	}{{backend, false}, {site, true}} {
+		var conn net.Conn = addressed{local: port, remote: test.to}
+		s := new(sending)
+		s.conn.Store(&conn)
+		chains.add(event, s)
+		if got := chains.lead(r, event); got != test.want {
+			t.Errorf("a delivery over a connection to %s leads here: %v", test.to, got)
+		}
+		chains.remove(event, s)
+	}
 }
