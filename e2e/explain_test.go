@@ -10,7 +10,7 @@ import (
 )
 
 func TestExplain(t *testing.T) {
-	body := caddytest.NewEvent()
+	body := caddytest.Event{Created: caddytest.DocumentedTime}.Body()
 	file := write(t, body)
 	run(t, "", "explain", file, "--signature", caddytest.Sign(body)).says(t, 0, "accepted", "message.received evt_", "BUZZBIP_SECRET")
 	run(t, body, "explain", "--signature", caddytest.SignWith(caddytest.Secret+"\n", body)).

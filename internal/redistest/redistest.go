@@ -22,11 +22,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 	"github.com/redis/rueidis"
 )
-
-// patience is how long a server may take to start, to stop or to answer.
-const patience = 30 * time.Second
 
 // Server is a redis-server of a test's own, on loopback. It is stopped at the
 // end of the test.
@@ -64,23 +62,18 @@ func binary(t testing.TB) string {
 // persistence unless they ask for it.
 func Start(t testing.TB, args ...string) *Server {
 	t.Helper()
-	s := &Server{t: t, port: FreePort(t), dir: t.TempDir(), scheme: "redis"}
+	s := &Server{t: t, port: freePort(t), dir: t.TempDir(), scheme: "redis"}
 	s.args = append([]string{"--port", strconv.Itoa(s.port)}, args...)
 	s.run()
 	return s
 }
 
-// FreePort returns a port on loopback that nobody listens at, nor at the one
+// freePort returns a port on loopback that nobody listens at, nor at the one
 // 10000 above, which a node of a Cluster needs too.
-func FreePort(t testing.TB) int {
+func freePort(t testing.TB) int {
 	t.Helper()
 	for range 100 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		port := l.Addr().(*net.TCPAddr).Port
-		l.Close()
+		port := caddytest.FreePort(t)
 		bus, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port+10000))
 		if err == nil {
 			bus.Close()
@@ -95,7 +88,7 @@ func FreePort(t testing.TB) int {
 // authority of its own, and lets nobody in but a user with a password.
 func StartTLS(t testing.TB, user, password string) *Server {
 	t.Helper()
-	s := &Server{t: t, port: FreePort(t), dir: t.TempDir(), scheme: "rediss"}
+	s := &Server{t: t, port: freePort(t), dir: t.TempDir(), scheme: "rediss"}
 	authority, err := writeCertificates(s.dir)
 	if err != nil {
 		t.Fatal(err)
@@ -167,7 +160,7 @@ func StartCluster(t testing.TB) []*Server {
 		node.Do("CLUSTER", "MEET", "127.0.0.1", strconv.Itoa(nodes[0].port))
 	}
 	all := func(what string, done func(*Server) bool) {
-		waitFor(t, what, func() bool {
+		caddytest.WaitFor(t, what, func() bool {
 			return !slices.ContainsFunc(nodes, func(node *Server) bool { return !done(node) })
 		})
 	}
@@ -177,7 +170,7 @@ func StartCluster(t testing.TB) []*Server {
 	}
 	all("the cluster to work", func(s *Server) bool { return strings.Contains(s.Do("CLUSTER", "INFO"), "cluster_state:ok") })
 	for _, replica := range nodes[masters:] {
-		waitFor(t, "a replica to follow", func() bool { return strings.Contains(replica.Do("INFO", "replication"), "master_link_status:up") })
+		caddytest.WaitFor(t, "a replica to follow", func() bool { return strings.Contains(replica.Do("INFO", "replication"), "master_link_status:up") })
 	}
 	all("all to know the replicas", func(s *Server) bool { return strings.Count(s.Do("CLUSTER", "NODES"), "slave") == masters })
 	return nodes
@@ -202,13 +195,13 @@ func MoveSlots(cluster []*Server, end int, from, to *Server) {
 	}
 	// A node that takes a slot back before it knows the epoch of the one that
 	// had it may lose it again to a message that is late.
-	waitFor(from.t, "the nodes to agree on who has which slots", func() bool {
+	caddytest.WaitFor(from.t, "the nodes to agree on who has which slots", func() bool {
 		known := from.slots()
 		return !slices.ContainsFunc(cluster, func(node *Server) bool { return node != from && node.slots() != known })
 	})
 }
 
-// slots tells what a node knows of the masters of its Cluster: their ids,
+// slots returns what a node knows of the masters of its Cluster: their IDs,
 // epochs and slots.
 func (s *Server) slots() string {
 	var masters []string
@@ -232,9 +225,9 @@ func StartSentinels(t testing.TB) (master *Server, sentinels []*Server) {
 	t.Helper()
 	master = Start(t, "--repl-diskless-sync-delay", "0")
 	replica := Start(t, "--replicaof", "127.0.0.1 "+strconv.Itoa(master.port), "--repl-diskless-sync-delay", "0")
-	waitFor(t, "the replica to follow", func() bool { return strings.Contains(replica.Do("INFO", "replication"), "master_link_status:up") })
+	caddytest.WaitFor(t, "the replica to follow", func() bool { return strings.Contains(replica.Do("INFO", "replication"), "master_link_status:up") })
 	for range 3 {
-		s := &Server{t: t, port: FreePort(t), dir: t.TempDir(), scheme: "redis"}
+		s := &Server{t: t, port: freePort(t), dir: t.TempDir(), scheme: "redis"}
 		config := fmt.Sprintf("port %d\nsentinel monitor %s 127.0.0.1 %d 2\nsentinel down-after-milliseconds %[2]s 500\nsentinel failover-timeout %[2]s 2000\n",
 			s.port, MasterSet, master.port)
 		if err := os.WriteFile(s.dir+"/sentinel.conf", []byte(config), 0o600); err != nil {
@@ -245,21 +238,12 @@ func StartSentinels(t testing.TB) (master *Server, sentinels []*Server) {
 		sentinels = append(sentinels, s)
 	}
 	for _, s := range sentinels {
-		waitFor(t, "the Sentinels to know all", func() bool {
+		caddytest.WaitFor(t, "the Sentinels to know all", func() bool {
 			return strings.Count(s.Do("SENTINEL", "SENTINELS", MasterSet), "runid") == len(sentinels)-1 &&
 				strings.Count(s.Do("SENTINEL", "REPLICAS", MasterSet), "runid") == 1
 		})
 	}
 	return master, sentinels
-}
-
-func waitFor(t testing.TB, what string, done func() bool) {
-	t.Helper()
-	for end := time.Now().Add(patience); !done(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("timed out waiting for %s", what)
-		}
-	}
 }
 
 // run starts the process and returns when it answers.
@@ -295,7 +279,7 @@ func (s *Server) run() {
 			s.t.Logf("log of the server at %s:\n%s", s.Addr(), text)
 		}
 	})
-	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(caddytest.Patience); ; time.Sleep(10 * time.Millisecond) {
 		if _, err = s.try("PING"); err == nil || strings.Contains(err.Error(), "NOAUTH") {
 			return
 		}
@@ -366,7 +350,7 @@ func (s *Server) try(args ...string) (string, error) {
 		return "", err
 	}
 	defer client.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), caddytest.Patience)
 	defer cancel()
 	answer, err := client.Do(ctx, client.B().Arbitrary(args...).Build()).ToAny()
 	if errors.Is(err, rueidis.Nil) {
