@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 	"github.com/buzzbip/caddy-webhook/internal/webhook"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -48,7 +49,7 @@ func benchmark(b *testing.B, f func(b *testing.B, body []byte)) {
 // What no receiver can do without; the others are to be read next to it.
 func BenchmarkBareHMAC(b *testing.B) {
 	benchmark(b, func(b *testing.B, body []byte) {
-		mac := hmac.New(sha256.New, []byte(testSecret))
+		mac := hmac.New(sha256.New, []byte(caddytest.Secret))
 		var sum [sha256.Size]byte
 		for b.Loop() {
 			mac.Reset()
@@ -60,11 +61,11 @@ func BenchmarkBareHMAC(b *testing.B) {
 
 func BenchmarkVerify(b *testing.B) {
 	benchmark(b, func(b *testing.B, body []byte) {
-		keys := newSecrets(b, Secret{Value: testSecret})
-		sum := newKey("", []byte(testSecret), "").sign(body)
+		keys := newSecrets(b, Secret{Value: caddytest.Secret})
+		sum := newKey("", []byte(caddytest.Secret), "").sign(body)
 		for b.Loop() {
 			if keys.verify(body, sum) == nil {
-				b.Fatal("refused")
+				b.Fatal("rejected")
 			}
 		}
 	})
@@ -103,9 +104,9 @@ func BenchmarkServeHTTP(b *testing.B) {
 		name := map[bool]string{true: "with", false: "without"}[with]
 		b.Run(name, func(b *testing.B) {
 			benchmark(b, func(b *testing.B, body []byte) {
-				h := &Handler{Secrets: []Secret{{Value: testSecret}}, Scope: b.Name()}
+				h := &Handler{Secrets: []Secret{{Value: caddytest.Secret}}, Scope: b.Name()}
 				provision(b, h)
-				mac := newKey("1", []byte(testSecret), "")
+				mac := newKey("1", []byte(caddytest.Secret), "")
 				place := bytes.Index(body, []byte("evt_7f3a9b2c"))
 				n := 0
 				for b.Loop() {

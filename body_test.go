@@ -1,24 +1,30 @@
 package buzzbip
 
 import (
+	"bufio"
+	"bytes"
+	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
-// What reads or changes the request after the handler works on what the
-// backend gets, whichever handlers pass on a copy before or after it.
+// Handlers that read or change the request after ours work on the request that
+// the backend gets, whichever handlers pass on a copy of it before or after ours.
 func TestHandlersThatFollowWorkOnTheRequestOfTheBackend(t *testing.T) {
 	b := newBackend(t, nil)
 	other := newBackend(t, nil)
 	proxy := "reverse_proxy " + b.address()
 	body := func() string {
-		return fmt.Sprintf(`{"id":%q,"type":"message.received","createdAt":%q,"data":{"text":"urgent"}}`, newID(), time.Now().UTC().Format(time.RFC3339))
+		return caddytest.Event{Data: `{"text":"urgent"}`}.Body()
 	}
 	same := func(t *testing.T, got received, sent string) {
 		if got.body != sent {
@@ -67,10 +73,10 @@ func TestHandlersThatFollowWorkOnTheRequestOfTheBackend(t *testing.T) {
 						site = strings.Replace(site, proxy, proxy+" {\nrequest_buffers 1MiB\n}", 1)
 						site = strings.Replace(site, "\n} {\n", "\n", 1)
 					}
-					s := start(t, "route {\n"+handlers+"\nbuzzbip_webhook "+testSecret+"\n"+site+"\n}")
+					s := start(t, "route {\n"+handlers+"\nbuzzbip_webhook "+caddytest.Secret+"\n"+site+"\n}")
 					sent := body()
 					expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, sent)), http.StatusOK, "")
-					test.check(t, await(t, b.arrived, "the delivery"), sent)
+					test.check(t, caddytest.Receive(t, b.arrived, "the delivery"), sent)
 				})
 			}
 		}
@@ -87,9 +93,9 @@ func expectText(t *testing.T, what, got, want string) {
 
 func TestPlaceholdersForTheBodySeeWhatReplacedIt(t *testing.T) {
 	b := newBackend(t, nil)
-	s := start(t, "route {\nbuzzbip_webhook "+testSecret+"\nrequest_body {\nset other\n}\nrequest_header X-Body {http.request.body}\nreverse_proxy "+b.address()+"\n}")
-	expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, eventBody(newID()))), http.StatusOK, "")
-	if got := await(t, b.arrived, "the delivery"); got.Header.Get("X-Body") != "other" || got.body != "other" {
+	s := start(t, "route {\nbuzzbip_webhook "+caddytest.Secret+"\nrequest_body {\nset other\n}\nrequest_header X-Body {http.request.body}\nreverse_proxy "+b.address()+"\n}")
+	expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, caddytest.NewEvent())), http.StatusOK, "")
+	if got := caddytest.Receive(t, b.arrived, "the delivery"); got.Header.Get("X-Body") != "other" || got.body != "other" {
 		t.Errorf("the backend got %q, the placeholder %q", got.body, got.Header.Get("X-Body"))
 	}
 }
@@ -114,8 +120,8 @@ func TestBodyIsReadAgainAsAWholeOrNotAtAll(t *testing.T) {
 	}
 }
 
-// The deadline for the body belongs to Caddy's idle timeouts: to take it back
-// would set that of the server, which passes while the backend works.
+// The deadline of the body belongs to Caddy's idle timeouts. Clearing it would set
+// the deadline of the server, which passes while the backend works.
 func TestDeadlineOfTheServerDoesNotEndADelivery(t *testing.T) {
 	const readBody = 300 * time.Millisecond
 	eachProtocol(t, func(t *testing.T, client *http.Client) {
@@ -126,16 +132,16 @@ func TestDeadlineOfTheServerDoesNotEndADelivery(t *testing.T) {
 					s := start(t, "respond gone 404")
 					s.server = idle + fmt.Sprintf(`"read_timeout":%d,`, readBody)
 					s.reload(watched(b, "read_timeout "+readTimeout.String()))
-					for len(senderGone) > 0 {
-						<-senderGone
+					for len(senderDisconnected) > 0 {
+						<-senderDisconnected
 					}
-					body := eventBody(newID())
+					body := caddytest.NewEvent()
 					first := sendAsync(client, signed(s.url, body))
-					await(t, b.arrived, "the delivery")
+					caddytest.Receive(t, b.arrived, "the delivery")
 					duplicate := sendAsync(client, signed(s.url, body))
-					expect(t, await(t, first, "the delivery"), http.StatusOK, "")
-					expect(t, await(t, duplicate, "the duplicate"), http.StatusOK, webhook.ResultDuplicate)
-					if len(senderGone) > 0 {
+					expect(t, caddytest.Receive(t, first, "the delivery"), http.StatusOK, "")
+					expect(t, caddytest.Receive(t, duplicate, "the duplicate"), http.StatusOK, webhook.ResultDuplicate)
+					if len(senderDisconnected) > 0 {
 						t.Error("the end of the deadline was taken for a disconnect")
 					}
 				})
@@ -149,11 +155,235 @@ func TestReadTimeoutHoldsWithATimeoutsHandlerBefore(t *testing.T) {
 		for _, idle := range []string{"", `"read_idle_timeout":-1,`} {
 			s := start(t, "respond gone 404")
 			s.server = idle
-			s.reload("timeouts {\nread_timeout " + (2 * patience).String() + "\n}\nbuzzbip_webhook " + testSecret + " {\n read_timeout 50ms\n}" + explained)
-			body := eventBody(newID())
+			s.reload("timeouts {\nread_timeout " + (2 * caddytest.Patience).String() + "\n}\nbuzzbip_webhook " + caddytest.Secret + " {\n read_timeout 50ms\n}" + explained)
+			body := caddytest.NewEvent()
 			r := signed(s.url, body)
 			r.Body = stalled(t, body[:20])
-			expectRefusal(t, send(client, r), webhook.ReasonBodyTimeout)
+			expectRejection(t, send(client, r), webhook.ReasonBodyTimeout)
 		}
 	})
+}
+
+func TestMemoryGrowsWithWhatArrivesNotWithWhatIsDeclared(t *testing.T) {
+	for _, declared := range []int64{1 << 30, -1} {
+		body := &tap{Reader: io.LimitReader(zeros{}, 3000)}
+		buf, err := readAll(body, declared, 1<<30)
+		if err != nil || len(buf) != 3000 {
+			t.Fatalf("read %d bytes, %v", len(buf), err)
+		}
+		if cap(buf) > 4*3000 {
+			t.Errorf("declared %d, arrived %d, allocated %d", declared, len(buf), cap(buf))
+		}
+	}
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+// stalled returns a body of which only a part ever arrives.
+func stalled(t *testing.T, part string) io.ReadCloser {
+	body, sender := io.Pipe()
+	t.Cleanup(func() { sender.Close() })
+	go io.WriteString(sender, part)
+	return body
+}
+
+type readFunc func([]byte) (int, error)
+
+func (f readFunc) Read(p []byte) (int, error) { return f(p) }
+
+func TestBodyThatArrivesTooSlowlyIsRejected(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, client *http.Client) {
+		for _, declared := range []bool{true, false} {
+			t.Run(fmt.Sprintf("declared=%v", declared), func(t *testing.T) {
+				b := newBackend(t, nil)
+				s := start(t, proxied(b, "read_timeout 50ms")+explained)
+				body := caddytest.NewEvent()
+				r := signed(s.url, body)
+				r.Body = stalled(t, body[:20])
+				if !declared {
+					r.ContentLength = -1
+				}
+				expectRejection(t, send(client, r), webhook.ReasonBodyTimeout)
+				b.expectCount(t, 0)
+			})
+		}
+	})
+}
+
+// The deadline for the body must not cut off what comes after it, also where
+// Caddy sets none of its own.
+func TestReadTimeoutDoesNotLimitTheDelivery(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, client *http.Client) {
+		for _, server := range []string{"", `"read_idle_timeout":-1,`} {
+			const readTimeout = 100 * time.Millisecond
+			b := newBackend(t, func(w http.ResponseWriter, r *http.Request) {
+				<-time.After(2 * readTimeout)
+			})
+			s := start(t, "respond gone 404")
+			s.server = server
+			s.reload(watched(b, "read_timeout "+readTimeout.String()))
+			for range 2 { // also on a connection that is used again
+				expect(t, send(client, signed(s.url, caddytest.NewEvent())), http.StatusOK, "")
+			}
+			if len(senderDisconnected) > 0 {
+				t.Error("the end of the deadline was taken for that of the connection")
+			}
+		}
+	})
+}
+
+func TestTighterDeadlineOfTheServerHolds(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, client *http.Client) {
+		for _, server := range []string{"", `"read_idle_timeout":-1,`} {
+			s := start(t, "respond gone 404")
+			s.server = server + `"read_timeout":50000000,`
+			s.reload("buzzbip_webhook " + caddytest.Secret + " {\n read_timeout " + (2 * caddytest.Patience).String() + "\n}" + explained)
+			body := caddytest.NewEvent()
+			var got response
+			// a machine that is busy may not even have read the headers in time
+			caddytest.WaitFor(t, "an answer", func() bool {
+				r := signed(s.url, body)
+				r.Body = stalled(t, body[:20])
+				// the transport waits for the body even if the connection ends
+				end := time.AfterFunc(time.Second, func() { r.Body.Close() })
+				defer end.Stop()
+				got = send(client, r)
+				return got.err == nil
+			})
+			expectRejection(t, got, webhook.ReasonBodyTimeout)
+		}
+	})
+}
+
+func TestBodyThatIsCutOffIsRejected(t *testing.T) {
+	b := newBackend(t, nil)
+	s := start(t, proxied(b, ""))
+	for _, protocol := range protocols {
+		t.Run(protocol, func(t *testing.T) {
+			client := newClient(t, protocol)
+			body := caddytest.NewEvent()
+			ctx, cancel := context.WithCancel(t.Context())
+			r := signed(s.url, body).WithContext(ctx)
+			r.Body = io.NopCloser(io.MultiReader(strings.NewReader(body[:20]), readFunc(func([]byte) (int, error) {
+				cancel()
+				return 0, io.ErrUnexpectedEOF
+			})))
+			if got := send(client, r); got.err == nil {
+				t.Fatalf("answered %d", got.status)
+			}
+			caddytest.WaitFor(t, "the rejection in the log", func() bool {
+				return strings.Contains(s.logs(), `"reason":"body_incomplete"`)
+			})
+			expect(t, send(newClient(t, protocol), signed(s.url, body)), http.StatusOK, "")
+		})
+	}
+	b.expectCount(t, len(protocols))
+}
+
+func TestBackendGetsTheSameBytesWithALength(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, client *http.Client) {
+		b := newBackend(t, nil)
+		s := start(t, proxied(b, ""))
+		for name, declared := range map[string]bool{"declared": true, "chunked": false} {
+			for _, size := range []int{10, firstRead - 200, firstRead, 5 * firstRead, 500 << 10} {
+				t.Run(fmt.Sprintf("%s/%d", name, size), func(t *testing.T) {
+					// spaces and escapes that a parser would not keep
+					body := fmt.Sprintf(" {\"id\" : %q,\n\t\"type\":\"message.\\u0072eceived\", \"createdAt\":%q, \"data\":{\"a\":1.0, \"a\":\"%s\"} } \n",
+						caddytest.NewID(), time.Now().UTC().Format(time.RFC3339), strings.Repeat("x", size))
+					r := signed(s.url, body)
+					r.Header.Set("Expect", "100-continue")
+					if !declared {
+						r.ContentLength = -1
+						r.Body = io.NopCloser(io.MultiReader(r.Body))
+						r.Trailer = http.Header{"X-Unsigned": {"trailer"}}
+					}
+					expect(t, send(client, r), http.StatusOK, "")
+					got := caddytest.Receive(t, b.arrived, "the delivery")
+					if got.body != body {
+						t.Errorf("the backend got other bytes")
+					}
+					if got.ContentLength != int64(len(body)) || len(got.TransferEncoding) > 0 {
+						t.Errorf("length %d, transfer encoding %v; want %d", got.ContentLength, got.TransferEncoding, len(body))
+					}
+					if got.Header.Get(webhook.SignatureHeader) != caddytest.Sign(body) {
+						t.Errorf("the backend got the signature %q", got.Header.Get(webhook.SignatureHeader))
+					}
+					if len(got.Trailer) > 0 || got.Header.Get("Expect") != "" {
+						t.Errorf("trailer %v, expect %q", got.Trailer, got.Header.Get("Expect"))
+					}
+				})
+			}
+		}
+	})
+}
+
+func TestBodyCanBeReadAgainOnlyAsAWhole(t *testing.T) {
+	h := &Handler{Secrets: []Secret{{Value: caddytest.Secret}}, Dedupe: dedupeOff}
+	provision(t, h)
+	body := caddytest.NewEvent()
+	_, err := serve(h, signed("https://localhost/", body), func(w http.ResponseWriter, r *http.Request) error {
+		if got := r.Header.Get("Content-Length"); got != strconv.Itoa(len(body)) { // FastCGI looks here
+			t.Errorf("Content-Length is %q", got)
+		}
+		part := make([]byte, 10)
+		if _, err := io.ReadFull(r.Body, part); err != nil {
+			t.Fatal(err)
+		}
+		r.Body.Close()
+		if rest, err := io.ReadAll(r.Body); err == nil {
+			t.Errorf("a body that was closed gave %q", rest)
+		}
+		again, err := r.GetBody()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if whole, err := io.ReadAll(again); err != nil || !bytes.Equal(whole, []byte(body)) {
+			t.Errorf("GetBody gave %q, %v", whole, err)
+		}
+		w.WriteHeader(http.StatusOK)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A backend may answer before it has read the body, and read on. The bytes it
+// gets must stay those of its own request, whatever Caddy does in the meantime.
+func TestBackendThatAnswersEarlyGetsItsOwnBytes(t *testing.T) {
+	const size = 12 << 20 // more than fits between Caddy and a backend that does not read
+	answered := make(chan struct{})
+	ends := make(chan byte, 2)
+	address := serveRaw(t, func(conn net.Conn) {
+		conn.(*net.TCPConn).SetReadBuffer(64 << 10) // so that the body does not fit
+		r, err := http.ReadRequest(bufio.NewReader(conn))
+		if err != nil {
+			return
+		}
+		io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+		<-answered
+		body, _ := io.ReadAll(r.Body) // Caddy's transport cuts it off soon
+		ends <- body[len(body)-1]
+	})
+	s := start(t, fmt.Sprintf(`
+		buzzbip_webhook %s {
+			max_body_size 16MiB
+		}
+		reverse_proxy %s`, caddytest.Secret, address))
+	client := newClient(t, "HTTP/1.1")
+	large := func(fill string) *http.Request {
+		return signed(s.url, caddytest.Event{Data: `{"text":"` + strings.Repeat(fill, size) + `"}`}.Body())
+	}
+	first, second := large("a"), large("b")
+	expect(t, send(client, first), http.StatusOK, "")
+	close(answered)
+	expect(t, send(client, second), http.StatusOK, "")
+	for range 2 {
+		// the last byte that came before the cut, or that of the whole body
+		if end := caddytest.Receive(t, ends, "the backend to have read"); !strings.ContainsRune("ab}", rune(end)) {
+			t.Errorf("the backend got %q, which is of no request", end)
+		}
+	}
 }

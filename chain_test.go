@@ -14,7 +14,7 @@ import (
 )
 
 // A handler that verifies and deduplicates, and gives up soon.
-const impatient = "buzzbip_webhook {\nsecret " + testSecret + "\nduplicate_wait 50ms\n}\n"
+const impatient = "buzzbip_webhook {\nsecret " + caddytest.Secret + "\nduplicate_wait 50ms\n}\n"
 
 func TestTwoHandlersInOneRouteDeliver(t *testing.T) {
 	b := newBackend(t, nil)
@@ -24,12 +24,12 @@ func TestTwoHandlersInOneRouteDeliver(t *testing.T) {
 		"three":              "route {\n" + impatient + impatient + impatient + "reverse_proxy " + b.address() + "\n}",
 		"site and handle":    impatient + "handle {\n" + impatient + "reverse_proxy " + b.address() + "\n}",
 		"with a copy":        "route {\n" + impatient + "copies\n" + impatient + "reverse_proxy " + b.address() + "\n}",
-		"dedupe off outside": "route {\nbuzzbip_webhook " + testSecret + " {\ndedupe off\n}\n" + impatient + "reverse_proxy " + b.address() + "\n}",
+		"dedupe off outside": "route {\nbuzzbip_webhook " + caddytest.Secret + " {\ndedupe off\n}\n" + impatient + "reverse_proxy " + b.address() + "\n}",
 	} {
 		t.Run(name, func(t *testing.T) {
 			before := b.count()
 			s := start(t, site)
-			body := eventBody(newID())
+			body := caddytest.NewEvent()
 			expect(t, send(client, signed(s.url, body)), http.StatusOK, "")
 			expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultDuplicate)
 			b.expectCount(t, before+1)
@@ -39,7 +39,7 @@ func TestTwoHandlersInOneRouteDeliver(t *testing.T) {
 
 func TestClaimEndsWhenAHandlerThatFollowsRejects(t *testing.T) {
 	b := newBackend(t, nil)
-	client, body := newClient(t, "HTTP/1.1"), eventBody(newID())
+	client, body := newClient(t, "HTTP/1.1"), caddytest.NewEvent()
 	s := start(t, "route {\n"+impatient+"buzzbip_webhook the-secret-of-another-webhook-entirely\nreverse_proxy "+b.address()+"\n}")
 	expect(t, send(client, signed(s.url, body)), http.StatusUnauthorized, "")
 	s.reload("route {\n" + impatient + "reverse_proxy " + b.address() + "\n}")
@@ -51,8 +51,8 @@ func TestClaimEndsWhenAHandlerThatFollowsRejects(t *testing.T) {
 func chained(t *testing.T, to string, b *backend, globals string) (s *site) {
 	t.Helper()
 	s = start(t, "respond gone 404")
-	inner := fmt.Sprintf("http://127.0.0.1:%d", freePort(t))
-	s.named = fmt.Sprintf("%s {\n%s\nbuzzbip_webhook %s {\nduplicate_wait 50ms\n}\nreverse_proxy %s\n}", inner, globals, testSecret, b.address())
+	inner := "http://" + caddytest.FreeAddress(t)
+	s.named = fmt.Sprintf("%s {\n%s\nbuzzbip_webhook %s {\nduplicate_wait 50ms\n}\nreverse_proxy %s\n}", inner, globals, caddytest.Secret, b.address())
 	s.reload(impatient + "reverse_proxy " + strings.Replace(inner, "http://", to, 1) + " {\nheader_up Host {upstream_hostport}\n}")
 	return s
 }
@@ -64,7 +64,7 @@ func TestSiteThatProxiesToAnotherOfTheSameCaddyDelivers(t *testing.T) {
 			s := chained(t, transport, b, "")
 			client := newClient(t, "HTTP/2.0")
 			for range 3 { // also over a connection that is used again
-				body := eventBody(newID())
+				body := caddytest.NewEvent()
 				expect(t, send(client, signed(s.url, body)), http.StatusOK, "")
 				expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultDuplicate)
 			}
@@ -80,13 +80,13 @@ func TestDuplicateAtTheInnerSiteOfAChainWaits(t *testing.T) {
 	b := newBackend(t, func(w http.ResponseWriter, r *http.Request) { <-release })
 	s := chained(t, "http://", b, "")
 	client := newClient(t, "HTTP/1.1")
-	body := eventBody(newID())
+	body := caddytest.NewEvent()
 	first := sendAsync(client, signed(s.url, body))
-	await(t, b.arrived, "the delivery")
+	caddytest.Receive(t, b.arrived, "the delivery")
 	inner := strings.Fields(s.named)[0]
 	expect(t, send(http.DefaultClient, signed(inner, body)), http.StatusServiceUnavailable, webhook.ResultInFlight)
 	close(release)
-	expect(t, await(t, first, "the delivery"), http.StatusOK, "")
+	expect(t, caddytest.Receive(t, first, "the delivery"), http.StatusOK, "")
 	b.expectCount(t, 1)
 	http.DefaultClient.CloseIdleConnections()
 }
@@ -99,7 +99,7 @@ func TestChainThatIsNotKnownIsNamedInTheLog(t *testing.T) {
 	inner, between := caddytest.FreeAddress(t), caddytest.FreeAddress(t)
 	s.named = fmt.Sprintf("http://%s {\n%s\nreverse_proxy %s\n}\nhttp://%s {\nreverse_proxy %s {\nheader_up Host {upstream_hostport}\n}\n}", inner, impatient, b.address(), between, inner)
 	s.reload(impatient + "reverse_proxy " + between + " {\nheader_up Host {upstream_hostport}\n}")
-	expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, eventBody(newID()))), http.StatusServiceUnavailable, webhook.ResultInFlight)
+	expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, caddytest.NewEvent())), http.StatusServiceUnavailable, webhook.ResultInFlight)
 	if !strings.Contains(s.logs(), "another buzzbip_webhook with the same scope and store") {
 		t.Errorf("no word of it in the log: %s", s.logs())
 	}
@@ -119,7 +119,7 @@ func (a addressed) RemoteAddr() net.Addr { return a.remote }
 // destinations: one to the backend, and one that a duplicate arrives over.
 func TestDuplicateFromThePortOfTheDeliveryIsNoPartOfTheChain(t *testing.T) {
 	port, site, backend := &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 40000}, &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 443}, &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 9000}
-	event := &dedupe.Request{Scope: newID()}
+	event := &dedupe.Request{Scope: caddytest.NewID()}
 	r := signed("https://localhost/", "{}")
 	r.RemoteAddr = port.String()
 	r = r.WithContext(context.WithValue(r.Context(), http.LocalAddrContextKey, site))

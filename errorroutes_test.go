@@ -6,7 +6,9 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 	"github.com/buzzbip/caddy-webhook/internal/webhook"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
@@ -66,12 +68,12 @@ func TestErrorRoutesGetNoBodyOfARejectedRequest(t *testing.T) {
 			r.Body = io.NopCloser(strings.NewReader(strings.Repeat("x", 2000)))
 		},
 		webhook.ReasonEnvelopeInvalid: func(r *http.Request) {
-			r.Header.Set(webhook.SignatureHeader, signature(testSecret, "{}"))
+			r.Header.Set(webhook.SignatureHeader, caddytest.Sign("{}"))
 			r.Body, r.ContentLength = io.NopCloser(strings.NewReader("{}")), 2
 		},
 		webhook.ReasonEventStale: func(r *http.Request) {
-			body := envelope("evt", "message.received", -3600e9)
-			r.Header.Set(webhook.SignatureHeader, signature(testSecret, body))
+			body := caddytest.Event{Created: time.Now().Add(-time.Hour)}.Body()
+			r.Header.Set(webhook.SignatureHeader, caddytest.Sign(body))
 			r.Body, r.ContentLength = io.NopCloser(strings.NewReader(body)), int64(len(body))
 		},
 	}
@@ -90,13 +92,13 @@ func TestErrorRoutesGetNoBodyOfARejectedRequest(t *testing.T) {
 				client := newClient(t, protocol)
 				for reason, reject := range rejections {
 					t.Run(fmt.Sprintf("%s/%s/%s/%s", name, place, protocol, reason), func(t *testing.T) {
-						r := signed(s.url, eventBody(newID()))
+						r := signed(s.url, caddytest.NewEvent())
 						reject(r)
 						got := send(client, r)
 						if got.err != nil || got.status != reason.Status() || got.body != "error page" {
 							t.Errorf("answered %d %q (%v), want %d and the page", got.status, got.body, got.err, reason.Status())
 						}
-						if page := await(t, pages.arrived, "the error route"); page.body != "" || page.Header.Get("X-Body") != "" {
+						if page := caddytest.Receive(t, pages.arrived, "the error route"); page.body != "" || page.Header.Get("X-Body") != "" {
 							t.Errorf("the error route got %q, and %q as a placeholder", page.body, page.Header.Get("X-Body"))
 						}
 					})
@@ -116,16 +118,16 @@ func TestErrorRoutesGetNoBodyOfADuplicateThatWaited(t *testing.T) {
 	pages, routes := errorPages(t)
 	client := newClient(t, "HTTP/1.1")
 	s := start(t, proxied(b, "duplicate_wait 10ms")+"\n"+routes)
-	body := eventBody(newID())
+	body := caddytest.NewEvent()
 	first := sendAsync(client, signed(s.url, body))
-	await(t, b.arrived, "the delivery")
+	caddytest.Receive(t, b.arrived, "the delivery")
 	got := send(client, signed(s.url, body))
 	expect(t, got, http.StatusServiceUnavailable, webhook.ResultInFlight)
-	if page := await(t, pages.arrived, "the error route"); page.body != "" || got.body != "error page" {
+	if page := caddytest.Receive(t, pages.arrived, "the error route"); page.body != "" || got.body != "error page" {
 		t.Errorf("the error route got %q, the sender %q", page.body, got.body)
 	}
 	close(release)
-	expect(t, await(t, first, "the delivery"), http.StatusOK, "")
+	expect(t, caddytest.Receive(t, first, "the delivery"), http.StatusOK, "")
 }
 
 // What a backend did not take, an error route may keep.
@@ -140,13 +142,13 @@ func TestErrorRoutesGetTheBodyOfAFailedDelivery(t *testing.T) {
 			"timeout":     "odd wait_and_fail",
 		} {
 			t.Run(name+"/"+failure, func(t *testing.T) {
-				s := start(t, "route {\n"+before+"\nbuzzbip_webhook "+testSecret+" {\ndelivery_timeout 50ms\n}\n"+handler+"\n}\n"+routes)
-				body := eventBody(newID())
+				s := start(t, "route {\n"+before+"\nbuzzbip_webhook "+caddytest.Secret+" {\ndelivery_timeout 50ms\n}\n"+handler+"\n}\n"+routes)
+				body := caddytest.NewEvent()
 				got := send(newClient(t, "HTTP/1.1"), signed(s.url, body))
 				if got.status < 500 || got.body != "error page" {
 					t.Errorf("answered %d %q (%v), want the page and a status that is retried", got.status, got.body, got.err)
 				}
-				if page := await(t, pages.arrived, "the error route"); page.body != body || page.Header.Get("X-Body") != body {
+				if page := caddytest.Receive(t, pages.arrived, "the error route"); page.body != body || page.Header.Get("X-Body") != body {
 					t.Errorf("the error route got %q, and %q as a placeholder", page.body, page.Header.Get("X-Body"))
 				}
 			})
@@ -155,8 +157,8 @@ func TestErrorRoutesGetTheBodyOfAFailedDelivery(t *testing.T) {
 }
 
 func TestErrorRoutesDoNotAcknowledge(t *testing.T) {
-	s := start(t, "buzzbip_webhook "+testSecret+"\nerror teapot 418\nhandle_errors {\nrespond \"all is well\" 200\n}")
-	body := eventBody(newID())
+	s := start(t, "buzzbip_webhook "+caddytest.Secret+"\nerror teapot 418\nhandle_errors {\nrespond \"all is well\" 200\n}")
+	body := caddytest.NewEvent()
 	for range 2 {
 		if got := send(newClient(t, "HTTP/1.1"), signed(s.url, body)); got.status != http.StatusTeapot || got.body != "all is well" {
 			t.Errorf("answered %d %q", got.status, got.body)
@@ -168,10 +170,10 @@ func TestHandlerInErrorRoutesDeliversToAnotherBackend(t *testing.T) {
 	down, backup := newBackend(t, nil), newBackend(t, nil)
 	down.Close()
 	s := start(t, proxied(down, "")+"\nhandle_errors {\n"+proxied(backup, "")+"\n}")
-	client, body := newClient(t, "HTTP/1.1"), eventBody(newID())
+	client, body := newClient(t, "HTTP/1.1"), caddytest.NewEvent()
 	expect(t, send(client, signed(s.url, body)), http.StatusOK, "")
 	expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultDuplicate)
-	if got := await(t, backup.arrived, "the delivery"); got.body != body {
+	if got := caddytest.Receive(t, backup.arrived, "the delivery"); got.body != body {
 		t.Errorf("the backend got %q", got.body)
 	}
 	backup.expectCount(t, 1)
@@ -184,7 +186,7 @@ func TestHandlerInErrorRoutesDeliversToAnotherBackend(t *testing.T) {
 func TestErrorRoutesOfASubrouteAreGuarded(t *testing.T) {
 	pages := newBackend(t, nil)
 	stopAtEnd(t)
-	port := freePort(t)
+	port := caddytest.FreePort(t)
 	config := string(adapt(t, fmt.Sprintf(`%s
 		https://localhost:%d {
 			tls %s %s
@@ -192,7 +194,7 @@ func TestErrorRoutesOfASubrouteAreGuarded(t *testing.T) {
 				copies
 				buzzbip_webhook %s
 			}
-		}`, testOptions, port, certFile, keyFile, testSecret)))
+		}`, testOptions, port, certFile, keyFile, caddytest.Secret)))
 	const subroute = `{"handler":"subroute",`
 	before, after, found := strings.Cut(config, subroute)
 	if !found {
@@ -202,10 +204,10 @@ func TestErrorRoutesOfASubrouteAreGuarded(t *testing.T) {
 	if err := caddy.Load([]byte(config), true); err != nil {
 		t.Fatal(err)
 	}
-	r := signed(fmt.Sprintf("https://localhost:%d/", port), eventBody(newID()))
+	r := signed(fmt.Sprintf("https://localhost:%d/", port), caddytest.NewEvent())
 	r.Header.Del(webhook.SignatureHeader)
 	expect(t, send(newClient(t, "HTTP/1.1"), r), http.StatusUnauthorized, "")
-	if page := await(t, pages.arrived, "the error route"); page.body != "" {
+	if page := caddytest.Receive(t, pages.arrived, "the error route"); page.body != "" {
 		t.Errorf("the error route got %q", page.body)
 	}
 }

@@ -1,27 +1,15 @@
 package buzzbip
 
 import (
+	"net/http"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
 
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
-
-func TestLenientEnvelopeWithMaxAgeNeedsCreatedAt(t *testing.T) {
-	h := &Handler{Secrets: []Secret{{Value: testSecret}}, Envelope: webhook.EnvelopeLenient}
-	provision(t, h)
-	if h.requires != (webhook.Requirements{}) {
-		t.Errorf("lenient asks for %+v", h.requires)
-	}
-	hour := defaultReadTimeout
-	h = &Handler{Secrets: []Secret{{Value: testSecret}}, Envelope: webhook.EnvelopeLenient, MaxAge: &hour}
-	provision(t, h)
-	if want := (webhook.Requirements{CreatedAt: true}); h.requires != want {
-		t.Errorf("lenient with max_age asks for %+v, want %+v", h.requires, want)
-	}
-}
 
 func TestPatterns(t *testing.T) {
 	for _, bad := range []string{"", "*", ".*", "message", "message.", "message*", "*.sent", "message.**", "message.s*", "a.*.b", "message .sent", ".sent"} {
@@ -52,4 +40,36 @@ func TestPatterns(t *testing.T) {
 	if got := p.undocumented(); !slices.Equal(got, []string{"cart.*"}) {
 		t.Errorf("undocumented: %q", got)
 	}
+}
+
+func TestTypesOutsideEventsAreAcknowledgedAndDropped(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, client *http.Client) {
+		b := newBackend(t, nil)
+		s := start(t, proxied(b, "events contact.* message.received"))
+		for typ, want := range map[string]webhook.Result{
+			"message.received":  "",
+			"contact.created":   "",
+			"contact.merged":    "", // not documented, but of the prefix
+			"message.sent":      webhook.ResultIgnored,
+			"contacts.created":  webhook.ResultIgnored,
+			"contact":           webhook.ResultIgnored,
+			"message.receivedx": webhook.ResultIgnored,
+		} {
+			expect(t, send(client, signed(s.url, caddytest.Event{Type: typ}.Body())), http.StatusOK, want)
+		}
+		b.expectCount(t, 3)
+
+		// what was ignored is not remembered
+		id := caddytest.NewID()
+		expect(t, send(client, signed(s.url, caddytest.Event{ID: id, Type: "message.sent"}.Body())), http.StatusOK, webhook.ResultIgnored)
+		s.reload(proxied(b, ""))
+		expect(t, send(client, signed(s.url, caddytest.Event{ID: id, Type: "message.sent"}.Body())), http.StatusOK, "")
+	})
+}
+
+func TestUnknownTypesPassByDefault(t *testing.T) {
+	b := newBackend(t, nil)
+	s := start(t, proxied(b, ""))
+	expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, caddytest.Event{Type: "cart.abandoned"}.Body())), http.StatusOK, "")
+	b.expectCount(t, 1)
 }

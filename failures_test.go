@@ -15,6 +15,7 @@ import (
 
 	"github.com/buzzbip/caddy-webhook/dedupe"
 	"github.com/buzzbip/caddy-webhook/internal/adminapi"
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
@@ -45,7 +46,7 @@ func silent(t *testing.T) string {
 }
 
 // down is an address that nobody listens at.
-func down(t *testing.T) string { return fmt.Sprintf("127.0.0.1:%d", freePort(t)) }
+func down(t *testing.T) string { return caddytest.FreeAddress(t) }
 
 func overTLS(t *testing.T) string {
 	b := httptest.NewUnstartedServer(nil)
@@ -99,11 +100,11 @@ func TestFailedDeliveriesAreReportedWithTheirCause(t *testing.T) {
 			}
 			t.Run(name, func(t *testing.T) {
 				before := failuresTotal(t)
-				s := start(t, fmt.Sprintf("log {\noutput test\n}\nroute {\nbuzzbip_webhook %s {\n%s\n}\n%s\n}\n%s", testSecret, test.options, test.handlers, errorRoutes))
-				id := newID()
+				s := start(t, fmt.Sprintf("log {\noutput test\n}\nroute {\nbuzzbip_webhook %s {\n%s\n}\n%s\n}\n%s", caddytest.Secret, test.options, test.handlers, errorRoutes))
+				id := caddytest.NewID()
 				client := newClient(t, "HTTP/1.1")
 				client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-				got := send(client, signed(s.url, eventBody(id)))
+				got := send(client, signed(s.url, caddytest.Event{ID: id}.Body()))
 				if answer := test.answer; answer == 0 != (got.err != nil) || answer != 0 && got.status != answer && (errorRoutes == "" || got.status != 418) {
 					t.Errorf("answered %d, %v", got.status, got.err)
 				}
@@ -122,8 +123,8 @@ func TestFailedDeliveryIsReportedThoughItsSenderDisconnected(t *testing.T) {
 			w.WriteHeader(http.StatusInternalServerError)
 		})
 		s := start(t, "log {\noutput test\n}\n"+watched(b, ""))
-		id := newID()
-		hangUp(t, client, signed(s.url, eventBody(id)), b)
+		id := caddytest.NewID()
+		disconnect(t, client, signed(s.url, caddytest.Event{ID: id}.Body()), b)
 		close(release)
 		s.expectFailure(before, id, webhook.CauseStatus5xx, http.StatusInternalServerError)
 	})
@@ -133,19 +134,19 @@ func TestProxyWithoutAHealthyUpstreamIsUnreachable(t *testing.T) {
 	upstream := down(t)
 	proxy := "reverse_proxy " + upstream + " {\nfail_duration 1m\n}\n"
 	before := failuresTotal(t)
-	s := start(t, fmt.Sprintf("log {\noutput test\n}\nhandle /plain {\n%s}\nhandle {\nbuzzbip_webhook %s\n%[1]s}", proxy, testSecret))
-	client, id := newClient(t, "HTTP/1.1"), newID()
+	s := start(t, fmt.Sprintf("log {\noutput test\n}\nhandle /plain {\n%s}\nhandle {\nbuzzbip_webhook %s\n%[1]s}", proxy, caddytest.Secret))
+	client, id := newClient(t, "HTTP/1.1"), caddytest.NewID()
 	plain := signed(strings.Replace(s.url, "/webhooks/buzzbip", "/plain", 1), "")
 	expect(t, send(client, plain), http.StatusBadGateway, "")
-	expect(t, send(client, signed(s.url, eventBody(id))), http.StatusServiceUnavailable, "")
+	expect(t, send(client, signed(s.url, caddytest.Event{ID: id}.Body())), http.StatusServiceUnavailable, "")
 	s.expectFailure(before, id, webhook.CauseUnreachable, 0)
 }
 
 // One buzzbip_webhook after the other is still one failed delivery.
 func TestFailedDeliveryIsLoggedOnceForTwoHandlers(t *testing.T) {
-	s := start(t, fmt.Sprintf("route {\nbuzzbip_webhook %s\nbuzzbip_webhook %[1]s {\nscope another\n}\nreverse_proxy %s\n}", testSecret, answering(t, 500)))
-	id := newID()
-	expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, eventBody(id))), http.StatusInternalServerError, "")
+	s := start(t, fmt.Sprintf("route {\nbuzzbip_webhook %s\nbuzzbip_webhook %[1]s {\nscope another\n}\nreverse_proxy %s\n}", caddytest.Secret, answering(t, 500)))
+	id := caddytest.NewID()
+	expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, caddytest.Event{ID: id}.Body())), http.StatusInternalServerError, "")
 	if logs := s.logs(); strings.Count(logs, `"msg":"delivery failed"`) != 1 {
 		t.Errorf("the log has %s", logs)
 	}
@@ -176,7 +177,7 @@ func (s *site) expectFailure(before map[string]float64, id string, cause webhook
 	t.Helper()
 	var warnings, access []map[string]any
 	var entry *feedEntry
-	for end := time.Now().Add(patience); (len(access) == 0 || entry == nil) && time.Now().Before(end); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(caddytest.Patience); (len(access) == 0 || entry == nil) && time.Now().Before(end); time.Sleep(time.Millisecond) {
 		warnings, access = nil, nil
 		for line := range strings.Lines(s.logs()) {
 			var fields map[string]any
@@ -221,7 +222,7 @@ func (s *site) expectFailure(before map[string]float64, id string, cause webhook
 		}
 	}
 	key := failureKey{"memory", running().backings()[0].scopes[0].id, dedupe.KeyOf(id)}
-	if f := failures.find(key); f == nil || f.Cause != cause || f.Status != status || time.Since(f.Time) > patience {
+	if f := failures.find(key); f == nil || f.Cause != cause || f.Status != status || time.Since(f.Time) > caddytest.Patience {
 		t.Errorf("the failure that is remembered is %+v, want %s %d", f, cause, status)
 	}
 }
@@ -232,20 +233,20 @@ func TestFailuresAreSampledByCause(t *testing.T) {
 		buzzbip_webhook %s
 		@down header X-Mode down
 		reverse_proxy @down %s
-		reverse_proxy %s`, testSecret, down(t), answering(t, 500)))
+		reverse_proxy %s`, caddytest.Secret, down(t), answering(t, 500)))
 	client := newClient(t, "HTTP/1.1")
 	for range 50 {
-		send(client, signed(s.url, eventBody(newID())))
+		send(client, signed(s.url, caddytest.NewEvent()))
 	}
-	r := signed(s.url, eventBody(newID()))
+	r := signed(s.url, caddytest.NewEvent())
 	r.Header.Set("X-Mode", "down")
 	expect(t, send(client, r), http.StatusBadGateway, "")
 	count := func(cause webhook.Cause) int { return strings.Count(s.logs(), fmt.Sprintf(`"cause":%q`, cause)) }
 	if count(webhook.CauseUnreachable) != 1 || count(webhook.CauseStatus5xx) == 0 || count(webhook.CauseStatus5xx) > 25 {
 		t.Errorf("the log has %s", s.logs())
 	}
-	for end := time.Now().Add(patience); !strings.Contains(s.logs(), `"suppressed":`) && time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
-		send(client, signed(s.url, eventBody(newID())))
+	for end := time.Now().Add(caddytest.Patience); !strings.Contains(s.logs(), `"suppressed":`) && time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		send(client, signed(s.url, caddytest.NewEvent()))
 	}
 	if logs := s.logs(); !strings.Contains(logs, `"suppressed":`) {
 		t.Errorf("the log does not say how many entries were suppressed: %s", logs)

@@ -4,12 +4,10 @@ import (
 	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
-	"crypto/hmac"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/hex"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -26,6 +24,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 	"github.com/buzzbip/caddy-webhook/internal/webhook"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
@@ -38,12 +37,6 @@ import (
 
 // The tests run a real Caddy in this process, in front of real backends, and
 // look at what the sender and the backend see.
-
-const testSecret = "test-secret-of-32-bytes-exactly!"
-
-// patience is how long a test waits for what must happen; it never decides
-// whether a test passes on a slow machine.
-const patience = 30 * time.Second
 
 func TestMain(m *testing.M) {
 	data, err := os.MkdirTemp("", "caddy-webhook-test")
@@ -69,7 +62,7 @@ func TestMain(m *testing.M) {
 
 // findLeaks gives the servers that Caddy stops in the background time to end.
 func findLeaks(background goleak.Option) (err error) {
-	for end := time.Now().Add(patience); time.Now().Before(end); {
+	for end := time.Now().Add(caddytest.Patience); time.Now().Before(end); {
 		// a connection that was dialed but not needed joins the idle ones late
 		for _, transport := range transports {
 			transport.CloseIdleConnections()
@@ -154,7 +147,7 @@ func (s *site) reload(directives string) {
 // longer.
 func (s *site) tryReload(directives string) error {
 	s.t.Helper()
-	port := freePort(s.t)
+	port := caddytest.FreePort(s.t)
 	config := adapt(s.t, fmt.Sprintf(`
 		%s
 		%s
@@ -170,7 +163,7 @@ func (s *site) tryReload(directives string) error {
 	return err
 }
 
-// testOptions keeps Caddy from what no test is about.
+// testOptions turns off the parts of Caddy that no test is about.
 const testOptions = `{
 	admin off
 	persist_config off
@@ -197,16 +190,6 @@ func adapt(t testing.TB, config string) []byte {
 	return adapted
 }
 
-func freePort(t testing.TB) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
-
 // protocols are the versions of HTTP that senders use.
 var protocols = []string{"HTTP/1.1", "HTTP/2.0", "HTTP/3.0"}
 
@@ -219,7 +202,7 @@ func eachProtocol(t *testing.T, test func(t *testing.T, client *http.Client)) {
 
 func newClient(t testing.TB, protocol string) *http.Client {
 	config := &tls.Config{InsecureSkipVerify: true}
-	client := &http.Client{Timeout: patience}
+	client := &http.Client{Timeout: caddytest.Patience}
 	if protocol == "HTTP/3.0" {
 		transport := &http3.Transport{TLSClientConfig: config}
 		t.Cleanup(func() { transport.Close() })
@@ -254,32 +237,6 @@ func (rp requireProtocol) RoundTrip(r *http.Request) (*http.Response, error) {
 	return res, err
 }
 
-// newID returns an event id that no other test uses: ids are remembered for as
-// long as the process lives.
-func newID() string {
-	idCount.Lock()
-	defer idCount.Unlock()
-	idCount.n++
-	return fmt.Sprintf("evt_%08d", idCount.n)
-}
-
-var idCount struct {
-	sync.Mutex
-	n int
-}
-
-// eventBody returns the body of an event, as BuzzBip documents it.
-func eventBody(id string) string {
-	return fmt.Sprintf(`{"id":%q,"type":"message.received","createdAt":%q,"data":{"text":"hello","conversation":{"id":"cnv_1"},"tags":["a","b"]}}`,
-		id, time.Now().UTC().Format(time.RFC3339))
-}
-
-func signature(secret, body string) string {
-	mac := hmac.New(sha256.New, []byte(secret))
-	mac.Write([]byte(body))
-	return hex.EncodeToString(mac.Sum(nil))
-}
-
 // signed returns a request as BuzzBip sends it.
 func signed(url, body string) *http.Request {
 	r, err := http.NewRequest(http.MethodPost, url, strings.NewReader(body))
@@ -287,7 +244,7 @@ func signed(url, body string) *http.Request {
 		panic(err)
 	}
 	r.Header.Set("Content-Type", "application/json")
-	r.Header.Set(webhook.SignatureHeader, signature(testSecret, body))
+	r.Header.Set(webhook.SignatureHeader, caddytest.Sign(body))
 	return r
 }
 
@@ -330,20 +287,8 @@ func expect(t testing.TB, got response, status int, result webhook.Result) {
 	}
 }
 
-// await returns the next value of a channel.
-func await[T any](t testing.TB, c <-chan T, what string) T {
-	t.Helper()
-	select {
-	case v := <-c:
-		return v
-	case <-time.After(patience):
-		t.Fatalf("timed out waiting for %s", what)
-		panic("unreachable")
-	}
-}
-
-// backend is a server behind Caddy. It notes what arrives and answers with
-// 200, or as its handler does.
+// backend is a server behind Caddy. It records the requests that arrive, and
+// answers 200, or as its handler does.
 type backend struct {
 	*httptest.Server
 	mu       sync.Mutex
@@ -394,13 +339,47 @@ func (b *backend) expectCount(t testing.TB, want int) {
 	}
 }
 
+// serveRaw runs a TCP server and returns its address.
+func serveRaw(t *testing.T, handle func(net.Conn)) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	var open []net.Conn
+	t.Cleanup(func() {
+		l.Close()
+		mu.Lock()
+		defer mu.Unlock()
+		for _, conn := range open {
+			conn.Close()
+		}
+	})
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			mu.Lock()
+			open = append(open, conn)
+			mu.Unlock()
+			go func() {
+				defer conn.Close()
+				handle(conn)
+			}()
+		}
+	}()
+	return l.Addr().String()
+}
+
 // proxied is a site that verifies, deduplicates and passes on.
 func proxied(b *backend, options string) string {
 	return fmt.Sprintf(`
 		buzzbip_webhook %s {
 			%s
 		}
-		reverse_proxy %s`, testSecret, options, b.address())
+		reverse_proxy %s`, caddytest.Secret, options, b.address())
 }
 
 // logWriter is where Caddy logs to in tests.
@@ -468,4 +447,155 @@ func serve(h *Handler, r *http.Request, next caddyhttp.HandlerFunc) (result stri
 	repl := caddy.NewReplacer()
 	err = h.ServeHTTP(w, caddyhttp.PrepareRequest(r, repl, w, new(caddyhttp.Server)), next)
 	return repl.ReplaceAll("{http.buzzbip_webhook.result}", ""), err
+}
+
+func TestLenientEnvelopeWithMaxAgeNeedsCreatedAt(t *testing.T) {
+	h := &Handler{Secrets: []Secret{{Value: caddytest.Secret}}, Envelope: webhook.EnvelopeLenient}
+	provision(t, h)
+	if h.requires != (webhook.Requirements{}) {
+		t.Errorf("lenient asks for %+v", h.requires)
+	}
+	hour := defaultReadTimeout
+	h = &Handler{Secrets: []Secret{{Value: caddytest.Secret}}, Envelope: webhook.EnvelopeLenient, MaxAge: &hour}
+	provision(t, h)
+	if want := (webhook.Requirements{CreatedAt: true}); h.requires != want {
+		t.Errorf("lenient with max_age asks for %+v, want %+v", h.requires, want)
+	}
+}
+
+func ptr[T any](v T) *T { return &v }
+
+// What the Caddyfile parser rejects is rejected in JSON too. What only shows when
+// placeholders are expanded is rejected in both.
+func TestRejectedAtLoad(t *testing.T) {
+	t.Setenv("BUZZBIP_TEST_BLANK", " \t")
+	empty := filepath.Join(t.TempDir(), "empty")
+	if err := os.WriteFile(empty, []byte("\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	one := []Secret{{Value: caddytest.Secret}}
+	tests := map[string]struct {
+		handler Handler
+		message string
+	}{
+		"no secret":                     {Handler{}, "no secret"},
+		"empty secret":                  {Handler{Secrets: []Secret{{}}}, "secret 1 is empty"},
+		"blank secret":                  {Handler{Secrets: []Secret{{Value: "  "}}}, "secret 1 is empty"},
+		"unset variable":                {Handler{Secrets: []Secret{{Value: caddytest.Secret}, {Value: "{env.BUZZBIP_TEST_UNSET}"}}}, "secret 2 {env.BUZZBIP_TEST_UNSET} is empty"},
+		"unset variable within":         {Handler{Secrets: []Secret{{Value: "abc{env.BUZZBIP_TEST_UNSET}", Label: "new"}}}, "secret new is empty"},
+		"blank variable":                {Handler{Secrets: []Secret{{Value: "{env.BUZZBIP_TEST_BLANK}"}}}, "secret 1 {env.BUZZBIP_TEST_BLANK} is empty"},
+		"missing file":                  {Handler{Secrets: []Secret{{Value: "{file./no/such/file}"}}}, "secret 1 cannot be read: "},
+		"empty file":                    {Handler{Secrets: []Secret{{Value: "{file." + empty + "}"}}}, "is empty"},
+		"unknown placeholder":           {Handler{Secrets: []Secret{{Value: "{http.request.host}"}}}, "a placeholder in it is unknown"},
+		"repeated label":                {Handler{Secrets: []Secret{{Value: "a", Label: "x"}, {Value: "b", Label: "x"}}}, `two secrets have the label "x"`},
+		"label that is a place":         {Handler{Secrets: []Secret{{Value: "a", Label: "2"}, {Value: "b"}}}, `two secrets have the label "2"`},
+		"bad pattern":                   {Handler{Secrets: one, Events: []string{"*"}}, `"*" is no pattern`},
+		"bad envelope":                  {Handler{Secrets: one, Envelope: "loose"}, `envelope must be strict or lenient, not "loose"`},
+		"bad on_conflict":               {Handler{Secrets: one, OnConflict: "keep"}, `on_conflict must be drop or deliver, not "keep"`},
+		"bad dedupe":                    {Handler{Secrets: one, Dedupe: "on"}, `dedupe can only be off, not "on"`},
+		"zero max_body_size":            {Handler{Secrets: one, MaxBodySize: ptr[int64](0)}, "max_body_size must be greater than zero"},
+		"negative max_body_size":        {Handler{Secrets: one, MaxBodySize: ptr[int64](-1)}, "max_body_size must be greater than zero"},
+		"zero read_timeout":             {Handler{Secrets: one, ReadTimeout: ptr[caddy.Duration](0)}, "read_timeout must be greater than zero"},
+		"negative delivery_timeout":     {Handler{Secrets: one, DeliveryTimeout: ptr[caddy.Duration](-1)}, "delivery_timeout must be greater than zero"},
+		"zero duplicate_wait":           {Handler{Secrets: one, DuplicateWait: ptr[caddy.Duration](0)}, "duplicate_wait must be greater than zero"},
+		"zero max_age":                  {Handler{Secrets: one, MaxAge: ptr[caddy.Duration](0)}, "max_age must be greater than zero"},
+		"zero retention":                {Handler{Secrets: one, Retention: ptr[caddy.Duration](0)}, "retention must be greater than zero"},
+		"max_age beyond the retention":  {Handler{Secrets: one, MaxAge: ptr(caddy.Duration(24*time.Hour - webhook.ClockSkew + 1))}, "raise retention or lower max_age"},
+		"max_age beyond that retention": {Handler{Secrets: one, MaxAge: ptr(caddy.Duration(time.Hour)), Retention: ptr(caddy.Duration(time.Hour))}, "raise retention or lower max_age"},
+		"dedupe off with a store":       {Handler{Secrets: one, Dedupe: "off", StoreRaw: json.RawMessage(`{"module":"memory"}`)}, "remove it, or remove store and retention"},
+		"dedupe off with retention":     {Handler{Secrets: one, Dedupe: "off", Retention: ptr(caddy.Duration(time.Hour))}, "remove it, or remove store and retention"},
+		"unknown store":                 {Handler{Secrets: one, StoreRaw: json.RawMessage(`{"module":"memcached"}`)}, "unknown module: http.buzzbip_webhook.stores.memcached"},
+		"bad capacity":                  {Handler{Secrets: one, StoreRaw: json.RawMessage(`{"module":"memory","capacity":0}`)}, "capacity must be greater than zero"},
+		"bad when_full":                 {Handler{Secrets: one, StoreRaw: json.RawMessage(`{"module":"memory","when_full":"panic"}`)}, `when_full must be forget_oldest or refuse, not "panic"`},
+		"unknown setting of the store":  {Handler{Secrets: one, StoreRaw: json.RawMessage(`{"module":"memory","size":1}`)}, "size"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			err := tryProvision(t, &test.handler)
+			if err == nil {
+				t.Fatal("it was accepted")
+			}
+			if !strings.Contains(err.Error(), test.message) {
+				t.Errorf("the error is %q, want %q in it", err, test.message)
+			}
+			for _, s := range test.handler.Secrets {
+				if s.Value == caddytest.Secret && strings.Contains(err.Error(), caddytest.Secret) || strings.Contains(err.Error(), "abc") {
+					t.Errorf("the error shows the secret: %v", err)
+				}
+			}
+		})
+	}
+}
+
+func TestAcceptedAtLoad(t *testing.T) {
+	t.Setenv("BUZZBIP_TEST_SECRET", caddytest.Secret)
+	file := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(file, []byte(caddytest.Secret+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	body := []byte("body")
+	expected := newKey("", []byte(caddytest.Secret), "").sign(body)
+	for name, h := range map[string]Handler{
+		"variable":                    {Secrets: []Secret{{Value: "{env.BUZZBIP_TEST_SECRET}"}}},
+		"file with a final newline":   {Secrets: []Secret{{Value: "{file." + file + "}"}}},
+		"largest max_age":             {Secrets: []Secret{{Value: caddytest.Secret}}, MaxAge: ptr(caddy.Duration(24*time.Hour - webhook.ClockSkew))},
+		"dedupe off with any max_age": {Secrets: []Secret{{Value: caddytest.Secret}}, Dedupe: "off", MaxAge: ptr(caddy.Duration(100 * time.Hour))},
+		"short retention, no max_age": {Secrets: []Secret{{Value: caddytest.Secret}}, Retention: ptr(caddy.Duration(time.Second))},
+	} {
+		t.Run(name, func(t *testing.T) {
+			provision(t, &h)
+			if h.secrets.verify(body, expected) == nil {
+				t.Error("the secret is not active")
+			}
+		})
+	}
+}
+
+func TestDefaults(t *testing.T) {
+	h := &Handler{Secrets: []Secret{{Value: caddytest.Secret}, {Value: "another-secret-that-is-long", Label: "old"}}}
+	provision(t, h)
+	if h.maxBodySize != 1<<20 || h.readTimeout != 10*time.Second || h.deliveryTimeout != time.Minute ||
+		h.duplicateWait != 8*time.Second || h.maxAge != 0 || h.retention != 24*time.Hour || h.requires != (webhook.Requirements{CreatedAt: true, Data: true}) {
+		t.Errorf("the defaults are %+v", h)
+	}
+	if first, second := h.secrets.list[0].label, h.secrets.list[1].label; first != "1" || second != "old" {
+		t.Errorf("the labels are %q, %q", first, second)
+	}
+}
+
+func TestSecretsAreNotInTheConfiguration(t *testing.T) {
+	t.Setenv("BUZZBIP_TEST_SECRET", caddytest.Secret)
+	config := adapt(t, ":80 {\n\tbuzzbip_webhook {env.BUZZBIP_TEST_SECRET}\n}\n")
+	if bytes.Contains(config, []byte(caddytest.Secret)) {
+		t.Errorf("the secret was expanded: %s", config)
+	}
+	h := &Handler{Secrets: []Secret{{Value: "{env.BUZZBIP_TEST_SECRET}"}}}
+	provision(t, h)
+	shown, err := json.Marshal(h)
+	if err != nil || bytes.Contains(shown, []byte(caddytest.Secret)) {
+		t.Errorf("the handler shows the secret: %s %v", shown, err)
+	}
+}
+
+func TestWarningsAtLoad(t *testing.T) {
+	s := start(t, "buzzbip_webhook {\n secret short-secret-15 tiny\n secret sixteen-bytes-ok\n events message.* cart.* \n}")
+	log := s.logs()
+	var short []string
+	for line := range strings.Lines(log) {
+		if strings.Contains(line, "short enough to be guessed") {
+			short = append(short, line)
+		}
+	}
+	if len(short) != 1 || !strings.Contains(short[0], `"secret":"tiny"`) {
+		t.Errorf("no warning of the short secret alone: %s", log)
+	}
+	if strings.Count(log, "in clear text") != 2 {
+		t.Errorf("no warning of each secret in clear text: %s", log)
+	}
+	if !strings.Contains(log, "cart.*") || strings.Contains(log, "message.*") {
+		t.Errorf("no warning of the undocumented pattern alone: %s", log)
+	}
+	if strings.Contains(log, "short-secret-15") {
+		t.Errorf("the log shows the secret: %s", log)
+	}
 }

@@ -9,9 +9,8 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 	"github.com/buzzbip/caddy-webhook/internal/webhook"
-	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/caddyconfig"
 )
 
 func TestPlaceholdersOfADelivery(t *testing.T) {
@@ -25,11 +24,11 @@ func TestPlaceholdersOfADelivery(t *testing.T) {
 			header_up X-Data "{http.buzzbip_webhook.event.data.conversation.id} {http.buzzbip_webhook.event.data.tags.1} {http.buzzbip_webhook.event.data.tags.#}"
 			header_up X-Missing "[{http.buzzbip_webhook.event.data.no.such.thing}]"
 			header_up X-Secret "{http.buzzbip_webhook.secret}"
-		}`, testSecret, b.address()))
-	id := newID()
-	body := eventBody(id)
+		}`, caddytest.Secret, b.address()))
+	id := caddytest.NewID()
+	body := caddytest.Event{ID: id}.Body()
 	expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, body)), http.StatusOK, "")
-	got := await(t, b.arrived, "the delivery")
+	got := caddytest.Receive(t, b.arrived, "the delivery")
 	createdAt := strings.SplitN(strings.SplitN(body, `"createdAt":"`, 2)[1], `"`, 2)[0]
 	for header, want := range map[string]string{
 		"X-Event":   id + " message.received " + createdAt,
@@ -67,16 +66,16 @@ in"
 			header_up X-Object "[{http.buzzbip_webhook.event.data.object}]"
 			header_up X-Pretty "[{http.buzzbip_webhook.event.data.object.@pretty}]"
 			header_up X-Secret "{http.buzzbip_webhook.secret}"
-		}`, testSecret, b.address()))
-	id := newID()
+		}`, caddytest.Secret, b.address()))
+	id := caddytest.NewID()
 	body := fmt.Sprintf(`{"id":"%[1]s\n%[1]s","type":"message.\u0000received","createdAt":"just\tnow","data":{"text":"caf\u00e9\n\u0000 \ud83d\ude00","controls":"%[2]s","half":"a\ud83db\ude00","object":{"a":
 	1}}}`, id, controls.String())
 	eachProtocol(t, func(t *testing.T, client *http.Client) {
-		body := strings.Replace(body, id, newID(), 1)
+		body := strings.Replace(body, id, caddytest.NewID(), 1)
 		id := body[len(`{"id":"`):strings.Index(body, `"type"`)]
 		id = strings.ReplaceAll(strings.TrimSuffix(id, `",`), `\n`, " ")
 		expect(t, send(client, signed(s.url, body)), http.StatusOK, "")
-		got := await(t, b.arrived, "the delivery")
+		got := caddytest.Receive(t, b.arrived, "the delivery")
 		for header, want := range map[string]string{
 			"X-Event":    "[" + id + "|message. received|just now]",
 			"X-Text":     "café   😀",
@@ -103,7 +102,7 @@ func TestPlaceholdersOfWhatIsNotVerifiedAreNotSet(t *testing.T) {
 			header @message X-Matched yes
 			respond "`+unset+` {http.buzzbip_webhook.result} {http.buzzbip_webhook.reason}"
 		}`)
-	r := signed(s.url, eventBody(newID()))
+	r := signed(s.url, caddytest.NewEvent())
 	r.Header.Set(webhook.SignatureHeader, strings.Repeat("0", 64))
 	got := send(newClient(t, "HTTP/1.1"), r)
 	if got.body != unset+" rejected signature_mismatch" || got.header.Get("X-Matched") != "" {
@@ -118,12 +117,12 @@ func TestPlaceholdersOfWhatIsNotVerifiedAreNotSet(t *testing.T) {
 }
 
 func TestResultsAreKnownToPlaceholders(t *testing.T) {
-	h := &Handler{Secrets: []Secret{{Value: testSecret}}, Events: []string{"message.received"}, Scope: newID()}
+	h := &Handler{Secrets: []Secret{{Value: caddytest.Secret}}, Events: []string{"message.received"}, Scope: caddytest.NewID()}
 	provision(t, h)
 	ok := func(w http.ResponseWriter, r *http.Request) error { w.WriteHeader(http.StatusOK); return nil }
 	fails := func(w http.ResponseWriter, r *http.Request) error { w.WriteHeader(http.StatusTeapot); return nil }
 	silent := func(w http.ResponseWriter, r *http.Request) error { return nil }
-	body := eventBody("evt")
+	body := caddytest.Event{ID: "evt"}.Body()
 	for _, step := range []struct {
 		body   string
 		next   func(http.ResponseWriter, *http.Request) error
@@ -145,89 +144,22 @@ func TestResultsAreKnownToPlaceholders(t *testing.T) {
 	}
 }
 
-// matching is a site that answers by what its matchers say.
-const matching = `
-	buzzbip_webhook ` + testSecret + `
-	@all buzzbip_event message.* contact.created
-	@cel expression buzzbip_event('conversation.opened', 'contact.*') && {http.buzzbip_webhook.event.data.vip} == "true"
-	respond @all matched 200
-	respond @cel expression 200
-	respond other 200`
-
-func TestMatcher(t *testing.T) {
-	s := start(t, matching)
-	client := newClient(t, "HTTP/2.0")
-	for _, test := range []struct{ typ, data, want string }{
-		{"message.received", `{}`, "matched"},
-		{"message.failed", `{}`, "matched"},
-		{"contact.created", `{"vip":true}`, "matched"},
-		{"contact.updated", `{"vip":true}`, "expression"},
-		{"contact.updated", `{"vip":false}`, "other"},
-		{"conversation.opened", `{"vip":true}`, "expression"},
-		{"conversation.resolved", `{"vip":true}`, "other"},
-		{"messages.received", `{}`, "other"},
-	} {
-		body := fmt.Sprintf(`{"id":%q,"type":%q,"createdAt":%q,"data":%s}`, newID(), test.typ, time.Now().Format(time.RFC3339), test.data)
-		if got := send(client, signed(s.url, body)); got.body != test.want {
-			t.Errorf("%s with %s: %q, want %q", test.typ, test.data, got.body, test.want)
-		}
-	}
-}
-
-func TestMatcherRejectsWhatCannotBeAType(t *testing.T) {
-	for _, directives := range []string{
-		"@e buzzbip_event message.received,message.sent\nrespond @e 200",
-		"@e expression buzzbip_event('message.received,message.sent')\nrespond @e 200",
-		"@e `buzzbip_event('message.*', 'contact.created,contact.updated')`\nrespond @e 200",
-		"buzzbip_webhook " + testSecret + " {\n events message.received, message.sent\n}",
-	} {
-		adapted, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(testOptions+"https://localhost {\n"+directives+"\n}"), nil)
-		if err == nil {
-			err = caddy.Validate(load(t, adapted))
-		}
-		if err == nil || !strings.Contains(err.Error(), "separate patterns by spaces") {
-			t.Errorf("%s: the error is %v", directives, err)
-		}
-	}
-}
-
-func load(t *testing.T, config []byte) *caddy.Config {
-	t.Helper()
-	c := new(caddy.Config)
-	if err := json.Unmarshal(config, c); err != nil {
-		t.Fatal(err)
-	}
-	return c
-}
-
-func TestMatcherNeverMatchesWhatNoHandlerVerified(t *testing.T) {
-	s := start(t, `
-		@event buzzbip_event message.*
-		@cel expression buzzbip_event('message.*')
-		respond @event matched 200
-		respond @cel matched 200
-		respond other 200`)
-	if got := send(newClient(t, "HTTP/1.1"), signed(s.url, eventBody(newID()))); got.body != "other" {
-		t.Errorf("got %q", got.body)
-	}
-}
-
 func TestSecondHandlerTakesOverThePlaceholders(t *testing.T) {
 	const otherSecret = "the-secret-of-another-webhook-entirely"
 	s := start(t, `
 		route {
 			buzzbip_webhook {
-				secret `+testSecret+` first
+				secret `+caddytest.Secret+` first
 				dedupe off
 			}
 			buzzbip_webhook {
 				secret `+otherSecret+` x
-				secret `+testSecret+` second
+				secret `+caddytest.Secret+` second
 				dedupe off
 			}
 			respond {http.buzzbip_webhook.secret} 200
 		}`)
-	if got := send(newClient(t, "HTTP/1.1"), signed(s.url, eventBody(newID()))); got.body != "second" {
+	if got := send(newClient(t, "HTTP/1.1"), signed(s.url, caddytest.NewEvent())); got.body != "second" {
 		t.Errorf("got %d %q", got.status, got.body)
 	}
 }
@@ -259,9 +191,9 @@ func TestVariableShowsNothingButTheResult(t *testing.T) {
 		}
 		handle_errors {
 			respond "[{http.vars.buzzbip_webhook}]"
-		}`, testSecret, b.address()))
+		}`, caddytest.Secret, b.address()))
 	client := newClient(t, "HTTP/1.1")
-	body := eventBody(newID())
+	body := caddytest.NewEvent()
 	got := send(client, signed(s.url, body))
 	expect(t, got, http.StatusOK, "")
 	for _, header := range []string{"X-Vars", "X-Name", "X-Regexp"} {
@@ -269,14 +201,14 @@ func TestVariableShowsNothingButTheResult(t *testing.T) {
 			t.Errorf("%s: the matcher does not see the result", header)
 		}
 	}
-	variable := await(t, b.arrived, "the delivery").Header.Get("X-Variable")
+	variable := caddytest.Receive(t, b.arrived, "the delivery").Header.Get("X-Variable")
 	if variable != string(webhook.ResultFailed) { // as long as nobody has answered
 		t.Errorf("the variable is %q", variable)
 	}
 	shown := got.body + variable + fmt.Sprint(got.header)
-	shown += send(client, signed(strings.Replace(s.url, "/webhooks/buzzbip", "/expression", 1), eventBody(newID()))).body
+	shown += send(client, signed(strings.Replace(s.url, "/webhooks/buzzbip", "/expression", 1), caddytest.NewEvent())).body
 	var log string
-	for end := time.Now().Add(patience); strings.Count(log, `"by_name"`) < 2 && time.Now().Before(end); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(caddytest.Patience); strings.Count(log, `"by_name"`) < 2 && time.Now().Before(end); time.Sleep(time.Millisecond) {
 		log = s.logs()
 	}
 	if !strings.Contains(log, `"by_name":"delivered"`) || !strings.Contains(log, `"by_placeholder":"delivered"`) ||
@@ -294,7 +226,7 @@ func TestVariableShowsNothingButTheResult(t *testing.T) {
 		t.Fatal(err)
 	}
 	shown += string(asJSON)
-	for _, hidden := range []string{"hello", fmt.Sprint([]byte("hello")), testSecret, "the-scope-that-nobody-sees", "evt_"} {
+	for _, hidden := range []string{"hello", fmt.Sprint([]byte("hello")), caddytest.Secret, "the-scope-that-nobody-sees", "evt_"} {
 		for what, text := range map[string]string{"what is shown": shown, "the log": log} {
 			// the access log names the event on purpose
 			if strings.Contains(text, hidden) && (what != "the log" || hidden != "evt_") {

@@ -1,19 +1,22 @@
 package buzzbip
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
-	"io/fs"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
-	"path"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 	"github.com/buzzbip/caddy-webhook/internal/webhook"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
@@ -53,7 +56,7 @@ func blocks(markdown, language string) (found []string) {
 }
 
 func TestJSONOfTheREADMELoads(t *testing.T) {
-	t.Setenv("BUZZBIP_SECRET", testSecret)
+	t.Setenv("BUZZBIP_SECRET", caddytest.Secret)
 	examples := blocks(readme(t), "json")
 	if len(examples) != 1 {
 		t.Fatalf("%d examples", len(examples))
@@ -69,7 +72,7 @@ func TestJSONOfTheREADMELoads(t *testing.T) {
 }
 
 func TestCaddyfileOfTheREADMELoads(t *testing.T) {
-	t.Setenv("BUZZBIP_SECRET", testSecret)
+	t.Setenv("BUZZBIP_SECRET", caddytest.Secret)
 	var config caddy.Config
 	if err := json.Unmarshal(adapt(t, blocks(readme(t), "caddyfile")[0]), &config); err != nil {
 		t.Fatal(err)
@@ -95,7 +98,7 @@ func TestREADMENamesEveryOptionAndReason(t *testing.T) {
 
 // What the README says of a named route: it is Caddy that keeps one handler only.
 func TestNamedRouteOfTheREADMEKeepsAllHandlers(t *testing.T) {
-	t.Setenv("BUZZBIP_SECRET", testSecret)
+	t.Setenv("BUZZBIP_SECRET", caddytest.Secret)
 	var config string
 	for _, block := range blocks(section(t, "## Troubleshooting"), "caddyfile") {
 		if strings.Contains(block, "&(") {
@@ -114,12 +117,12 @@ func TestNamedRouteOfTheREADMEKeepsAllHandlers(t *testing.T) {
 		config string
 		status int
 	}{{config, http.StatusOK}, {without, http.StatusNotFound}} {
-		port := freePort(t)
+		port := caddytest.FreePort(t)
 		here := strings.Replace(step.config, "hooks.example.com {", fmt.Sprintf("https://localhost:%d {\ntls %s %s", port, certFile, keyFile), 1)
 		if err := caddy.Load(adapt(t, testOptions+here), true); err != nil {
 			t.Fatal(err)
 		}
-		expect(t, send(client, signed(fmt.Sprintf("https://localhost:%d/webhooks/buzzbip", port), eventBody(newID()))), step.status, "")
+		expect(t, send(client, signed(fmt.Sprintf("https://localhost:%d/webhooks/buzzbip", port), caddytest.NewEvent())), step.status, "")
 	}
 	b.expectCount(t, 1)
 }
@@ -138,47 +141,184 @@ func TestREADMEQuotesTheErrorOfACaddyWithoutThePlugin(t *testing.T) {
 	}
 }
 
-// The layout in docs/ARCHITECTURE.md has every file that a newcomer may look for,
-// and none that has moved.
-func TestArchitectureNamesTheFilesThatThereAre(t *testing.T) {
-	text, err := os.ReadFile(filepath.Join("docs", "ARCHITECTURE.md"))
-	if err != nil {
+// quickstart returns the blocks of the README's quickstart: how to start it, what
+// to type into another terminal, and what that prints.
+func quickstart(t *testing.T) (run, commands, output string) {
+	t.Helper()
+	section := section(t, "## Quickstart")
+	shell, text := blocks(section, "sh"), blocks(section, "text")
+	if len(shell) != 2 || len(text) != 1 {
+		t.Fatalf("the section has %d blocks of commands and %d of output, want 2 and 1", len(shell), len(text))
+	}
+	return shell[0], shell[1], text[0]
+}
+
+// buildCaddy builds what `go run ./cmd/caddy` runs, once for all tests.
+func buildCaddy(t *testing.T) (binary string) {
+	t.Helper()
+	if runtime.GOOS == "windows" {
+		t.Skip("the commands of the README are for a Unix shell")
+	}
+	binary = filepath.Join(filepath.Dir(certFile), "caddy-under-test")
+	if err := caddytest.Build(binary); err != nil {
 		t.Fatal(err)
 	}
-	var files []string
-	err = filepath.WalkDir(".", func(path string, entry fs.DirEntry, err error) error {
-		if err == nil && !entry.IsDir() {
-			files = append(files, filepath.ToSlash(path))
+	return binary
+}
+
+// shell runs commands of the docs word for word, except that `caddy` and
+// `go run ./cmd/caddy` are the binary, which was built once.
+func shell(binary, dir, commands string) *exec.Cmd {
+	cmd := exec.Command("sh", "-c", `
+caddy() { $HOW "$CADDY_UNDER_TEST" "$@"; }
+go() { shift 2; caddy "$@" || { echo "exit status $?" >&2; return 1; }; }
+`+commands)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "CADDY_UNDER_TEST="+binary, "XDG_DATA_HOME="+dir, "XDG_CONFIG_HOME="+dir)
+	return cmd
+}
+
+// startServer runs commands, the last of which is a Caddy that serves url, and returns
+// when it does. Its admin endpoint is not that of another Caddy.
+func startServer(t *testing.T, binary, dir, commands, url string) {
+	t.Helper()
+	server := shell(binary, dir, commands)
+	// in the place of the shell, so that it gets the signal
+	server.Env = append(server.Env, "HOW=exec", fmt.Sprintf("CADDY_ADMIN=localhost:%d", caddytest.FreePort(t)))
+	var log bytes.Buffer
+	server.Stderr = &log
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		server.Process.Signal(os.Interrupt)
+		server.Wait()
+		if t.Failed() {
+			t.Log(log.String())
 		}
-		return err
 	})
+	client := newClient(t, "HTTP/1.1")
+	caddytest.WaitFor(t, "Caddy to serve "+url, func() bool {
+		res, err := client.Get(url)
+		if err != nil {
+			return false
+		}
+		defer res.Body.Close()
+		_, err = io.Copy(io.Discard, res.Body)
+		return err == nil
+	})
+}
+
+// took is how long an answer took.
+var took = regexp.MustCompile(`(?m) in [0-9.]+(µs|ms|s)$`)
+
+// The commands of the README, run word for word, print what it says.
+func TestQuickstartOfTheREADME(t *testing.T) {
+	run, commands, output := quickstart(t)
+	const caddyfile = "examples/quickstart/Caddyfile"
+	if strings.TrimSpace(run) != "go run ./cmd/caddy run --config "+caddyfile {
+		t.Fatalf("the command is %q", run)
+	}
+	// other ports than the documented ones: somebody may be trying it just now
+	config, err := os.ReadFile(caddyfile)
 	if err != nil {
 		t.Fatal(err)
 	}
-	links := regexp.MustCompile(`https?://[^)\s]+`)
-	named := regexp.MustCompile(`[\w./-]+\.(go|html|json)\b`).FindAllString(links.ReplaceAllString(string(text), ""), -1)
-	for _, name := range named {
-		if !slices.ContainsFunc(files, func(file string) bool { return file == name || path.Base(file) == name }) {
-			t.Errorf("there is no %s", name)
-		}
+	port := fmt.Sprintf("localhost:%d", caddytest.FreePort(t))
+	text := strings.ReplaceAll(string(config), "localhost:8443", port)
+	text = strings.ReplaceAll(text, ":9753", fmt.Sprintf(":%d", caddytest.FreePort(t)))
+	binary, dir := buildCaddy(t), t.TempDir()
+	mine := writeFile(t, dir, "Caddyfile", text)
+	startServer(t, binary, dir, strings.ReplaceAll(run, caddyfile, mine), "https://"+port)
+	got, err := shell(binary, dir, strings.ReplaceAll(commands, "localhost:8443", port)).CombinedOutput()
+	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) { // the last command fails
+		t.Fatalf("%v\n%s", err, got)
 	}
-	for _, file := range files {
-		if dir := path.Dir(file); dir != "." && dir != "internal/cli" || path.Ext(file) != ".go" || strings.HasSuffix(file, "_test.go") {
-			continue
-		}
-		if !slices.Contains(named, path.Base(file)) {
-			t.Errorf("it does not name %s", file)
-		}
+	if got, want := took.ReplaceAllString(string(got), ""), took.ReplaceAllString(output, ""); got != want {
+		t.Errorf("the commands print\n%s\nbut the README says\n%s", got, want)
 	}
 }
 
-// What CONTRIBUTING says of the one tool in the main go.mod.
-func TestToolsAreNotPartOfThePlugin(t *testing.T) {
-	packages, err := exec.Command("go", "list", "-deps", ".").Output()
+func writeFile(t *testing.T, dir, name, text string) (path string) {
+	t.Helper()
+	path = filepath.Join(dir, name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// The commands with which the README serves an example on localhost.
+func TestTryingAnExampleAsTheREADMESays(t *testing.T) {
+	commands := blocks(section(t, "### Trying an example on your own machine"), "sh")
+	if len(commands) != 3 {
+		t.Fatalf("the section has %d blocks of commands, want 3", len(commands))
+	}
+	binary, dir := buildCaddy(t), t.TempDir()
+	address, backend := fmt.Sprintf("localhost:%d", caddytest.FreePort(t)), caddytest.FreeAddress(t)
+	root, err := os.Getwd()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if strings.Contains(string(packages), "xcaddy") {
-		t.Error("the plugin imports xcaddy")
+	for i, command := range commands {
+		for _, pair := range [][2]string{
+			{"localhost:8080", address}, {"127.0.0.1:9000", backend}, {"/tmp/Caddyfile", filepath.Join(dir, "Caddyfile")},
+			{"examples/", filepath.Join(root, "examples") + "/"},
+		} {
+			command = strings.ReplaceAll(command, pair[0], pair[1])
+		}
+		commands[i] = command
+	}
+	// the example has its backend at the port of the README
+	commands[0] = strings.Replace(commands[0], "sed '", "sed 's|127.0.0.1:9000|"+backend+"|; ", 1)
+	startServer(t, binary, dir, commands[0], "http://"+address)
+	startServer(t, binary, dir, commands[1], "http://"+backend)
+	got, err := shell(binary, dir, commands[2]).CombinedOutput()
+	if err != nil || !strings.Contains(string(got), "answered 200 OK") || !strings.HasSuffix(string(got), "\nprocessed\n") {
+		t.Errorf("%v: %s", err, got)
+	}
+}
+
+// The way in which the README captures what explain needs.
+func TestCapturingARejectedRequestAsTheREADMESays(t *testing.T) {
+	if _, err := exec.LookPath("jq"); err != nil {
+		t.Skip("there is no jq")
+	}
+	t.Setenv("BUZZBIP_SECRET", caddytest.Secret)
+	const path = "/var/lib/caddy/captured.log"
+	text := section(t, "### Capturing a rejected request")
+	config, commands := blocks(text, "caddyfile"), blocks(text, "sh")
+	if len(config) != 1 || len(commands) != 1 {
+		t.Fatalf("the section has %d configurations and %d blocks of commands", len(config), len(commands))
+	}
+	binary, dir := buildCaddy(t), t.TempDir()
+	captured := filepath.Join(dir, "captured.log")
+	address := fmt.Sprintf("localhost:%d", caddytest.FreePort(t))
+	caddyfile := strings.Replace(config[0], path, captured, 1)
+	caddyfile = strings.Replace(caddyfile, "hooks.example.com", "http://"+address, 1)
+	caddyfile = strings.Replace(caddyfile, "# as before: buzzbip_webhook, reverse_proxy", "buzzbip_webhook {env.BUZZBIP_SECRET}\nrespond processed", 1)
+	if strings.Contains(caddyfile, "#") {
+		t.Fatalf("a comment is left: %s", caddyfile)
+	}
+	startServer(t, binary, dir, "caddy run --config "+writeFile(t, dir, "Caddyfile", caddyfile), "http://"+address)
+	url := "http://" + address + "/webhooks/buzzbip"
+	client := newClient(t, "HTTP/1.1")
+	const otherSecret = "the-secret-of-another-webhook"
+	body := strings.Replace(caddytest.NewEvent(), "hello", `höllo \"you\" <\/p>\u00e9\n`, 1)
+	forged := signed(url, body)
+	forged.Header.Set(webhook.SignatureHeader, caddytest.SignWith(otherSecret, body))
+	expect(t, send(client, forged), http.StatusUnauthorized, "")
+	expect(t, send(client, signed(url, body)), http.StatusOK, "")
+	caddytest.WaitFor(t, "both requests in the log", func() bool {
+		logged, _ := os.ReadFile(captured)
+		return strings.Count(string(logged), "signature_mismatch") == 1 && strings.Count(string(logged), `"delivered"`) == 1
+	})
+	explain := shell(binary, dir, strings.ReplaceAll(commands[0], path, captured))
+	explain.Env = append(explain.Env, "BUZZBIP_SECRET="+otherSecret)
+	if out, err := explain.CombinedOutput(); err != nil || !strings.Contains(string(out), "accepted: the signature is right") {
+		t.Errorf("%v: %s", err, out)
+	}
+	if got, err := os.ReadFile(filepath.Join(dir, "body.json")); err != nil || string(got) != body {
+		t.Errorf("captured is %q, %v, want %q", got, err, body)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 	"unicode/utf16"
 
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
@@ -43,9 +44,9 @@ func inUTF16(text string, littleEndian bool) string {
 }
 
 // What cannot be a secret is rejected wherever it comes from, and no error
-// tells it.
+// shows it.
 func TestWhatCannotBeASecretIsRejected(t *testing.T) {
-	const secret = testSecret
+	const secret = caddytest.Secret
 	for name, test := range map[string]struct{ value, message string }{
 		"byte order mark":             {"\ufeff" + secret, "byte order mark"},
 		"byte order mark after space": {" \ufeff" + secret, "byte order mark"},
@@ -78,7 +79,7 @@ func TestWhatCannotBeASecretIsRejected(t *testing.T) {
 					t.Errorf("%+v: the error is %v, want %q in it", s, err, test.message)
 				}
 				if err != nil && strings.Contains(err.Error(), secret) {
-					t.Errorf("the error tells the secret: %v", err)
+					t.Errorf("the error shows the secret: %v", err)
 				}
 			}
 		})
@@ -103,7 +104,7 @@ func warningsOf(t *testing.T, s Secret) []string {
 }
 
 func TestWarningsOfASecret(t *testing.T) {
-	const secret = testSecret
+	const secret = caddytest.Secret
 	const (
 		blank       = "starts or ends with a blank"
 		quote       = "starts or ends with a quotation mark"
@@ -148,7 +149,7 @@ func TestWarningsOfASecret(t *testing.T) {
 			}
 			for _, warning := range got {
 				if strings.Contains(warning, strings.TrimSpace(value)) && len(value) > 4 {
-					t.Errorf("the warning tells the secret: %s", warning)
+					t.Errorf("the warning shows the secret: %s", warning)
 				}
 			}
 		}
@@ -156,14 +157,14 @@ func TestWarningsOfASecret(t *testing.T) {
 }
 
 func TestSecretInClearTextGetsAWarning(t *testing.T) {
-	t.Setenv("BUZZBIP_TEST_SECRET", testSecret)
-	path := writeSecret(t, testSecret)
+	t.Setenv("BUZZBIP_TEST_SECRET", caddytest.Secret)
+	path := writeSecret(t, caddytest.Secret)
 	const clearText, placeholder = "in clear text", "looks like a placeholder"
 	for _, test := range []struct {
 		secret Secret
 		want   string
 	}{
-		{Secret{Value: testSecret}, clearText},
+		{Secret{Value: caddytest.Secret}, clearText},
 		{Secret{Value: "whsec_{env.BUZZBIP_TEST_SECRET}"}, clearText},
 		{Secret{Value: "{env.BUZZBIP_TEST_SECRET"}, placeholder}, // one warning, of what is the matter
 		{Secret{Value: "env.BUZZBIP_TEST_SECRET"}, placeholder},
@@ -181,7 +182,7 @@ func TestSecretInClearTextGetsAWarning(t *testing.T) {
 
 // Kubernetes puts secrets in place by symbolic links.
 func TestSecretFileMayBeASymbolicLink(t *testing.T) {
-	path := writeSecret(t, testSecret)
+	path := writeSecret(t, caddytest.Secret)
 	link := path + ".link"
 	if err := os.Symlink(filepath.Base(path), link); err != nil {
 		t.Skip(err)
@@ -211,7 +212,7 @@ func TestSecretFileThatDoesNotAnswerIsAnErrorOnce(t *testing.T) {
 		s := &secret{path: "/mnt/gone/secret", readFile: func(string) ([]byte, error) {
 			reads.Add(1)
 			<-answer
-			return []byte(testSecret), nil
+			return []byte(caddytest.Secret), nil
 		}}
 		for range 3 {
 			start := time.Now()
@@ -227,7 +228,7 @@ func TestSecretFileThatDoesNotAnswerIsAnErrorOnce(t *testing.T) {
 		}
 		close(answer)
 		for range 2 { // what waited, and a new one
-			if value, err := s.read(); err != nil || string(value) != testSecret {
+			if value, err := s.read(); err != nil || string(value) != caddytest.Secret {
 				t.Errorf("read %q, %v", value, err)
 			}
 		}
@@ -246,7 +247,7 @@ type watchedFile struct {
 }
 
 func newWatchedFile(t *testing.T) *watchedFile {
-	path := writeSecret(t, testSecret)
+	path := writeSecret(t, caddytest.Secret)
 	core, logs := observer.New(zapcore.InfoLevel)
 	all, err := loadSecrets([]Secret{{File: path}}, "", zap.New(core))
 	if err != nil {
@@ -281,29 +282,29 @@ func TestHalfWrittenSecretFileDoesNotCount(t *testing.T) {
 	const next = "the-secret-after-the-rotation"
 	synctest.Test(t, func(t *testing.T) {
 		w := newWatchedFile(t)
-		w.after(1, testSecret)
+		w.after(1, caddytest.Secret)
 		for n := 4; n < len(next); n += 4 { // each read sees more of it
 			w.write(next[:n])
-			w.after(1, testSecret)
+			w.after(1, caddytest.Secret)
 		}
 		w.write(next)
-		w.after(1, testSecret)
+		w.after(1, caddytest.Secret)
 		w.after(1, next)
 		// there and back again is no change
-		w.write(testSecret)
+		w.write(caddytest.Secret)
 		w.after(1, next)
 		w.write(next)
 		w.after(1, next)
-		w.write(testSecret)
+		w.write(caddytest.Secret)
 		w.after(1, next)
-		w.after(1, testSecret)
+		w.after(1, caddytest.Secret)
 		// nor does a read count that an error follows
 		w.write(next)
-		w.after(1, testSecret)
+		w.after(1, caddytest.Secret)
 		w.write("")
-		w.after(1, testSecret)
+		w.after(1, caddytest.Secret)
 		w.write(next)
-		w.after(1, testSecret)
+		w.after(1, caddytest.Secret)
 		w.after(1, next)
 		if n := w.logs.FilterMessage("the secret has changed").Len(); n != 3 {
 			t.Errorf("%d changes were logged", n)
@@ -322,7 +323,7 @@ func TestChangedFileThatCannotBeASecretLeavesTheLastOneActive(t *testing.T) {
 		} {
 			w.logs.TakeAll()
 			w.write(content)
-			w.after(5, testSecret)
+			w.after(5, caddytest.Secret)
 			entries := w.logs.FilterMessageSnippet("keeping the current secret").All()
 			if len(entries) != 1 || entries[0].Level != zapcore.ErrorLevel {
 				t.Fatalf("%q: logged %+v", content, w.logs.All())

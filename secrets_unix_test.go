@@ -9,9 +9,11 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 )
 
-// A pipe that nobody writes to hung the load, and with it every later one and
+// Reading a pipe that nobody writes to would block the load, every later load, and
 // the stop.
 func TestPipeAsSecretFileDoesNotHangTheLoad(t *testing.T) {
 	pipe := filepath.Join(t.TempDir(), "pipe")
@@ -26,8 +28,8 @@ func TestPipeAsSecretFileDoesNotHangTheLoad(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), "regular file") {
 				t.Errorf("%+v: the error is %v", s, err)
 			}
-		case <-time.After(patience):
-			t.Errorf("%+v hangs", s)
+		case <-time.After(caddytest.Patience):
+			t.Errorf("%+v blocks the load", s)
 			w, err := os.OpenFile(pipe, os.O_WRONLY|syscall.O_NONBLOCK, 0) // the end of what waits
 			if err == nil {
 				w.Close()

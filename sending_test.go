@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 )
@@ -57,11 +58,11 @@ func TestTransportRepeatsARequestThatTheBackendRefusedToTake(t *testing.T) {
 			}
 		}
 	})
-	s := start(t, fmt.Sprintf("buzzbip_webhook %s\nreverse_proxy h2c://%s", testSecret, address))
-	body := eventBody(newID())
+	s := start(t, fmt.Sprintf("buzzbip_webhook %s\nreverse_proxy h2c://%s", caddytest.Secret, address))
+	body := caddytest.NewEvent()
 	expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, body)), http.StatusOK, "")
 	for range 2 {
-		if got := await(t, bodies, "the request"); got != body {
+		if got := caddytest.Receive(t, bodies, "the request"); got != body {
 			t.Errorf("the backend got %q", got)
 		}
 	}
@@ -80,20 +81,20 @@ func TestProxyRepeatsADeliveryWhereThatIsSafe(t *testing.T) {
 				lb_retries 2
 				fail_duration 10s
 				request_buffers 1MiB
-			}`, testSecret, first.address(), up.address())
+			}`, caddytest.Secret, first.address(), up.address())
 	}
 	client := newClient(t, "HTTP/1.1")
 	t.Run("not connected", func(t *testing.T) {
 		s := start(t, site(down))
-		body := eventBody(newID())
+		body := caddytest.NewEvent()
 		expect(t, send(client, signed(s.url, body)), http.StatusOK, "")
-		if got := await(t, up.arrived, "the delivery"); got.body != body {
+		if got := caddytest.Receive(t, up.arrived, "the delivery"); got.body != body {
 			t.Errorf("the second backend got %q", got.body)
 		}
 	})
 	t.Run("connected", func(t *testing.T) {
 		s := start(t, site(failing))
-		body := eventBody(newID())
+		body := caddytest.NewEvent()
 		// it may have been processed: the sender must decide
 		expect(t, send(client, signed(s.url, body)), http.StatusBadGateway, "")
 		expect(t, send(client, signed(s.url, body)), http.StatusOK, "")
@@ -132,7 +133,7 @@ func TestTransportDoesNotRepeatWhatTheBackendMayHaveProcessed(t *testing.T) {
 					}
 				}
 			})
-			s := start(t, fmt.Sprintf("buzzbip_webhook %s\nreverse_proxy %s {\n%s\n}", testSecret, address, test.proxy))
+			s := start(t, fmt.Sprintf("buzzbip_webhook %s\nreverse_proxy %s {\n%s\n}", caddytest.Secret, address, test.proxy))
 			client := newClient(t, "HTTP/1.1")
 			send := func(body string) response {
 				r := signed(s.url, body)
@@ -141,12 +142,12 @@ func TestTransportDoesNotRepeatWhatTheBackendMayHaveProcessed(t *testing.T) {
 				}
 				return send(client, r)
 			}
-			first, second := eventBody(newID()), eventBody(newID())
+			first, second := caddytest.NewEvent(), caddytest.NewEvent()
 			expect(t, send(first), http.StatusOK, "")
 			expect(t, send(second), http.StatusBadGateway, "")
 			expect(t, send(second), http.StatusOK, "")
 			for _, want := range []string{first, second, second} {
-				if got := await(t, bodies, "a request"); got != want {
+				if got := caddytest.Receive(t, bodies, "a request"); got != want {
 					t.Errorf("the backend got %q, want %q", got, want)
 				}
 			}
@@ -159,9 +160,9 @@ func TestTransportDoesNotRepeatWhatTheBackendMayHaveProcessed(t *testing.T) {
 
 // What was put in the place of the event must not be replaced by it.
 func TestTransportDoesNotRepeatTheEventInPlaceOfAnotherBody(t *testing.T) {
-	h := &Handler{Secrets: []Secret{{Value: testSecret}}, Dedupe: dedupeOff}
+	h := &Handler{Secrets: []Secret{{Value: caddytest.Secret}}, Dedupe: dedupeOff}
 	provision(t, h)
-	_, err := serve(h, signed("https://localhost/", eventBody("a")), func(w http.ResponseWriter, r *http.Request) error {
+	_, err := serve(h, signed("https://localhost/", caddytest.NewEvent()), func(w http.ResponseWriter, r *http.Request) error {
 		if again, err := r.GetBody(); err != nil || again == nil {
 			t.Errorf("the event cannot be sent again: %v", err)
 		}

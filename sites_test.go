@@ -6,25 +6,28 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
+// One workspace may have several webhooks, so the same ID can arrive at two of
+// them.
 func TestScopes(t *testing.T) {
 	const otherSecret = "the-secret-of-another-webhook-entirely"
 	b := newBackend(t, nil)
 	client := newClient(t, "HTTP/1.1")
 	sites := func(options, otherOptions string) string {
 		return "handle /webhooks/buzzbip {\n" + proxied(b, options) + "\n}\n" +
-			"handle /other {\n" + strings.Replace(proxied(b, otherOptions), testSecret, otherSecret, 1) + "\n}"
+			"handle /other {\n" + strings.Replace(proxied(b, otherOptions), caddytest.Secret, otherSecret, 1) + "\n}"
 	}
 	sendToOther := func(s *site, body string) response {
 		r := signed(strings.Replace(s.url, "/webhooks/buzzbip", "/other", 1), body)
-		r.Header.Set(webhook.SignatureHeader, signature(otherSecret, body))
+		r.Header.Set(webhook.SignatureHeader, caddytest.SignWith(otherSecret, body))
 		return send(client, r)
 	}
 	t.Run("different secrets are apart", func(t *testing.T) {
 		s := start(t, sites("", ""))
-		body := eventBody(newID())
+		body := caddytest.NewEvent()
 		expect(t, send(client, signed(s.url, body)), http.StatusOK, "")
 		expect(t, sendToOther(s, body), http.StatusOK, "")
 		if strings.Contains(s.logs(), "scope") {
@@ -32,9 +35,9 @@ func TestScopes(t *testing.T) {
 		}
 	})
 	t.Run("the same scope is shared, with a warning", func(t *testing.T) {
-		name := newID()
+		name := caddytest.NewID()
 		s := start(t, sites("scope "+name, "scope "+name))
-		body := eventBody(newID())
+		body := caddytest.NewEvent()
 		expect(t, send(client, signed(s.url, body)), http.StatusOK, "")
 		expect(t, sendToOther(s, body), http.StatusOK, webhook.ResultDuplicate)
 		for _, want := range []string{"sites share a scope", `"sites":["localhost/webhooks/buzzbip","localhost/other"]`, name} {
@@ -45,7 +48,7 @@ func TestScopes(t *testing.T) {
 
 	})
 	t.Run("different stores share nothing", func(t *testing.T) {
-		name := newID()
+		name := caddytest.NewID()
 		s := start(t, sites("scope "+name, "scope "+name+"\nstore bolt "+filepath.Join(t.TempDir(), "events.db")))
 		if strings.Contains(s.logs(), "scope") {
 			t.Errorf("a needless warning: %s", s.logs())
@@ -61,15 +64,15 @@ func TestScopes(t *testing.T) {
 	})
 	t.Run("the same secret shares, with a warning, without showing the scope", func(t *testing.T) {
 		s := start(t, "handle /webhooks/buzzbip {\n"+proxied(b, "")+"\n}\nhandle /other {\n"+proxied(b, "")+"\n}")
-		body := eventBody(newID())
+		body := caddytest.NewEvent()
 		expect(t, send(client, signed(s.url, body)), http.StatusOK, "")
 		expect(t, send(client, signed(strings.Replace(s.url, "/webhooks/buzzbip", "/other", 1), body)), http.StatusOK, webhook.ResultDuplicate)
-		if !strings.Contains(s.logs(), "sites share a scope") || strings.Contains(s.logs(), newKey("", []byte(testSecret), "").scope) {
+		if !strings.Contains(s.logs(), "sites share a scope") || strings.Contains(s.logs(), newKey("", []byte(caddytest.Secret), "").scope) {
 			t.Errorf("no warning, or too much: %s", s.logs())
 		}
 	})
 	t.Run("two secrets with one scope are one handler", func(t *testing.T) {
-		s := start(t, proxied(b, "secret "+otherSecret+"\nscope "+newID()))
+		s := start(t, proxied(b, "secret "+otherSecret+"\nscope "+caddytest.NewID()))
 		if strings.Contains(s.logs(), "scope") {
 			t.Errorf("a needless warning: %s", s.logs())
 		}

@@ -3,9 +3,12 @@ package buzzbip
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"net/http"
 	"strings"
 	"testing"
 
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 	"go.uber.org/zap"
 )
 
@@ -47,15 +50,46 @@ func newSecrets(t testing.TB, secrets ...Secret) *secrets {
 }
 
 func TestScopeIsNoHashOfTheSecret(t *testing.T) {
-	k := newKey("", []byte(testSecret), "")
-	bare := sha256.Sum256([]byte(testSecret))
+	k := newKey("", []byte(caddytest.Secret), "")
+	bare := sha256.Sum256([]byte(caddytest.Secret))
 	if k.scope == "" || strings.HasPrefix(hex.EncodeToString(bare[:]), k.scope) {
 		t.Errorf("the scope is %q", k.scope)
 	}
-	if k.scope != newKey("other label", []byte(testSecret), "").scope {
+	if k.scope != newKey("other label", []byte(caddytest.Secret), "").scope {
 		t.Error("the scope depends on more than the secret")
 	}
-	if k.scope == newKey("", []byte(testSecret+"x"), "").scope {
+	if k.scope == newKey("", []byte(caddytest.Secret+"x"), "").scope {
 		t.Error("two secrets have one scope")
+	}
+}
+
+func TestTwoSecretsDuringARotation(t *testing.T) {
+	b := newBackend(t, nil)
+	s := start(t, "buzzbip_webhook {\n secret "+caddytest.Secret+" old\n}\nreverse_proxy "+b.address())
+	client := newClient(t, "HTTP/1.1")
+	withSecret := func(secret, body string) *http.Request {
+		r := signed(s.url, body)
+		r.Header.Set(webhook.SignatureHeader, caddytest.SignWith(secret, body))
+		return r
+	}
+	const newSecret = "the-new-secret-of-the-same-webhook"
+	before := caddytest.NewEvent()
+	expect(t, send(client, withSecret(caddytest.Secret, before)), http.StatusOK, "")
+	expect(t, send(client, withSecret(newSecret, before)), http.StatusUnauthorized, "")
+
+	s.reload("buzzbip_webhook {\n secret " + newSecret + " new\n secret " + caddytest.Secret + " old\n}\nheader X-Secret {http.buzzbip_webhook.secret}\nreverse_proxy " + b.address() + " {\n header_up X-Secret {http.buzzbip_webhook.secret}\n}")
+	expect(t, send(client, withSecret(caddytest.Secret, before)), http.StatusOK, webhook.ResultDuplicate)
+	for secret, label := range map[string]string{caddytest.Secret: "old", newSecret: "new"} {
+		body := caddytest.NewEvent()
+		expect(t, send(client, withSecret(secret, body)), http.StatusOK, "")
+		expect(t, send(client, withSecret(secret, body)), http.StatusOK, webhook.ResultDuplicate)
+		caddytest.WaitFor(t, "the delivery", func() bool { return len(b.arrived) > 0 })
+		var last received
+		for len(b.arrived) > 0 {
+			last = <-b.arrived
+		}
+		if got := last.Header.Get("X-Secret"); got != label {
+			t.Errorf("the secret that matched is %q, want %q", got, label)
+		}
 	}
 }
