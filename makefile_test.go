@@ -1,8 +1,11 @@
 package buzzbip
 
 import (
+	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"runtime"
 	"strings"
@@ -75,5 +78,30 @@ func TestMakeCheckSaysWhatItInstallsAndHowLongItTakes(t *testing.T) {
 				t.Errorf("%s does not say that it may install %s:\n%s", name, program, text)
 			}
 		}
+	}
+}
+
+// With a name that no fuzz test has, Go only warns.
+func TestMakeFuzzRunsEveryFuzzTest(t *testing.T) {
+	run := make(map[string]string) // packages by fuzz test
+	for _, line := range regexp.MustCompile(`-fuzz '\^(\w+)\$' .* (\S+)\n`).FindAllStringSubmatch(makes(t, "-n", "fuzz"), -1) {
+		run[line[1]] = filepath.Clean(line[2])
+	}
+	written := make(map[string]string)
+	err := filepath.WalkDir(".", func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		for _, name := range regexp.MustCompile(`(?m)^func (Fuzz\w+)\(`).FindAllSubmatch(text, -1) {
+			written[string(name[1])] = filepath.Dir(path)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(written) == 0 || !maps.Equal(run, written) {
+		t.Errorf("make fuzz runs %v, want %v", run, written)
 	}
 }

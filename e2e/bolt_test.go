@@ -84,7 +84,7 @@ func TestSecondCaddyOnTheSameFileFailsToLoad(t *testing.T) {
 	select {
 	case <-second.Ended:
 	case <-time.After(caddytest.Patience):
-		t.Fatal("the second Caddy hangs")
+		t.Fatal("the second Caddy does not end")
 	}
 	if log := second.Log.String(); !strings.Contains(log, filepath.Join(data, "events.db")+" is in use by another process") {
 		t.Errorf("the second Caddy does not say why it ends: %s", log)

@@ -34,36 +34,14 @@ const (
 	webhookURL  = "https://" + webhookName + "/webhooks/buzzbip"
 )
 
-// example returns the text of an example, but for pairs of old and new.
+// example returns a file of the examples, with pairs of old and new replaced.
 func example(t *testing.T, name string, replacements ...string) string {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join("..", "examples", name, "Caddyfile"))
+	text, err := os.ReadFile(filepath.Join("..", "examples", name))
 	if err != nil {
 		t.Fatal(err)
 	}
-	config := string(text)
-	for i := 0; i < len(replacements); i += 2 {
-		if !strings.Contains(config, replacements[i]) {
-			t.Fatalf("the example has no %s", replacements[i])
-		}
-		config = strings.ReplaceAll(config, replacements[i], replacements[i+1])
-	}
-	return config
-}
-
-// freePort returns a port of loopback that is free for TCP and for UDP.
-func freePort(t *testing.T) string {
-	t.Helper()
-	for range 100 {
-		address := caddytest.FreeAddress(t)
-		if l, err := net.ListenPacket("udp", address); err == nil {
-			l.Close()
-			_, port, _ := net.SplitHostPort(address)
-			return port
-		}
-	}
-	t.Fatal("no port is free for both TCP and UDP")
-	return ""
+	return caddytest.Replace(t, string(text), replacements...)
 }
 
 // authority is a Caddy that issues certificates over ACME.
@@ -209,19 +187,19 @@ func post(client *http.Client, url, body string) (*http.Response, error) {
 // over ACME, as it does from a public one.
 func TestAutomaticHTTPS(t *testing.T) {
 	b := caddytest.NewBackend(t, nil)
-	httpPort, httpsPort := freePort(t), freePort(t)
-	plain, secure := "127.0.0.1:"+httpPort, "127.0.0.1:"+httpsPort
+	httpPort, httpsPort := caddytest.FreePort(t), caddytest.FreePort(t)
+	plain, secure := fmt.Sprint("127.0.0.1:", httpPort), fmt.Sprint("127.0.0.1:", httpsPort)
 	a := startAuthority(t, plain)
 	data := t.TempDir()
-	_, config, _ := strings.Cut(example(t, "existing-backend", "127.0.0.1:9000", b.Address()), "\n{\n")
+	_, config, _ := strings.Cut(example(t, "existing-backend/Caddyfile", "127.0.0.1:9000", b.Address()), "\n{\n")
 	globals, sites, found := strings.Cut(config, "\n}\n")
 	if !found {
 		t.Fatal("the example has no global options")
 	}
 	caddytest.Start(t, data, fmt.Sprintf(`
 	default_bind 127.0.0.1
-	http_port %s
-	https_port %s
+	http_port %d
+	https_port %d
 	acme_ca %s
 	acme_ca_root %s
 %s`, httpPort, httpsPort, a.directory, a.rootFile, globals), sites, "BUZZBIP_SECRET="+caddytest.Secret)

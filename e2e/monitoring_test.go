@@ -26,23 +26,6 @@ import (
 	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 )
 
-// readExample returns a file of the example, with pairs of old and new replaced.
-func readExample(t *testing.T, name string, replacements ...string) string {
-	t.Helper()
-	raw, err := os.ReadFile(filepath.Join("..", "examples", "monitoring", name))
-	if err != nil {
-		t.Fatal(err)
-	}
-	text := string(raw)
-	for i := 0; i < len(replacements); i += 2 {
-		if !strings.Contains(text, replacements[i]) {
-			t.Fatalf("%s has no %q", name, replacements[i])
-		}
-		text = strings.ReplaceAll(text, replacements[i], replacements[i+1])
-	}
-	return text
-}
-
 // panel is what the tests read of a panel of the dashboard.
 type panel struct {
 	ID                       int
@@ -71,7 +54,7 @@ type dashboard struct {
 
 func readDashboard(t *testing.T) (d dashboard) {
 	t.Helper()
-	if err := json.Unmarshal([]byte(readExample(t, "grafana-dashboard.json")), &d); err != nil {
+	if err := json.Unmarshal([]byte(example(t, "monitoring/grafana-dashboard.json")), &d); err != nil {
 		t.Fatal(err)
 	}
 	return d
@@ -163,9 +146,9 @@ func startPrometheus(t *testing.T, target string) *prometheus {
 	}
 	dir := t.TempDir()
 	for name, text := range map[string]string{
-		"prometheus.yml": readExample(t, "prometheus.yml",
+		"prometheus.yml": example(t, "monitoring/prometheus.yml",
 			"localhost:2019", target, "scrape_interval: 15s", "scrape_interval: 1s", "evaluation_interval: 15s", "evaluation_interval: 1s"),
-		"alerts.yml": readExample(t, "alerts.yml"),
+		"alerts.yml": example(t, "monitoring/alerts.yml"),
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
@@ -328,7 +311,7 @@ func quoted(value string) string {
 	return strings.ReplaceAll(regexp.QuoteMeta(value), `\`, `\\`)
 }
 
-// load sends requests of all kinds, and counts what is to become of them.
+// load sends requests of all kinds, and counts the outcomes to expect.
 type load struct {
 	t                   *testing.T
 	hooks, others       *tour
@@ -358,32 +341,32 @@ func (l *load) round(n int) {
 	l.t.Helper()
 	h, o := l.hooks, l.others
 	for i := range n {
-		first := freshEvent(`{"n":1}`)
+		first := caddytest.Event{Data: `{"n":1}`}.Body()
 		l.does("delivered", "", "current", func() { h.sends(hooksPath, caddytest.Secret, first, 200) })
-		l.does("delivered", "", "current", func() { h.sends(hooksPath, caddytest.Secret, typedEvent("contact.created", time.Now(), `{}`), 200) })
+		l.does("delivered", "", "current", func() { h.sends(hooksPath, caddytest.Secret, caddytest.Event{Type: "contact.created"}.Body(), 200) })
 		l.does("delivered", "", "current", func() {
-			h.sends(hooksPath, caddytest.Secret, typedEvent("shop.sold", time.Now().Add(-time.Minute), `{}`), 200)
+			h.sends(hooksPath, caddytest.Secret, caddytest.Event{Type: "shop.sold", Created: time.Now().Add(-time.Minute)}.Body(), 200)
 		})
 		l.does("duplicate", "", "current", func() { h.sends(hooksPath, caddytest.Secret, first, 200) })
 		l.failure()
 		for range 2 {
 			l.does("rejected", "signature_mismatch", "", func() {
-				h.expect(h.request(http.MethodPost, hooksPath, strings.Repeat("0", 64), freshEvent(`{}`)), 401)
+				h.expect(h.request(http.MethodPost, hooksPath, strings.Repeat("0", 64), caddytest.NewEvent()), 401)
 			})
 		}
-		l.does("rejected", "signature_missing", "", func() { h.expect(h.request(http.MethodPost, hooksPath, "", freshEvent(`{}`)), 401) })
-		l.does("rejected", "signature_malformed", "", func() { h.expect(h.request(http.MethodPost, hooksPath, "sha256=12", freshEvent(`{}`)), 401) })
+		l.does("rejected", "signature_missing", "", func() { h.expect(h.request(http.MethodPost, hooksPath, "", caddytest.NewEvent()), 401) })
+		l.does("rejected", "signature_malformed", "", func() { h.expect(h.request(http.MethodPost, hooksPath, "sha256=12", caddytest.NewEvent()), 401) })
 		l.does("rejected", "method_not_allowed", "", func() { h.expect(h.request(http.MethodGet, hooksPath, "", ""), 405) })
 		// a store for one id, and one that is down
-		l.does("delivered", "", "other", func() { o.sends("/small", otherSecret, freshEvent(`{}`), 200) })
-		l.does("rejected", "store_unavailable", "other", func() { o.sends("/down", otherSecret, freshEvent(`{}`), 503) })
+		l.does("delivered", "", "other", func() { o.sends("/small", otherSecret, caddytest.NewEvent(), 200) })
+		l.does("rejected", "store_unavailable", "other", func() { o.sends("/down", otherSecret, caddytest.NewEvent(), 503) })
 		if i > 0 {
 			continue
 		}
 		l.does("conflict", "", "current", func() { h.sends(hooksPath, caddytest.Secret, strings.Replace(first, `"n":1`, `"n":2`, 1), 200) })
-		l.does("delivered", "", "previous", func() { h.sends(hooksPath, oldSecret, freshEvent(`{}`), 200) })
+		l.does("delivered", "", "previous", func() { h.sends(hooksPath, oldSecret, caddytest.NewEvent(), 200) })
 		l.does("rejected", "envelope_invalid", "current", func() { h.sends(hooksPath, caddytest.Secret, `{"id":"evt_1"}`, 400) })
-		l.does("ignored", "", "other", func() { o.sends("/small", otherSecret, typedEvent("contact.updated", time.Now(), `{}`), 200) })
+		l.does("ignored", "", "other", func() { o.sends("/small", otherSecret, caddytest.Event{Type: "contact.updated"}.Body(), 200) })
 	}
 }
 
@@ -391,7 +374,7 @@ func (l *load) round(n int) {
 func (l *load) failure() {
 	l.t.Helper()
 	l.does("failed", "", "current", func() {
-		body := freshEvent(`{}`)
+		body := caddytest.NewEvent()
 		r := l.hooks.request(http.MethodPost, hooksPath, caddytest.Sign(body), body)
 		r.Header.Set("X-Mode", "fail")
 		l.hooks.expect(r, 500)
@@ -399,8 +382,8 @@ func (l *load) failure() {
 }
 
 // slow starts a delivery that lasts until there is something in l.release, and
-// returns what makes its sender hang up.
-func (l *load) slow(body string) (hangUp func()) {
+// returns what makes its sender disconnect.
+func (l *load) slow(body string) (disconnect func()) {
 	l.t.Helper()
 	ctx, cancel := context.WithCancel(l.t.Context())
 	gone := make(chan struct{})
@@ -412,11 +395,7 @@ func (l *load) slow(body string) (hangUp func()) {
 			res.Body.Close()
 		}
 	}()
-	select {
-	case <-l.arrived:
-	case <-time.After(caddytest.Patience):
-		l.t.Fatal("the backend was not called")
-	}
+	caddytest.Receive(l.t, l.arrived, "the delivery")
 	l.results["delivered"]++
 	l.matches["other"]++
 	return func() {
@@ -452,7 +431,7 @@ func startLoad(t *testing.T) (l *load, metrics string) {
 	l.hooks = &tour{t: t, address: caddytest.FreeAddress(t)}
 	l.others = &tour{t: t, address: caddytest.FreeAddress(t)}
 	metrics = caddytest.FreeAddress(t)
-	example := readExample(t, "Caddyfile",
+	example := example(t, "monitoring/Caddyfile",
 		"hooks.example.com {", "http://"+l.hooks.address+" {", "/run/secrets", secrets, "127.0.0.1:9000", b.Address())
 	_, example, _ = strings.Cut(example, "\n{\n")
 	globals, sites, found := strings.Cut(example, "\n}\n")
@@ -490,7 +469,7 @@ http://%[1]s {
 	return l, metrics
 }
 
-// metricsSite is the site for a Prometheus elsewhere, as the documentation has it.
+// metricsSite is the site for a Prometheus on another machine, as the documentation has it.
 func metricsSite(t *testing.T, address string) string {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join("..", "docs", "MONITORING.md"))
@@ -508,7 +487,7 @@ func metricsSite(t *testing.T, address string) string {
 	return site
 }
 
-// sampleNames returns the names of our samples in what Caddy tells Prometheus,
+// sampleNames returns the names of our samples in what Caddy reports to Prometheus,
 // and the names of the metrics that they are of.
 func sampleNames(text string) (samples, families []string) {
 	for _, found := range regexp.MustCompile(`(?m)^(caddy_buzzbip_webhook_\w+)|^# TYPE (caddy_buzzbip_webhook_\w+)`).FindAllStringSubmatch(text, -1) {
@@ -560,15 +539,15 @@ func TestMonitoringExampleUnderLoad(t *testing.T) {
 		l.round(n)
 		scraped("the load", "sum(caddy_buzzbip_webhook_requests_total)", total(l.results))
 	}
-	body := freshEvent(`{}`)
-	hangUp := l.slow(body)
+	body := caddytest.NewEvent()
+	disconnect := l.slow(body)
 	scraped("a delivery in flight", "sum(caddy_buzzbip_webhook_in_flight)", 1)
 	for range 2 { // the series begins with the first
 		l.does("in_flight", "in_flight", "other", func() { l.others.sends("/small", otherSecret, body, 503) })
 		scraped("a retry in flight", `sum(caddy_buzzbip_webhook_requests_total{result="in_flight"})`, l.results["in_flight"])
 	}
-	for { // nothing tells when Caddy has noticed, so it may take more than four
-		hangUp()
+	for { // nothing shows when Caddy has noticed, so it may take more than four
+		disconnect()
 		time.Sleep(50 * time.Millisecond)
 		l.release <- struct{}{}
 		caddytest.WaitFor(t, "the delivery to end", func() bool { return c.Metric("in_flight") == 0 })
@@ -576,9 +555,9 @@ func TestMonitoringExampleUnderLoad(t *testing.T) {
 			break
 		}
 		if l.results["delivered"] > 200 {
-			t.Fatal("Caddy does not notice that senders hang up")
+			t.Fatal("Caddy does not notice that senders disconnect")
 		}
-		hangUp = l.slow(freshEvent(`{}`))
+		disconnect = l.slow(caddytest.NewEvent())
 	}
 	// the panel "Last event" looks at every 15 seconds
 	v := &view{prometheus: p, start: start, job: "caddy", instance: ".+"}
@@ -662,7 +641,7 @@ func (p *prometheus) checkAlerts(t *testing.T, c *caddytest.Caddy) {
 	defer func(outer *testing.T) { p.t = outer }(p.t)
 	p.t = t
 	samples, _ := sampleNames(c.Metrics())
-	for _, name := range ourMetric.FindAllString(readExample(t, "alerts.yml"), -1) {
+	for _, name := range ourMetric.FindAllString(example(t, "monitoring/alerts.yml"), -1) {
 		if !slices.Contains(samples, name) {
 			t.Errorf("Caddy has no %s, which alerts.yml asks for", name)
 		}
@@ -815,7 +794,7 @@ func (p *prometheus) checkDashboard(t *testing.T, c *caddytest.Caddy, start time
 	samples, families := sampleNames(c.Metrics())
 	shown := make(map[string]bool)
 	nobody := &view{prometheus: p, start: v.start, end: v.end, job: "nobody", instance: v.instance}
-	elsewhere := &view{prometheus: p, start: v.start, end: v.end, job: v.job, instance: "nowhere"}
+	other := &view{prometheus: p, start: v.start, end: v.end, job: v.job, instance: "nowhere"}
 	for _, panel := range d.Panels {
 		for _, target := range panel.Targets {
 			values := v.values(target.Expr, target.Instant)
@@ -826,7 +805,7 @@ func (p *prometheus) checkDashboard(t *testing.T, c *caddytest.Caddy, start time
 				t.Errorf("%q does not heed the job: %s", panel.Title, target.Expr)
 			}
 			ours := ourMetric.FindAllString(target.Expr, -1)
-			if strays := elsewhere.values(target.Expr, target.Instant); len(strays) > 0 && len(ours) > 0 {
+			if strays := other.values(target.Expr, target.Instant); len(strays) > 0 && len(ours) > 0 {
 				t.Errorf("%q does not heed the instance: %s", panel.Title, target.Expr)
 			}
 			for _, name := range ours {

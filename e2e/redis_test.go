@@ -37,8 +37,8 @@ http://%s {
 	return urls, caddies
 }
 
-// persist sends an event until it is acknowledged, to any of the instances, as
-// a sender does whose caddytest.Patience has no end.
+// persist sends an event to any of the instances, again and again until it is
+// acknowledged.
 func persist(t *testing.T, urls []string, body string) caddytest.Answer {
 	for end := time.Now().Add(2 * caddytest.Patience); time.Now().Before(end); {
 		if got := caddytest.Post(t.Context(), urls[rand.IntN(len(urls))], body); got.Status == http.StatusOK {
@@ -63,12 +63,12 @@ func TestInstancesOnOneRedisActAsOneUnderAStormOfDuplicates(t *testing.T) {
 				}
 			})
 			urls, _ := onRedis(t, redistest.Start(t), b, instances, "", "")
-			const events, copies = 100, 8
+			const events, duplicates = 100, 8
 			var senders sync.WaitGroup
 			bodies := make([]string, events)
 			for i := range bodies {
 				bodies[i] = caddytest.NewEvent()
-				for range copies {
+				for range duplicates {
 					senders.Go(func() { persist(t, urls, bodies[i]) })
 				}
 			}
@@ -79,7 +79,7 @@ func TestInstancesOnOneRedisActAsOneUnderAStormOfDuplicates(t *testing.T) {
 					want = 2 // the first failed
 				}
 				if got := b.Count(body); got != want {
-					t.Errorf("the backend got %d copies of %s, want %d", got, body, want)
+					t.Errorf("the backend got %s %d times, want %d", body, got, want)
 				}
 			}
 		})
@@ -112,11 +112,11 @@ func TestRedisGoesAwayUnderLoad(t *testing.T) {
 							mu.Lock()
 							bodies = append(bodies, body)
 							mu.Unlock()
-							var copies sync.WaitGroup
+							var duplicates sync.WaitGroup
 							for range 2 {
-								copies.Go(func() { persist(t, urls, body) })
+								duplicates.Go(func() { persist(t, urls, body) })
 							}
-							copies.Wait()
+							duplicates.Wait()
 						}
 					})
 				}
@@ -142,7 +142,7 @@ func TestRedisGoesAwayUnderLoad(t *testing.T) {
 				t.Logf("%d events, %d of them delivered twice", len(bodies), twice)
 
 				// and then they act as one again, without a reload, also about
-				// what was delivered meanwhile
+				// what was delivered in the meantime
 				caddytest.WaitFor(t, "Redis to know all events", func() bool {
 					body := bodies[rand.IntN(len(bodies))]
 					return caddytest.Post(t.Context(), urls[0], body).Result == "duplicate" && caddytest.Post(t.Context(), urls[1], body).Result == "duplicate"
@@ -198,7 +198,7 @@ func TestAnotherInstanceTakesOverFromAKilledOneAfterTheLease(t *testing.T) {
 	// the lease is delivery_timeout and 15 seconds
 	persist(t, urls[1:], body)
 	if got := b.Count(body); got != 2 {
-		t.Errorf("the backend got %d copies, want the one that was cut off and one more", got)
+		t.Errorf("the backend got the event %d times, want the one that was cut off and one more", got)
 	}
 }
 
@@ -225,7 +225,7 @@ func TestCaddyStartsAndReloadsWhileRedisIsDown(t *testing.T) {
 		t.Errorf("the log does not say that Redis was down and is back: %s", log)
 	}
 	if got := b.Count(body); got != 1 {
-		t.Errorf("the backend got %d copies", got)
+		t.Errorf("the backend got the event %d times", got)
 	}
 }
 
@@ -302,11 +302,11 @@ func TestWhatTheSenderSeesWhileRedisIsDown(t *testing.T) {
 						t.Errorf("answered %d, Retry-After %q", got.Status, got.RetryAfter)
 					}
 				case got.Status != http.StatusOK || got.Result != map[bool]string{true: "duplicate"}[i > 0]:
-					t.Errorf("copy %d was answered %d %s", i, got.Status, got.Result)
+					t.Errorf("duplicate %d was answered %d %s", i, got.Status, got.Result)
 				}
 			}
 			if got, want := b.Count(during), map[string]int{"memory": 1}[policy]; got != want {
-				t.Errorf("the backend got %d copies, want %d", got, want)
+				t.Errorf("the backend got the event %d times, want %d", got, want)
 			}
 			if up := caddies[0].Metric(`store_up{store="redis"}`); up != 0 {
 				t.Errorf("store_up is %v", up)
@@ -335,7 +335,7 @@ func TestWhatTheSenderSeesWhileRedisIsDown(t *testing.T) {
 			expect(urls[0], during, http.StatusOK, "duplicate")
 			for body, want := range map[string]int{succeeds: 1, fails: 2, during: 1} {
 				if got := b.Count(body); got != want {
-					t.Errorf("the backend got %d copies of %s, want %d", got, body, want)
+					t.Errorf("the backend got %s %d times, want %d", body, got, want)
 				}
 			}
 			if log := caddies[0].Log.String(); !strings.Contains(log, "Redis is back") {

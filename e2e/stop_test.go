@@ -12,9 +12,9 @@ import (
 	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 )
 
-// Over HTTP/2 no connection is left, once the sender has hung up, that the
-// server would wait for.
-func TestStopWaitsForDeliveriesWhoseSenderHasHungUp(t *testing.T) {
+// Over HTTP/2 the server has no connection left to wait for once the sender has
+// disconnected.
+func TestStopWaitsForDeliveriesWhoseSenderHasDisconnected(t *testing.T) {
 	for _, test := range []struct {
 		name     string
 		answered bool // within the grace period
@@ -51,16 +51,16 @@ func TestStopWaitsForDeliveriesWhoseSenderHasHungUp(t *testing.T) {
 				t.Fatal(err)
 			}
 			r.Header.Set("X-BuzzBip-Signature", caddytest.Sign(body))
-			hungUp := make(chan struct{})
+			disconnected := make(chan struct{})
 			go func() {
 				if res, err := sender.Do(r); err == nil {
 					res.Body.Close()
 				}
-				close(hungUp)
+				close(disconnected)
 			}()
 			<-arrived
 			conn.Close()
-			<-hungUp
+			<-disconnected
 
 			if err := c.Cmd.Process.Signal(os.Interrupt); err != nil {
 				t.Fatal(err)
@@ -68,11 +68,7 @@ func TestStopWaitsForDeliveriesWhoseSenderHasHungUp(t *testing.T) {
 			caddytest.WaitFor(t, "Caddy to shut down", func() bool { return strings.Contains(c.Log.String(), "servers shutting down") })
 			ended := func() {
 				t.Helper()
-				select {
-				case <-c.Ended:
-				case <-time.After(caddytest.Patience):
-					t.Fatal("Caddy did not end")
-				}
+				caddytest.Receive(t, c.Ended, "Caddy to end")
 			}
 			if !test.answered {
 				ended()

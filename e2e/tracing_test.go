@@ -102,7 +102,7 @@ func TestExampleTracing(t *testing.T) {
 	})
 	s := collectSpans(t)
 	address := caddytest.FreeAddress(t)
-	config := example(t, "tracing", "hooks.example.com {", "http://"+address+" {", "127.0.0.1:9000", b.Address(), "http://localhost:4318", s.URL)
+	config := example(t, "tracing/Caddyfile", "hooks.example.com {", "http://"+address+" {", "127.0.0.1:9000", b.Address(), "http://localhost:4318", s.URL)
 	env := []string{"BUZZBIP_SECRET=" + caddytest.Secret, "OTEL_BSP_SCHEDULE_DELAY=10"}
 	// as its comments say
 	for _, line := range regexp.MustCompile(`(?m)^#\t(OTEL_\w+=.+)$`).FindAllStringSubmatch(config, -1) {
@@ -115,7 +115,7 @@ func TestExampleTracing(t *testing.T) {
 	tr := &tour{t: t, Caddy: c, address: address}
 
 	event := func() (id, body string) {
-		body = freshEvent(fmt.Sprintf(`{"contact":{"phone":%q}}`, person))
+		body = caddytest.Event{Data: fmt.Sprintf(`{"contact":{"phone":%q}}`, person)}.Body()
 		return strings.Split(body, `"`)[3], body
 	}
 	id, body := event()
@@ -173,7 +173,7 @@ func TestExampleTracing(t *testing.T) {
 		if fmt.Sprint(got) != fmt.Sprint(step.want) {
 			t.Errorf("%s: the attributes are %v, want %v", step.name, got, step.want)
 		}
-		// If a span tells of errors some day, the comment in the example is to change.
+		// If spans record errors some day, the comment in the example must change.
 		if failed := span.GetStatus().GetCode() == trace.Status_STATUS_CODE_ERROR; status != step.spanStatus || failed != step.broken {
 			t.Errorf("%s: the span has status %d and is an error: %t, want %d, %t", step.name, status, failed, step.spanStatus, step.broken)
 		}
@@ -206,7 +206,7 @@ func TestExampleTracing(t *testing.T) {
 		"the signature of what had failed": caddytest.Sign(failed),
 	} {
 		if bytes.Contains(s.raw.Bytes(), []byte(hidden)) {
-			t.Errorf("the spans tell %s", name)
+			t.Errorf("the spans show %s", name)
 		}
 	}
 	if !bytes.Contains(s.raw.Bytes(), []byte("buzzbip-webhooks")) {

@@ -237,7 +237,7 @@ func (g *gateway) send(path, secret, body, mode string) int {
 }
 
 func event(id, typ, data string) string {
-	return fmt.Sprintf(`{"id":%q,"type":%q,"createdAt":"2026-06-01T14:32:00Z","data":%s}`, id, typ, data)
+	return caddytest.Event{ID: id, Type: typ, Created: caddytest.DocumentedTime, Data: data}.Body()
 }
 
 // sendsAll makes one delivery of each result; the last one is under way then.
@@ -264,7 +264,7 @@ func (g *gateway) sendsAll() {
 	go g.send("/", caddytest.Secret, slow, "slow")
 	caddytest.WaitFor(g.t, "the delivery", func() bool { return g.backend.Count(slow) == 1 })
 	if got := g.send("/", caddytest.Secret, slow, ""); got != 503 {
-		g.t.Fatalf("a copy of what is in flight was answered %d", got)
+		g.t.Fatalf("a duplicate of an event in flight was answered %d", got)
 	}
 }
 
@@ -381,13 +381,13 @@ func TestPageLooksUpAndForgetsAnEvent(t *testing.T) {
 	g.do(click(`#lookup button`))
 	g.send("/", caddytest.Secret, body, "")
 	if n := g.backend.Count(body); n != 1 {
-		t.Fatalf("the backend got %d copies although nothing was forgotten", n)
+		t.Fatalf("the backend got the event %d times although nothing was forgotten", n)
 	}
 	g.do(click(`#forget`), click(`#confirm button[value=forget]`))
 	g.until("it is forgotten", `document.querySelector("#answer").innerText.includes("forgotten")`)
 	g.send("/", caddytest.Secret, body, "")
 	if n := g.backend.Count(body); n != 2 {
-		t.Errorf("after it was forgotten the backend got %d copies", n)
+		t.Errorf("after it was forgotten the backend got the event %d times", n)
 	}
 	g.do(write(`#lookup input`, "evt_never\n"))
 	g.until("the answer to another is there", `[...document.querySelectorAll("#answer .badge")].every(b => b.innerText === "unseen") && document.querySelectorAll("#answer .badge").length === 3`)

@@ -156,7 +156,7 @@ func TestComposeRuns(t *testing.T) {
 	}
 	address := caddytest.FreeAddress(t)
 	_, port, _ := strings.Cut(address, ":")
-	c := start(t, "", rewrite(t, example(t, "compose", "conf", "Caddyfile"),
+	c := start(t, "", caddytest.Replace(t, example(t, "compose", "conf", "Caddyfile"),
 		"hooks.example.com {", "https://localhost:"+port+" {\n\ttls internal",
 		"/run/secrets/buzzbip", secret, "redis:6379", redisAddress, "backend:9000", backendAddress,
 		"\tgrace_period", "\tauto_https disable_redirects\n\tgrace_period"))

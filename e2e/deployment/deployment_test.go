@@ -54,18 +54,6 @@ func example(t *testing.T, path ...string) string {
 	return string(text)
 }
 
-// rewrite replaces pairs of old and new, each of which must be there.
-func rewrite(t *testing.T, text string, pairs ...string) string {
-	t.Helper()
-	for i := 0; i < len(pairs); i += 2 {
-		if !strings.Contains(text, pairs[i]) {
-			t.Fatalf("there is no %q in\n%s", pairs[i], text)
-		}
-		text = strings.ReplaceAll(text, pairs[i], pairs[i+1])
-	}
-	return text
-}
-
 // start runs a Caddyfile that begins with global options.
 func start(t *testing.T, data, caddyfile string, env ...string) *caddytest.Caddy {
 	t.Helper()
@@ -126,7 +114,7 @@ func adapted(t *testing.T, caddyfile string) (s settings) {
 			*into = time.Duration(n)
 		}
 	}
-	// a copy may wait for a delivery that fails, and then be delivered
+	// a duplicate may wait for a delivery that fails, and then be delivered
 	if s.GracePeriod <= s.ReadTimeout+s.DuplicateWait+s.DeliveryTimeout {
 		t.Errorf("grace_period is %v, not more than read_timeout, duplicate_wait and delivery_timeout, %v, %v and %v",
 			s.GracePeriod, s.ReadTimeout, s.DuplicateWait, s.DeliveryTimeout)
@@ -244,7 +232,7 @@ func TestTheAdminEndpointIsReachedInContainers(t *testing.T) {
 	}
 	docs := string(raw)
 	_, handler, _ := strings.Cut(example(t, "compose", "conf", "Caddyfile"), "\n}\n")
-	c := caddytest.Start(t, "", "", rewrite(t, handler, "hooks.example.com {", "http://"+caddytest.FreeAddress(t)+" {",
+	c := caddytest.Start(t, "", "", caddytest.Replace(t, handler, "hooks.example.com {", "http://"+caddytest.FreeAddress(t)+" {",
 		"secret_file /run/secrets/buzzbip", "secret "+caddytest.Secret, "store redis redis://redis:6379", ""))
 	for name, in := range map[string]struct {
 		exec      string
@@ -267,7 +255,7 @@ func TestTheAdminEndpointIsReachedInContainers(t *testing.T) {
 			switch strings.Join(args[:len(args)-1], " ") {
 			case "wget -qO-":
 				ran["wget"] = true
-				if status := get(rewrite(t, last, "127.0.0.1:2019", c.Admin)); status != http.StatusOK {
+				if status := get(caddytest.Replace(t, last, "127.0.0.1:2019", c.Admin)); status != http.StatusOK {
 					t.Errorf("%s: %s is answered %d", name, last, status)
 				}
 			case "caddy buzzbip lookup":

@@ -245,7 +245,7 @@ func TestTheHealthcheckOfTheImageIsAnswered(t *testing.T) {
 		}
 	}
 	c := caddytest.Start(t, "", "", "http://"+caddytest.FreeAddress(t)+" {\n\trespond \"a site without the plugin\"\n}")
-	url = rewrite(t, url, "127.0.0.1:2019", c.Admin)
+	url = caddytest.Replace(t, url, "127.0.0.1:2019", c.Admin)
 	if status := get(url); status != 200 {
 		t.Errorf("%s is answered %d", url, status)
 	}

@@ -326,7 +326,7 @@ func TestKubernetes(t *testing.T) {
 	for _, template := range c.templates() {
 		enforced := podsecurityapi.LevelVersion{Level: podsecurityapi.Level(level), Version: podsecurityapi.LatestVersion()}
 		if result := podsecurity.AggregateCheckResults(evaluator.EvaluatePod(enforced, &template.ObjectMeta, &template.Spec)); !result.Allowed {
-			t.Errorf("the namespace refuses the pods: %s", result.ForbiddenDetail())
+			t.Errorf("the namespace rejects the pods: %s", result.ForbiddenDetail())
 		}
 		for _, container := range template.Spec.Containers {
 			for _, probe := range []*corev1.Probe{container.ReadinessProbe, container.LivenessProbe} {
@@ -509,14 +509,14 @@ func TestKubernetesRuns(t *testing.T) {
 		t.Fatalf("redis runs %q", container.Args)
 	}
 	keepsIDs(t, container.Args)
-	args := strings.Split(rewrite(t, strings.Join(container.Args[1:], "\n"), "/run/secrets", run+"/secrets"), "\n")
+	args := strings.Split(caddytest.Replace(t, strings.Join(container.Args[1:], "\n"), "/run/secrets", run+"/secrets"), "\n")
 	redisDir := filepath.Join(run, "secrets", "redis")
 	kubelet(t, redisDir, files[redisDir])
 	redis := startRedis(t, container.ReadinessProbe.Exec.Command, args...)
 	if out, err := exec.Command("redis-cli", "-p", redis[strings.LastIndex(redis, ":")+1:], "KEYS", "*").CombinedOutput(); !strings.Contains(string(out), "NOPERM") {
 		t.Errorf("without a password Redis answers %q (%v)", out, err)
 	}
-	files[redisDir]["url"] = rewrite(t, files[redisDir]["url"], "redis:6379", redis)
+	files[redisDir]["url"] = caddytest.Replace(t, files[redisDir]["url"], "redis:6379", redis)
 	for dir, content := range files {
 		kubelet(t, dir, content)
 	}
@@ -530,14 +530,14 @@ func TestKubernetesRuns(t *testing.T) {
 	})
 	end := sync.OnceFunc(func() { close(release) })
 	t.Cleanup(end) // the backend ends when nothing is under way
-	caddyfile := rewrite(t, example(t, "kubernetes", "Caddyfile"),
+	caddyfile := caddytest.Replace(t, example(t, "kubernetes", "Caddyfile"),
 		"/run/secrets", run+"/secrets", "backend:9000", backend.Address(), "shutdown_delay 10s", "shutdown_delay 3s")
 	var pods []pod
 	for range 2 {
 		site, health := caddytest.FreeAddress(t), caddytest.FreeAddress(t)
 		main := c.deployment.Spec.Template.Spec.Containers[0]
 		pods = append(pods, pod{
-			Caddy:   start(t, "", rewrite(t, caddyfile, "http://:8080", "http://"+site, "http://:8081", "http://"+health)),
+			Caddy:   start(t, "", caddytest.Replace(t, caddyfile, "http://:8080", "http://"+site, "http://:8081", "http://"+health)),
 			url:     "http://" + site + "/webhooks/buzzbip",
 			ready:   "http://" + health + main.ReadinessProbe.HTTPGet.Path,
 			live:    "http://" + health + main.LivenessProbe.HTTPGet.Path,
@@ -571,7 +571,7 @@ func TestKubernetesRuns(t *testing.T) {
 	const newSecret = "the-secret-after-the-rotation-xx"
 	kubelet(t, filepath.Join(run, "secrets", "buzzbip"), map[string]string{"current": newSecret + "\n", "previous": caddytest.Secret + "\n"})
 	for _, p := range pods {
-		caddytest.WaitFor(t, "the new secret to be in force", func() bool { return strings.Contains(p.Log.String(), "the secret has changed") })
+		caddytest.WaitFor(t, "the new secret to be active", func() bool { return strings.Contains(p.Log.String(), "the secret has changed") })
 		expect(caddytest.Post(t.Context(), p.url, caddytest.NewEvent()), http.StatusOK, "") // under the old
 		expect(caddytest.PostWith(t.Context(), p.url, newSecret, body), http.StatusOK, "duplicate")
 	}

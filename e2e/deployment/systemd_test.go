@@ -61,7 +61,7 @@ func TestSystemd(t *testing.T) {
 		t.Errorf("StartLimitIntervalSec is %s: after a few failures in it Caddy would stay down", limit)
 	}
 	credential, _, _ := strings.Cut(setting(t, "LoadCredential"), ":")
-	rewrite(t, caddyfile,
+	caddytest.Replace(t, caddyfile,
 		"secret_file {env.CREDENTIALS_DIRECTORY}/"+credential+"\n", "",
 		"store bolt /var/lib/"+setting(t, "StateDirectory")+"/", "")
 }
@@ -74,7 +74,7 @@ func TestSystemdRuns(t *testing.T) {
 	}
 	backend := caddytest.NewBackend(t, nil)
 	address := caddytest.FreeAddress(t)
-	caddyfile := rewrite(t, example(t, "systemd", "Caddyfile"),
+	caddyfile := caddytest.Replace(t, example(t, "systemd", "Caddyfile"),
 		"hooks.example.com {", "http://"+address+" {", "127.0.0.1:9000", backend.Address(), "/var/lib/caddy/buzzbip", state)
 	url := "http://" + address + "/webhooks/buzzbip"
 	body := caddytest.NewEvent()
