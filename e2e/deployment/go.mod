@@ -1,5 +1,5 @@
-// Checks of the examples of deployment, apart from the plugin: who builds it into
-// Caddy does not download Kubernetes.
+// Tests of the examples of deployment, apart from the plugin: a build of the plugin
+// does not download Kubernetes.
 module github.com/buzzbip/caddy-webhook/e2e/deployment
 
 go 1.26.0
