@@ -210,7 +210,7 @@ http://%[1]s {
 		says         string
 	}{
 		{http.MethodGet, "/buzzbip_webhook/nothing", http.StatusNotFound, "/buzzbip_webhook/scopes"},
-		{http.MethodGet, "/buzzbip_webhook/events/", http.StatusBadRequest, "give the id"},
+		{http.MethodGet, "/buzzbip_webhook/events/", http.StatusBadRequest, "give the ID"},
 		{http.MethodGet, "/buzzbip_webhook/events/" + strings.Repeat("x", 257), http.StatusBadRequest, "1 to 256 bytes"},
 		{http.MethodPost, "/buzzbip_webhook/events/evt_1", http.StatusMethodNotAllowed, "POST"},
 		{http.MethodDelete, "/buzzbip_webhook/scopes", http.StatusMethodNotAllowed, "DELETE"},
