@@ -480,7 +480,7 @@ func TestPageShowsAStoreThatForgetsTooEarly(t *testing.T) {
 	for i := range 12 {
 		g.send("/support", oldSecret, event(fmt.Sprint("evt_", i), "message.sent", `{}`), "")
 	}
-	g.until("the evicted ids are told", `document.querySelector("#stores").innerText === "The store memory has evicted 2 IDs before the end of their retention, for lack of room."`)
+	g.until("the evicted IDs are shown", `document.querySelector("#stores").innerText === "The store memory has evicted 2 IDs before the end of their retention, for lack of room."`)
 	g.until("the scope is full", `[...document.querySelectorAll("#scopes meter")].some(m => m.value === 1)`)
 	g.isQuiet()
 }
