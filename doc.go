@@ -22,9 +22,9 @@
 // [Handler.ServeHTTP] in handler.go takes a request through its steps: method and
 // signature header, body (body.go), signature (verify.go), envelope, type
 // (events.go), and the claim on the event's ID. deliver.go passes the event to the
-// next handlers and settles the claim by their answer; sending.go decides what a
+// next handlers and settles the claim by their answer; transport.go decides what a
 // transport may send again, chain.go recognizes a delivery that comes back to
 // another buzzbip_webhook, and errorroutes.go what error routes may see and
 // answer. placeholders.go and matcher.go show the event to other handlers,
-// report.go, metrics.go, feed.go, failures.go and admin.go to operators.
+// accesslog.go, metrics.go, feed.go, failures.go and admin.go to operators.
 package buzzbip
