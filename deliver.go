@@ -85,8 +85,9 @@ func (a *attempt) run(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 
 	// not a copy: placeholders and handlers that read or replace the body must
 	// work on the request that goes to the backend
-	*r = *r.WithContext(sent.trace(ctx))
-	defer func() { *r = *r.WithContext(sender) }()
+	during := newDeliveryContext(sent.trace(ctx))
+	defer during.become(sender)
+	*r = *r.WithContext(during)
 	sent.setBody(r)
 	err = next.ServeHTTP(rec, r)
 	if rec.status != 0 {
@@ -107,6 +108,31 @@ func (a *attempt) run(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 	}
 	return a.reject(a.state, w, r, webhook.ReasonUnhandled, errors.New("no handler after buzzbip_webhook answered: is there a reverse_proxy or the like for this request?"))
 }
+
+// deliveryContext is the context of a request while the next handlers run. After
+// that it becomes the sender's again. It cannot be replaced in the request then,
+// since a transport may still read the request, to send the rest of the body.
+type deliveryContext struct{ current atomic.Pointer[context.Context] }
+
+func newDeliveryContext(ctx context.Context) *deliveryContext {
+	c := new(deliveryContext)
+	c.become(ctx)
+	return c
+}
+
+func (c *deliveryContext) become(ctx context.Context) { c.current.Store(&ctx) }
+
+// Deadline implements [context.Context].
+func (c *deliveryContext) Deadline() (time.Time, bool) { return (*c.current.Load()).Deadline() }
+
+// Done implements [context.Context].
+func (c *deliveryContext) Done() <-chan struct{} { return (*c.current.Load()).Done() }
+
+// Err implements [context.Context].
+func (c *deliveryContext) Err() error { return (*c.current.Load()).Err() }
+
+// Value implements [context.Context].
+func (c *deliveryContext) Value(key any) any { return (*c.current.Load()).Value(key) }
 
 // succeed is called when the next handlers write a 2xx, before the sender sees
 // it.
