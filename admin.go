@@ -25,8 +25,8 @@ func init() {
 
 // adminAPI adds to Caddy's admin endpoint:
 //
-//	GET    /buzzbip_webhook/             a page that shows deliveries live
-//	GET    /buzzbip_webhook/deliveries   the same as server-sent events
+//	GET    /buzzbip_webhook/             a page that shows requests live
+//	GET    /buzzbip_webhook/requests     the same as server-sent events
 //	GET    /buzzbip_webhook/scopes       stores, scopes and secrets
 //	GET    /buzzbip_webhook/events/<id>  what is known of an event, in each scope
 //	DELETE /buzzbip_webhook/events/<id>  forget it, so that a redelivery passes
@@ -49,8 +49,8 @@ func serveAdmin(w http.ResponseWriter, r *http.Request) error {
 	switch {
 	case path == "":
 		return onMethod(w, r, map[string]caddy.AdminHandlerFunc{http.MethodGet: servePage})
-	case path == "deliveries":
-		return onMethod(w, r, map[string]caddy.AdminHandlerFunc{http.MethodGet: streamDeliveries})
+	case path == "requests":
+		return onMethod(w, r, map[string]caddy.AdminHandlerFunc{http.MethodGet: streamRequests})
 	case path == "scopes":
 		return onMethod(w, r, map[string]caddy.AdminHandlerFunc{http.MethodGet: serveScopes})
 	case !event:
@@ -220,9 +220,9 @@ const (
 	statusEvery    = 8 // of these
 )
 
-// streamDeliveries sends new requests until the configuration changes. The admin
+// streamRequests sends new requests until the configuration changes. The admin
 // endpoint changes with it, and the page connects again.
-func streamDeliveries(w http.ResponseWriter, r *http.Request) error {
+func streamRequests(w http.ResponseWriter, r *http.Request) error {
 	response := http.NewResponseController(w)
 	// the read deadline of the admin endpoint would end the stream
 	if err := response.SetReadDeadline(time.Time{}); err != nil && !errors.Is(err, http.ErrNotSupported) {
@@ -238,7 +238,7 @@ func streamDeliveries(w http.ResponseWriter, r *http.Request) error {
 		entries, count = latest.since(count)
 		first := n == 0 // the page replaces its list
 		if first || len(entries) > 0 {
-			sendEvent(w, "deliveries", map[string]any{"deliveries": entries, "first": first})
+			sendEvent(w, "requests", map[string]any{"requests": entries, "first": first})
 		}
 		if n%statusEvery == 0 {
 			status := map[string]any{"results": latest.totals(), "in_flight": inFlight.Load()}

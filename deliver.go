@@ -112,7 +112,9 @@ func (a *attempt) run(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 // deliveryContext is the context of a request while the next handlers run. After
 // that it becomes the sender's again. It cannot be replaced in the request then,
 // since a transport may still read the request, to send the rest of the body.
-type deliveryContext struct{ current atomic.Pointer[context.Context] }
+type deliveryContext struct {
+	current atomic.Pointer[context.Context]
+}
 
 func newDeliveryContext(ctx context.Context) *deliveryContext {
 	c := new(deliveryContext)

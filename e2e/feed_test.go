@@ -34,22 +34,22 @@ func firstEvents(t *testing.T, url string, count int) string {
 	return text.String()
 }
 
-func TestAdminAPIStreamsTheLatestDeliveries(t *testing.T) {
+func TestAdminAPIStreamsTheLatestRequests(t *testing.T) {
 	tr := takeTour(t, "")
-	name, data, _ := strings.Cut(firstEvents(t, "http://"+tr.Admin+"/buzzbip_webhook/deliveries", 1), "\ndata: ")
+	name, data, _ := strings.Cut(firstEvents(t, "http://"+tr.Admin+"/buzzbip_webhook/requests", 1), "\ndata: ")
 	var latest struct {
-		First      bool
-		Deliveries []struct {
+		First    bool
+		Requests []struct {
 			Time                             time.Time
 			ID, Type, Result, Reason, Secret string
 			Duration                         float64
 		}
 	}
-	if err := json.Unmarshal([]byte(data), &latest); err != nil || name != "event: deliveries" || !latest.First {
+	if err := json.Unmarshal([]byte(data), &latest); err != nil || name != "event: requests" || !latest.First {
 		t.Fatalf("%q, error %v: %s", name, err, data)
 	}
 	results := make(map[string]float64)
-	for _, d := range latest.Deliveries {
+	for _, d := range latest.Requests {
 		typ := d.Type
 		switch {
 		case d.Type == "":
@@ -65,8 +65,8 @@ func TestAdminAPIStreamsTheLatestDeliveries(t *testing.T) {
 			t.Errorf("a reason is %q", d.Reason)
 		}
 	}
-	if !maps.Equal(results, tourDeliveries) {
-		t.Errorf("the stream has %v, want %v", results, tourDeliveries)
+	if !maps.Equal(results, tourRequests) {
+		t.Errorf("the stream has %v, want %v", results, tourRequests)
 	}
 }
 
@@ -76,9 +76,9 @@ func TestFloodOfOneKindLeavesTheOthersInTheFeed(t *testing.T) {
 	tr := takeTour(t, "")
 	latest := func() map[string]int {
 		t.Helper()
-		_, data, _ := strings.Cut(firstEvents(t, "http://"+tr.Admin+"/buzzbip_webhook/deliveries", 1), "\ndata: ")
+		_, data, _ := strings.Cut(firstEvents(t, "http://"+tr.Admin+"/buzzbip_webhook/requests", 1), "\ndata: ")
 		var feed struct {
-			Deliveries []struct {
+			Requests []struct {
 				Time             time.Time
 				ID, Kind, Result string
 			}
@@ -87,12 +87,12 @@ func TestFloodOfOneKindLeavesTheOthersInTheFeed(t *testing.T) {
 			t.Fatalf("%v: %s", err, data)
 		}
 		kinds := make(map[string]int)
-		for i, d := range feed.Deliveries {
+		for i, d := range feed.Requests {
 			kinds[d.Kind]++
 			if d.Kind != d.Result && (d.Kind != "unverified" || d.Result != "rejected" || d.ID != "") {
 				t.Errorf("a delivery is %+v", d)
 			}
-			if i > 0 && d.Time.Sub(feed.Deliveries[i-1].Time) < -time.Minute {
+			if i > 0 && d.Time.Sub(feed.Requests[i-1].Time) < -time.Minute {
 				t.Errorf("the feed is not in order")
 			}
 		}

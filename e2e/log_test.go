@@ -13,7 +13,7 @@ import (
 func TestAccessLogHasTheOutcomeOfEachRequest(t *testing.T) {
 	tr := takeTour(t, "")
 	total := 0.0
-	for _, n := range tourDeliveries {
+	for _, n := range tourRequests {
 		total += n
 	}
 	results, reasons := make(map[any]float64), make(map[any]float64)
@@ -41,7 +41,7 @@ func TestAccessLogHasTheOutcomeOfEachRequest(t *testing.T) {
 		return logged >= total
 	})
 	wantResults := make(map[any]float64)
-	for labels, n := range tourDeliveries {
+	for labels, n := range tourRequests {
 		wantResults[strings.Split(labels, `"`)[3]] += n
 	}
 	wantReasons := make(map[any]float64)

@@ -15,8 +15,8 @@ func TestMetricsCountWhatHappensAcrossReloads(t *testing.T) {
 	tr := takeTour(t, "")
 	check := func(when string) {
 		t.Helper()
-		if got := tr.Series("requests_total"); !maps.Equal(got, tourDeliveries) {
-			t.Errorf("%s the deliveries are %v, want %v", when, got, tourDeliveries)
+		if got := tr.Series("requests_total"); !maps.Equal(got, tourRequests) {
+			t.Errorf("%s the deliveries are %v, want %v", when, got, tourRequests)
 		}
 		rejections := make(map[string]float64)
 		for reason, n := range tourRejections {

@@ -207,7 +207,7 @@ http://%[1]s {
 
 // The counters after the tour.
 var (
-	tourDeliveries = map[string]float64{
+	tourRequests = map[string]float64{
 		`event_type="message.received",result="delivered"`: 3, // the first, the one at /full and the abandoned one
 		`event_type="other",result="delivered"`:            1,
 		`event_type="contact.created",result="ignored"`:    1,

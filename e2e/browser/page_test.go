@@ -270,14 +270,14 @@ func (g *gateway) sendsAll() {
 
 func TestPageShowsDeliveriesLive(t *testing.T) {
 	g := open(t)
-	g.until("it says that there is nothing", `document.querySelector("#deliveries").innerText.includes("No requests yet")`)
+	g.until("it says that there is nothing", `document.querySelector("#requests").innerText.includes("No requests yet")`)
 	g.sendsAll()
-	g.until("the deliveries are there", `document.querySelectorAll("#deliveries tbody tr").length === 8`)
+	g.until("the requests are there", `document.querySelectorAll("#requests tbody tr").length === 8`)
 	g.until("one is with the backend", `[...document.querySelectorAll("#results .card")].at(-1).innerText.startsWith("1")`)
 	close(g.release)
-	g.until("that is there, too", `document.querySelectorAll("#deliveries tbody tr").length === 9`)
+	g.until("that is there, too", `document.querySelectorAll("#requests tbody tr").length === 9`)
 	var got []string
-	for _, row := range g.rows("#deliveries") {
+	for _, row := range g.rows("#requests") {
 		fields := strings.Split(row, "|")
 		if _, err := time.Parse("15:04:05.000", fields[0]); err != nil {
 			t.Error(err)
@@ -334,10 +334,10 @@ func TestPageShowsOnlyWhatIsAskedFor(t *testing.T) {
 	g := open(t)
 	g.sendsAll()
 	close(g.release)
-	g.until("the deliveries are there", `document.querySelectorAll("#deliveries tbody tr").length === 9`)
+	g.until("the requests are there", `document.querySelectorAll("#requests tbody tr").length === 9`)
 	count := func(what string, n int) {
 		t.Helper()
-		if rows := g.rows("#deliveries"); len(rows) != n {
+		if rows := g.rows("#requests"); len(rows) != n {
 			t.Errorf("%s the page shows %q", what, rows)
 		}
 	}
@@ -350,17 +350,17 @@ func TestPageShowsOnlyWhatIsAskedFor(t *testing.T) {
 	g.do(write(`#filter`, "status_5"))
 	count("of those with a cause", 1)
 	g.do(write(`#filter`, "nothing"))
-	if rows := g.rows("#deliveries"); len(rows) != 1 || !strings.Contains(rows[0], "No matching requests") {
+	if rows := g.rows("#requests"); len(rows) != 1 || !strings.Contains(rows[0], "No matching requests") {
 		t.Errorf("of nothing the page shows %q", rows)
 	}
 	g.do(write(`#filter`, "evt"), click(`#pause`))
 	g.send("/", caddytest.Secret, event("evt_paused", "message.sent", `{}`), "")
 	g.until("the delivery is counted", `document.querySelector("[data-result=delivered] b").textContent === "4"`)
-	if rows := strings.Join(g.rows("#deliveries"), "\n"); strings.Contains(rows, "evt_paused") {
+	if rows := strings.Join(g.rows("#requests"), "\n"); strings.Contains(rows, "evt_paused") {
 		t.Errorf("although paused, the page shows %s", rows)
 	}
 	g.do(click(`#pause`))
-	if rows := strings.Join(g.rows("#deliveries"), "\n"); !strings.Contains(rows, "evt_paused") {
+	if rows := strings.Join(g.rows("#requests"), "\n"); !strings.Contains(rows, "evt_paused") {
 		t.Errorf("going on, the page shows %s", rows)
 	}
 	g.isQuiet()
@@ -370,7 +370,7 @@ func TestPageLooksUpAndForgetsAnEvent(t *testing.T) {
 	g := open(t)
 	body := event("evt/ü 1?", "message.sent", `{}`)
 	g.send("/", caddytest.Secret, body, "")
-	g.do(click(`#deliveries button.id`))
+	g.do(click(`#requests button.id`))
 	g.until("the answer is there", `document.querySelectorAll("#answer tr").length === 3`)
 	answer := strings.Join(g.rows("#answer table"), "\n")
 	if !strings.Contains(answer, "secret:current memory|delivered until ") || !strings.Contains(answer, "secret:previous memory|unseen") {
@@ -397,7 +397,7 @@ func TestPageLooksUpAndForgetsAnEvent(t *testing.T) {
 func TestPageForgetsOnceHoweverFastItsUserIs(t *testing.T) {
 	g := open(t)
 	g.send("/", caddytest.Secret, event("evt_once", "message.sent", `{}`), "")
-	g.do(click(`#deliveries button.id`))
+	g.do(click(`#requests button.id`))
 	g.until("it can be looked up", `document.querySelector("#forget")`)
 	get[chromedp.Void](g, `for (const button of ["#forget", '#confirm button[value=""]', "#forget", "#confirm button[value=forget]"]) document.querySelector(button).click()`)
 	g.until("it is forgotten", `document.querySelector("#answer").innerText.includes("forgotten")`)
@@ -408,7 +408,7 @@ func TestPageForgetsOnceHoweverFastItsUserIs(t *testing.T) {
 func TestPageShowsTheAnswerToTheLatestQuestion(t *testing.T) {
 	g := open(t)
 	g.send("/", caddytest.Secret, event("evt_first", "message.sent", `{}`), "")
-	g.do(click(`#deliveries button.id`))
+	g.do(click(`#requests button.id`))
 	g.until("it can be looked up", `document.querySelector("#forget")`)
 	get[chromedp.Void](g, `{
 		const real = window.fetch;
@@ -419,7 +419,7 @@ func TestPageShowsTheAnswerToTheLatestQuestion(t *testing.T) {
 			return answer;
 		};
 	}`)
-	g.do(click(`#deliveries button.id`), write(`#lookup input`, "evt_second\n"))
+	g.do(click(`#requests button.id`), write(`#lookup input`, "evt_second\n"))
 	g.until("the second answer is there", `document.querySelectorAll("#answer .badge").length === 3 && !document.querySelector("#forget")`)
 	get[chromedp.Void](g, `release(), new Promise(done => setTimeout(done, 100))`)
 	if get[bool](g, `!!document.querySelector("#forget")`) {
@@ -432,10 +432,10 @@ func TestPageShowsWhatSendersWriteAsText(t *testing.T) {
 	g := open(t)
 	const markup = `<img src=x onerror="document.title='broken'">`
 	g.send("/", caddytest.Secret, event(markup, "message."+markup, `{}`), "")
-	g.do(click(`#deliveries button.id`))
+	g.do(click(`#requests button.id`))
 	g.do(click(`#forget`), chromedp.WaitVisible(chromedp.ID("confirm")))
 	images, title := get[int](g, `document.querySelectorAll("img").length`), get[string](g, `document.title`)
-	if rows := strings.Join(g.rows("#deliveries"), "\n"); images != 0 || title != "BuzzBip webhooks" || !strings.Contains(rows, markup+"|message."+markup) {
+	if rows := strings.Join(g.rows("#requests"), "\n"); images != 0 || title != "BuzzBip webhooks" || !strings.Contains(rows, markup+"|message."+markup) {
 		t.Errorf("%d images, the title is %q, the page shows %s", images, title, rows)
 	}
 	g.isQuiet()
@@ -456,8 +456,8 @@ func TestPageKeepsTheLatestOfEachKind(t *testing.T) {
 	g.send("/", caddytest.Secret, event("evt_last", "message.sent", `{}`), "")
 	check := func(when string) {
 		t.Helper()
-		g.until("the last is there", `document.querySelector("#deliveries tbody tr").innerText.includes("evt_last")`)
-		rows := g.rows("#deliveries")
+		g.until("the last is there", `document.querySelector("#requests tbody tr").innerText.includes("evt_last")`)
+		rows := g.rows("#requests")
 		kinds := make(map[string]int)
 		for _, row := range rows {
 			fields := strings.Split(row, "|")
@@ -488,11 +488,11 @@ func TestPageShowsAStoreThatForgetsTooEarly(t *testing.T) {
 func TestPageFindsCaddyAgain(t *testing.T) {
 	g := open(t)
 	g.send("/", caddytest.Secret, event("evt_before", "message.sent", `{}`), "")
-	g.until("a delivery is there", `document.querySelector("#deliveries").innerText.includes("evt_before")`)
+	g.until("a request is there", `document.querySelector("#requests").innerText.includes("evt_before")`)
 	g.Reload()
 	g.send("/", caddytest.Secret, event("evt_after", "message.sent", `{}`), "")
-	g.until("one after a reload is there", `document.querySelector("#deliveries tbody tr").innerText.includes("evt_after")`)
-	if rows := g.rows("#deliveries"); len(rows) != 2 {
+	g.until("one after a reload is there", `document.querySelector("#requests tbody tr").innerText.includes("evt_after")`)
+	if rows := g.rows("#requests"); len(rows) != 2 {
 		t.Errorf("after a reload the page shows %q", rows)
 	}
 
@@ -511,13 +511,13 @@ func TestPageFindsCaddyAgain(t *testing.T) {
 func TestPageConnectsAgainAfterCaddyWasDown(t *testing.T) {
 	g := open(t)
 	g.send("/", caddytest.Secret, event("evt_before", "message.sent", `{}`), "")
-	g.do(click(`#deliveries button.id`))
+	g.do(click(`#requests button.id`))
 	g.until("it can be looked up", `document.querySelector("#forget")`)
 	g.Kill()
 	g.until("it says that Caddy is gone", `document.querySelector("#live").textContent.includes("no connection")`)
 	for range 3 { // that the relay has answered with an error is seen in what was asked for
-		asked := g.asksFor("deliveries")
-		caddytest.WaitFor(t, "another attempt", func() bool { return g.asksFor("deliveries") > asked })
+		asked := g.asksFor("requests")
+		caddytest.WaitFor(t, "another attempt", func() bool { return g.asksFor("requests") > asked })
 	}
 	g.do(click(`#lookup button`))
 	g.until("the lookup says that there is no answer", `document.querySelector("#answer").innerText === "Caddy does not respond (502). Is it running?"`)
@@ -525,7 +525,7 @@ func TestPageConnectsAgainAfterCaddyWasDown(t *testing.T) {
 	g.restart()
 	g.until("the page is live again", `document.querySelector("#live").textContent === "live"`)
 	g.send("/", caddytest.Secret, event("evt_after", "message.sent", `{}`), "")
-	g.until("a delivery is there", `document.querySelector("#deliveries").innerText.includes("evt_after")`)
+	g.until("a request is there", `document.querySelector("#requests").innerText.includes("evt_after")`)
 	g.do(click(`#lookup button`))
 	g.until("the lookup is answered", `document.querySelectorAll("#answer .badge").length === 3`)
 	g.mu.Lock()
@@ -582,7 +582,7 @@ func TestPageLookupSaysThatNothingAnswers(t *testing.T) {
 func TestPageTellsHowADeliveryFailed(t *testing.T) {
 	g := open(t)
 	g.send("/", caddytest.Secret, event("evt_failed", "message.sent", `{}`), "fail")
-	g.do(click(`#deliveries button.id`))
+	g.do(click(`#requests button.id`))
 	g.until("the answer is there", `document.querySelectorAll("#answer .badge").length === 3`)
 	rows := g.rows("#answer table")
 	if answer := strings.Join(rows, "\n"); !strings.Contains(answer, "secret:current memory|not delivered last attempt failed with 500 at ") || strings.Count(answer, "|unseen") != 2 {
@@ -597,7 +597,7 @@ func TestPageBringsTheAnswerIntoView(t *testing.T) {
 	for i := range 80 {
 		g.send("/", caddytest.Secret, event(fmt.Sprint("evt_", i), "message.sent", `{}`), "")
 	}
-	g.until("the deliveries are there", `document.querySelectorAll("#deliveries tbody tr").length === 80`)
+	g.until("the requests are there", `document.querySelectorAll("#requests tbody tr").length === 80`)
 	const inView = `(selector => {
 		const box = document.querySelector(selector)?.getBoundingClientRect();
 		return box && box.height > 0 && box.top >= 0 && box.bottom <= innerHeight;
@@ -605,19 +605,19 @@ func TestPageBringsTheAnswerIntoView(t *testing.T) {
 	for _, width := range []int64{420, 1440} {
 		g.do(chromedp.EmulateViewport(width, 700))
 		for _, row := range []int{1, 75} {
-			button := fmt.Sprintf("#deliveries tbody tr:nth-child(%d) button.id", row)
+			button := fmt.Sprintf("#requests tbody tr:nth-child(%d) button.id", row)
 			id := get[string](g, fmt.Sprintf(`document.querySelector(%q).textContent`, button))
 			get[chromedp.Void](g, fmt.Sprintf(`document.querySelector("#answer").replaceChildren(), document.querySelector(%q).focus()`, button))
 			g.do(chromedp.KeyEvent("\r"))
 			g.until("the answer is in view, and has the focus", inView+`("#answer") && document.activeElement.id === "answer" && document.querySelector("#lookup input").value === "`+id+`"`)
-			// new deliveries replace the rows
+			// new requests replace the rows
 			g.send("/", caddytest.Secret, event(fmt.Sprintf("evt_new_%d_%d", width, row), "message.sent", `{}`), "")
-			g.until("a new delivery is there", fmt.Sprintf(`document.querySelector("#deliveries").innerText.includes("evt_new_%d_%d")`, width, row))
+			g.until("a new request is there", fmt.Sprintf(`document.querySelector("#requests").innerText.includes("evt_new_%d_%d")`, width, row))
 			get[chromedp.Void](g, `document.querySelector("#back").focus()`)
 			g.do(chromedp.KeyEvent("\r"))
-			g.until("the row is back, with the focus", `document.activeElement.textContent === "`+id+`" && document.activeElement.matches("#deliveries button.id") && (box => box.top >= 0 && box.bottom <= innerHeight)(document.activeElement.getBoundingClientRect())`)
+			g.until("the row is back, with the focus", `document.activeElement.textContent === "`+id+`" && document.activeElement.matches("#requests button.id") && (box => box.top >= 0 && box.bottom <= innerHeight)(document.activeElement.getBoundingClientRect())`)
 			g.send("/", caddytest.Secret, event(fmt.Sprintf("evt_newer_%d_%d", width, row), "message.sent", `{}`), "")
-			g.until("a new delivery is there", fmt.Sprintf(`document.querySelector("#deliveries").innerText.includes("evt_newer_%d_%d")`, width, row))
+			g.until("a new request is there", fmt.Sprintf(`document.querySelector("#requests").innerText.includes("evt_newer_%d_%d")`, width, row))
 			if got := get[string](g, `document.activeElement.textContent`); got != id {
 				t.Errorf("a new delivery took the focus from %s to %q", id, got)
 			}
@@ -633,7 +633,7 @@ func TestPageIsNotForOtherSites(t *testing.T) {
 		"another host":   func(r *http.Request) { r.Host = "evil.example" },
 		"another origin": func(r *http.Request) { r.Header.Set("Origin", "https://evil.example") },
 	} {
-		for _, path := range []string{"/buzzbip_webhook/", "/buzzbip_webhook/deliveries"} {
+		for _, path := range []string{"/buzzbip_webhook/", "/buzzbip_webhook/requests"} {
 			r, err := http.NewRequest(http.MethodGet, "http://"+g.Admin+path, nil)
 			if err != nil {
 				t.Fatal(err)
@@ -679,8 +679,8 @@ func TestPageFits(t *testing.T) {
 	g.sendsAll()
 	close(g.release)
 	deliver("/", caddytest.Secret)
-	g.until("all is there", `document.querySelector("[data-result=failed] b").textContent === "1" && document.querySelector("#deliveries tbody tr").innerText.includes("delivered")`)
-	g.do(click("#deliveries button.id"))
+	g.until("all is there", `document.querySelector("[data-result=failed] b").textContent === "1" && document.querySelector("#requests tbody tr").innerText.includes("delivered")`)
+	g.do(click("#requests button.id"))
 	g.until("the answer is there", `document.querySelector("#forget")`)
 	for _, view := range []struct {
 		name          string

@@ -20,8 +20,8 @@ func pageCommand() *cobra.Command {
 	var o pageOptions
 	cmd := &cobra.Command{
 		Use:   "page",
-		Short: "Serves the page that shows deliveries live",
-		Long: `Serves the page of a running Caddy's admin endpoint, which shows deliveries live,
+		Short: "Serves the page that shows requests live",
+		Long: `Serves the page of a running Caddy's admin endpoint, which shows requests live,
 at an address that a browser can open: the admin endpoint itself rejects most
 requests of browsers, and may be a socket. Nothing else of it is served.
 
