@@ -31,6 +31,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
+	"github.com/quic-go/quic-go"
 	"github.com/quic-go/quic-go/http3"
 	"go.uber.org/goleak"
 )
@@ -62,8 +63,7 @@ func TestMain(m *testing.M) {
 
 // findLeaks gives the servers that Caddy stops in the background time to end.
 func findLeaks(background goleak.Option) (err error) {
-	// longer than the 30 seconds after which a QUIC connection ends whose client left unnoticed
-	for end := time.Now().Add(2 * caddytest.Patience); time.Now().Before(end); {
+	for end := time.Now().Add(caddytest.Patience); time.Now().Before(end); {
 		// a connection that was dialed but not needed joins the idle ones late
 		for _, transport := range transports {
 			transport.CloseIdleConnections()
@@ -205,7 +205,9 @@ func newClient(t testing.TB, protocol string) *http.Client {
 	config := &tls.Config{InsecureSkipVerify: true}
 	client := &http.Client{Timeout: caddytest.Patience}
 	if protocol == "HTTP/3.0" {
-		transport := &http3.Transport{TLSClientConfig: config}
+		// the server may not notice that its client left, and waits for the idle
+		// timeout that both agree on
+		transport := &http3.Transport{TLSClientConfig: config, QUICConfig: &quic.Config{MaxIdleTimeout: 5 * time.Second, KeepAlivePeriod: time.Second}}
 		t.Cleanup(func() { transport.Close() })
 		client.Transport = requireProtocol{t, transport, protocol}
 		return client
