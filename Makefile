@@ -1,7 +1,7 @@
 # make test         the tests, with the race detector: about 4 minutes on 2 cores, longer the first time;
-#                   installs redis-server if it is missing
+#                   installs redis-server and jq if they are missing
 # make check        everything below, from lint to deployment: about 10 minutes on 2 cores,
-#                   up to 40 the first time, because Go compiles a lot; installs redis-server,
+#                   up to 40 the first time, because Go compiles a lot; installs redis-server, jq,
 #                   Prometheus, Chromium, systemd and openssl if they are missing
 #   make lint           format, modules, vet, staticcheck, golangci-lint, the workflows
 #   make cross          compiles for Windows, macOS and ARM, including the tests
@@ -15,6 +15,7 @@
 # make screenshots  takes the screenshots in docs
 # make release      builds a release into dist: of VERSION=v1.2.3, or of this checkout
 # make redis        installs redis-server only
+# make jq           installs jq only
 # make clean        removes build and dist
 #
 # Programs are installed with your system's package manager, with sudo unless you are root.
@@ -39,7 +40,7 @@ MODULES := http.handlers.buzzbip_webhook http.matchers.buzzbip_event \
 	http.buzzbip_webhook.stores.memory http.buzzbip_webhook.stores.bolt \
 	http.buzzbip_webhook.stores.redis buzzbip_webhook
 
-.PHONY: help test redis check announce lint cross fuzz monitoring browser screenshots newest-caddy xcaddy deployment release bench clean
+.PHONY: help test redis jq check announce lint cross fuzz monitoring browser screenshots newest-caddy xcaddy deployment release bench clean
 
 # The list above.
 help:
@@ -47,7 +48,7 @@ help:
 
 # -count=1 for the tests in e2e: Go does not know that they build Caddy from this module, and would
 # show the results of an earlier one.
-test: redis
+test: redis jq
 	$(GO) test -race -timeout 15m ./...
 	cd e2e && $(GO) test -race -count=1 -timeout 15m .
 
@@ -55,11 +56,14 @@ test: redis
 redis:
 	@[ -n "$$REDIS_SERVER" ] || tools/install.sh redis-server $(REDIS_PACKAGE)
 
+jq:
+	@tools/install.sh jq
+
 check: announce lint cross fuzz monitoring browser newest-caddy xcaddy deployment
 
 announce:
 	@echo "make check takes about 10 minutes on 2 cores, the first time up to 40, and installs what is missing of"
-	@echo "redis-server, Prometheus, Chromium, systemd and openssl with the package manager of your system"
+	@echo "redis-server, jq, Prometheus, Chromium, systemd and openssl with the package manager of your system"
 
 lint:
 	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "not formatted:"; echo "$$unformatted"; exit 1; fi
@@ -108,7 +112,7 @@ browser:
 screenshots:
 	cd e2e && $(GO) test -count=1 -run TestPageFits ./browser -args -screenshots $(CURDIR)/docs
 
-newest-caddy: redis
+newest-caddy: redis jq
 	@mkdir -p build
 	cp go.mod build/newest.mod
 	cp go.sum build/newest.sum

@@ -282,7 +282,7 @@ func TestTryingAnExampleAsTheREADMESays(t *testing.T) {
 // The way in which the README captures what explain needs.
 func TestCapturingARejectedRequestAsTheREADMESays(t *testing.T) {
 	if _, err := exec.LookPath("jq"); err != nil {
-		t.Skip("there is no jq")
+		t.Fatal("jq is missing: make test installs it")
 	}
 	t.Setenv("BUZZBIP_SECRET", caddytest.Secret)
 	const path = "/var/lib/caddy/captured.log"
