@@ -21,7 +21,7 @@ func TestNoSecretIsShown(t *testing.T) {
 	for _, path := range []string{"/config/", "/buzzbip_webhook/scopes", "/buzzbip_webhook/events/evt_1", "/buzzbip_webhook/"} {
 		_, said[path] = tr.Ask(http.MethodGet, path)
 	}
-	said["the stream of deliveries"] = firstEvents(t, "http://"+tr.Admin+"/buzzbip_webhook/deliveries", 2)
+	said["the stream of requests"] = firstEvents(t, "http://"+tr.Admin+"/buzzbip_webhook/requests", 2)
 	// errors at load, with a secret at hand
 	for name, broken := range map[string]string{
 		"a repeated label":       "buzzbip_webhook {\n secret {env.OLD_SECRET} a\n secret {env.OTHER_SECRET} a\n}",
