@@ -140,6 +140,8 @@ type payload struct {
 	mu     sync.Mutex // transports close bodies while another goroutine reads
 	reader bytes.Reader
 	closed bool
+	read   bool // at least in part
+	unread bool // closed before it was read: another body has taken its place
 }
 
 func newPayload(body []byte) *payload {
@@ -154,16 +156,26 @@ func (p *payload) Read(b []byte) (int, error) {
 	if p.closed {
 		return 0, http.ErrBodyReadAfterClose
 	}
+	p.read = true
 	return p.reader.Read(b)
 }
 
 func (p *payload) Close() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.unread = p.unread || !p.read
 	if rest := p.reader.Len(); 0 < rest && rest < int(p.reader.Size()) {
 		p.closed = true
 		return nil
 	}
 	_, err := p.reader.Seek(0, io.SeekStart)
 	return err
+}
+
+// discarded reports whether the body was closed before anyone read it, as handlers
+// do that replace it.
+func (p *payload) discarded() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.unread
 }

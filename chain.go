@@ -1,13 +1,18 @@
 package buzzbip
 
 import (
-	"net"
 	"net/http"
 	"slices"
 	"sync"
 
 	"github.com/buzzbip/caddy-webhook/dedupe"
 )
+
+// deliveryHeader is added to requests to the backend. Its values tell a
+// buzzbip_webhook of the same process, behind this one, that a request is part of
+// a delivery of this process, and not a duplicate. To everyone else it means
+// nothing, and only while the delivery lasts.
+const deliveryHeader = "X-Buzzbip-Delivery" // as net/http spells it in a header map
 
 // chains are the deliveries of this process that are with the next handlers. If
 // a site proxies to another site of the same Caddy, a delivery may come back to
@@ -17,46 +22,44 @@ var chains chainSet
 
 type chainSet struct {
 	mu    sync.Mutex
-	sends map[chainID][]*sending
+	sends map[eventInStore][]*sending
 }
 
-type chainID struct {
+// eventInStore is what handlers claim: those with the same one wait for each
+// other.
+type eventInStore struct {
+	store string // kind and backing
 	scope string
 	key   dedupe.Key
 }
 
-func (c *chainSet) add(event *dedupe.Request, s *sending) {
-	id := chainID{event.Scope, event.Key}
+func (c *chainSet) add(event eventInStore, s *sending) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.sends == nil {
-		c.sends = make(map[chainID][]*sending)
+		c.sends = make(map[eventInStore][]*sending)
 	}
-	c.sends[id] = append(c.sends[id], s)
+	c.sends[event] = append(c.sends[event], s)
 }
 
-func (c *chainSet) remove(event *dedupe.Request, s *sending) {
-	id := chainID{event.Scope, event.Key}
+func (c *chainSet) remove(event eventInStore, s *sending) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	rest := slices.DeleteFunc(c.sends[id], func(other *sending) bool { return other == s })
+	rest := slices.DeleteFunc(c.sends[event], func(other *sending) bool { return other == s })
 	if len(rest) == 0 {
-		delete(c.sends, id)
+		delete(c.sends, event)
 		return
 	}
-	c.sends[id] = rest
+	c.sends[event] = rest
 }
 
-// lead reports whether r arrived over the connection that a delivery of the event
-// was sent over, so that r is part of that delivery, and not a duplicate.
-func (c *chainSet) lead(r *http.Request, event *dedupe.Request) bool {
+// lead reports whether r is part of a delivery of the event.
+func (c *chainSet) lead(r *http.Request, event eventInStore) bool {
+	tokens := r.Header[deliveryHeader]
+	if len(tokens) == 0 {
+		return false
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return slices.ContainsFunc(c.sends[chainID{event.Scope, event.Key}], func(s *sending) bool {
-		conn := s.conn.Load()
-		here, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
-		// both ends: connections to different destinations may have the same
-		// local address
-		return conn != nil && ok && (*conn).LocalAddr().String() == r.RemoteAddr && (*conn).RemoteAddr().String() == here.String()
-	})
+	return slices.ContainsFunc(c.sends[event], func(s *sending) bool { return slices.Contains(tokens, s.token) })
 }

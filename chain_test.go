@@ -1,14 +1,12 @@
 package buzzbip
 
 import (
-	"context"
 	"fmt"
-	"net"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/buzzbip/caddy-webhook/dedupe"
 	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
@@ -91,13 +89,13 @@ func TestDuplicateAtTheInnerSiteOfAChainWaits(t *testing.T) {
 	http.DefaultClient.CloseIdleConnections()
 }
 
-// An outer and an inner Caddy, or something between two sites of one, cannot be
-// known as a chain.
+// An outer and an inner Caddy cannot be known as a chain, nor two sites of one
+// between which the mark is lost.
 func TestChainThatIsNotKnownIsNamedInTheLog(t *testing.T) {
 	b := newBackend(t, nil)
 	s := start(t, "respond gone 404")
 	inner, between := caddytest.FreeAddress(t), caddytest.FreeAddress(t)
-	s.named = fmt.Sprintf("http://%s {\n%s\nreverse_proxy %s\n}\nhttp://%s {\nreverse_proxy %s {\nheader_up Host {upstream_hostport}\n}\n}", inner, impatient, b.address(), between, inner)
+	s.named = fmt.Sprintf("http://%s {\n%s\nreverse_proxy %s\n}\nhttp://%s {\nreverse_proxy %s {\nheader_up Host {upstream_hostport}\nheader_up -X-Buzzbip-Delivery\n}\n}", inner, impatient, b.address(), between, inner)
 	s.reload(impatient + "reverse_proxy " + between + " {\nheader_up Host {upstream_hostport}\n}")
 	expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, caddytest.NewEvent())), http.StatusServiceUnavailable, webhook.ResultInFlight)
 	if !strings.Contains(s.logs(), "another buzzbip_webhook with the same scope and store") {
@@ -106,34 +104,48 @@ func TestChainThatIsNotKnownIsNamedInTheLog(t *testing.T) {
 	b.expectCount(t, 0)
 }
 
-// addressed is a connection between two addresses.
-type addressed struct {
-	net.Conn
-	local, remote *net.TCPAddr
+// Whatever a sender puts into the header that marks a chain, a duplicate waits.
+func TestForgedMarkOfAChainIsIgnored(t *testing.T) {
+	release := make(chan struct{})
+	b := newBackend(t, func(w http.ResponseWriter, r *http.Request) { <-release })
+	s := start(t, impatient+"reverse_proxy "+b.address())
+	client, body, other := newClient(t, "HTTP/1.1"), caddytest.NewEvent(), caddytest.NewEvent()
+	first := sendAsync(client, signed(s.url, body))
+	got := caddytest.Receive(t, b.arrived, "the delivery")
+	mark := got.Header.Get(deliveryHeader)
+	second := sendAsync(client, signed(s.url, other))
+	caddytest.Receive(t, b.arrived, "the delivery of another event")
+	for _, value := range []string{"", "x", mark} { // the last one is that of another event
+		r := signed(s.url, other)
+		r.Header.Set(deliveryHeader, value)
+		expect(t, send(client, r), http.StatusServiceUnavailable, webhook.ResultInFlight)
+	}
+	close(release)
+	expect(t, caddytest.Receive(t, first, "the first"), http.StatusOK, "")
+	expect(t, caddytest.Receive(t, second, "the second"), http.StatusOK, "")
+	b.expectCount(t, 2)
 }
 
-func (a addressed) LocalAddr() net.Addr  { return a.local }
-func (a addressed) RemoteAddr() net.Addr { return a.remote }
+func TestSiteThatProxiesToAnotherOverASocketDelivers(t *testing.T) {
+	b := newBackend(t, nil)
+	socket := filepath.Join(t.TempDir(), "inner")
+	s := start(t, "respond gone 404")
+	s.named = fmt.Sprintf("http:// {\nbind unix/%s\n%sreverse_proxy %s\n}", socket, impatient, b.address())
+	s.reload(impatient + "reverse_proxy unix/" + socket)
+	expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, caddytest.NewEvent())), http.StatusOK, "")
+	b.expectCount(t, 1)
+}
 
-// The kernel gives a local port to several connections with different
-// destinations: one to the backend, and one that a duplicate arrives over.
-func TestDuplicateFromThePortOfTheDeliveryIsNoPartOfTheChain(t *testing.T) {
-	port, site, backend := &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 40000}, &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 443}, &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 9000}
-	event := &dedupe.Request{Scope: caddytest.NewID()}
-	r := signed("https://localhost/", "{}")
-	r.RemoteAddr = port.String()
-	r = r.WithContext(context.WithValue(r.Context(), http.LocalAddrContextKey, site))
-	for _, test := range []struct {
-		to   *net.TCPAddr
-		want bool
-	}{{backend, false}, {site, true}} {
-		var conn net.Conn = addressed{local: port, remote: test.to}
-		s := new(sending)
-		s.conn.Store(&conn)
-		chains.add(event, s)
-		if got := chains.lead(r, event); got != test.want {
-			t.Errorf("a delivery over a connection to %s leads here: %v", test.to, got)
-		}
-		chains.remove(event, s)
+// A handler that is passed through skips its claim only if it is the same one.
+func TestHandlersWithDifferentScopesEachRemember(t *testing.T) {
+	b := newBackend(t, nil)
+	scoped := func(scope string) string {
+		return "buzzbip_webhook " + caddytest.Secret + " {\nscope " + scope + "\n}\n"
 	}
+	outer, inner := caddytest.NewID(), caddytest.NewID()
+	s := start(t, "handle /both {\nroute {\n"+scoped(outer)+scoped(inner)+scoped(outer)+"reverse_proxy "+b.address()+"\n}\n}\nhandle {\n"+scoped(inner)+"reverse_proxy "+b.address()+"\n}")
+	client, body := newClient(t, "HTTP/1.1"), caddytest.NewEvent()
+	expect(t, send(client, signed(strings.Replace(s.url, "/webhooks/buzzbip", "/both", 1), body)), http.StatusOK, "")
+	expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultDuplicate)
+	b.expectCount(t, 1)
 }

@@ -2,9 +2,11 @@ package buzzbip
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -38,9 +40,9 @@ func awaitDeliveries(gracePeriod context.Context) error {
 type attempt struct {
 	*Handler
 	state     *requestState
-	event     webhook.Event   // that of state, which a buzzbip_webhook behind this one uses too
-	request   *dedupe.Request // nil without deduplication
-	claim     *dedupe.Claim   // nil if there is none to settle
+	event     webhook.Event // that of state, which a buzzbip_webhook behind this one uses too
+	claimable *eventInStore // nil without deduplication
+	claim     *dedupe.Claim // nil if there is none to settle
 	start     time.Time
 	delivered bool
 }
@@ -52,14 +54,15 @@ func (a *attempt) run(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(sender), a.deliveryTimeout)
 	defer cancel()
 	sent := &sending{body: a.state.body}
-	if a.request != nil {
-		chains.add(a.request, sent)
-		defer chains.remove(a.request, sent)
+	if a.claimable != nil {
+		sent.token = rand.Text()
+		chains.add(*a.claimable, sent)
+		defer chains.remove(*a.claimable, sent)
 	}
 
-	a.state.result = webhook.ResultFailed
+	a.state.result, a.state.timeout = webhook.ResultFailed, a.deliveryTimeout
 	if a.claim != nil {
-		a.state.claimed = true
+		a.state.claimed = append(a.state.claimed, *a.claimable)
 	}
 	rec := &responseRecorder{
 		ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w},
@@ -69,11 +72,11 @@ func (a *attempt) run(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 	a.start = time.Now()
 	defer func() {
 		panicked := recover()
+		defer inFlight.Add(-1)
 		if !a.delivered {
+			defer a.settle() // also if the error that is reported makes that panic
 			a.fail(r, rec.status, err, panicked, errors.Is(ctx.Err(), context.DeadlineExceeded))
-			a.settle()
 		}
-		inFlight.Add(-1)
 		metrics.deliveryDuration.WithLabelValues(eventTypeLabel(a.state)).Observe(time.Since(a.start).Seconds())
 		if sender.Err() != nil {
 			metrics.abandoned.Inc()
@@ -88,7 +91,7 @@ func (a *attempt) run(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 	during := newDeliveryContext(sent.trace(ctx))
 	defer during.become(sender)
 	*r = *r.WithContext(during)
-	sent.setBody(r)
+	sent.prepare(r)
 	err = next.ServeHTTP(rec, r)
 	if rec.status != 0 {
 		if a.claim != nil && rec.inFlight() {
@@ -104,6 +107,10 @@ func (a *attempt) run(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 		// not wrapped, for a HandlerError would bring its own status
 		return caddyhttp.Error(http.StatusGatewayTimeout, fmt.Errorf("the event was not delivered within delivery_timeout: %v", err))
 	case err != nil:
+		if handlerErr, ok := errors.AsType[caddyhttp.HandlerError](err); ok && handlerErr.StatusCode < 300 && handlerErr.StatusCode != 0 {
+			// not wrapped, for its status would acknowledge the event
+			return caddyhttp.Error(http.StatusBadGateway, fmt.Errorf("the next handlers returned an error with status %d: %v", handlerErr.StatusCode, handlerErr.Err))
+		}
 		return err
 	}
 	return a.reject(a.state, w, r, webhook.ReasonUnhandled, errors.New("no handler after buzzbip_webhook answered: is there a reverse_proxy or the like for this request?"))
@@ -151,7 +158,7 @@ func (a *attempt) settle() {
 	if a.claim == nil {
 		return
 	}
-	a.state.claimed = false
+	a.state.claimed = slices.DeleteFunc(a.state.claimed, func(e eventInStore) bool { return e == *a.claimable })
 	ctx, cancel := context.WithTimeout(context.Background(), settleTimeout)
 	defer cancel()
 	if err := a.store.Settle(ctx, *a.claim, a.delivered); err != nil {

@@ -400,3 +400,32 @@ func TestClaimIsSettledOnceAndNotWithTheContextOfTheRequest(t *testing.T) {
 		}
 	}
 }
+
+type brokenError struct{}
+
+func (*brokenError) Error() string { panic("this error cannot be shown") }
+
+// Whatever goes wrong while a failure is reported, the retry is delivered.
+func TestFailureThatCannotBeReportedEndsTheClaim(t *testing.T) {
+	h := &Handler{Secrets: []Secret{{Value: caddytest.Secret}}}
+	provision(t, h)
+	body := caddytest.NewEvent()
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Error("no panic")
+			}
+		}()
+		_, _ = serve(h, signed("https://localhost/", body), func(http.ResponseWriter, *http.Request) error { return new(brokenError) })
+	}()
+	result, err := serve(h, signed("https://localhost/", body), func(w http.ResponseWriter, r *http.Request) error {
+		w.WriteHeader(http.StatusOK)
+		return nil
+	})
+	if result != string(webhook.ResultDelivered) || err != nil {
+		t.Errorf("the retry was %s, %v", result, err)
+	}
+	if n := inFlight.Load(); n != 0 {
+		t.Errorf("%d deliveries are in flight", n)
+	}
+}

@@ -1,28 +1,39 @@
 package buzzbip
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"slices"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
-// errorRoute runs before the error routes of a configuration. Error routes get
-// Caddy's own request. If a handler before buzzbip_webhook passed on a copy, what
-// we changed in the copy is not in that request.
+// errorRoute runs before the handlers of each error route of a configuration.
+// Error routes get Caddy's own request. If a handler before buzzbip_webhook passed
+// on a copy, what we changed in the copy is not in that request.
 type errorRoute struct{}
 
 // ServeHTTP gives r the body that error routes may see. If error routes answer
 // 2xx, the sender gets the status of the error instead, so that it retries.
 func (errorRoute) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	state := stateOf(r)
-	if state == nil || !state.result.Failure() {
+	if state == nil || !state.result.Failure() || state.errorRequest == r {
 		return next.ServeHTTP(w, r)
 	}
+	if state.result == webhook.ResultFailed {
+		// as the delivery, so that error routes can keep the event
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), state.timeout)
+		defer cancel()
+		r = r.WithContext(ctx)
+	}
+	state.errorRequest = r
 	setBody(r, state.errorBody())
 	setBodyPlaceholders(r, state.errorBody())
+	delete(r.Header, deliveryHeader)
 	return next.ServeHTTP(&responseRecorder{
 		ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w},
 		onSuccess: func(status int) int {
@@ -44,38 +55,116 @@ func errorStatus(r *http.Request) int {
 	return http.StatusInternalServerError
 }
 
-// guardErrorRoutes puts errorRoute before all error routes that errors of the
-// handler that is being provisioned can reach.
-func guardErrorRoutes(ctx caddy.Context) error {
-	first := caddyhttp.Route{Handlers: []caddyhttp.MiddlewareHandler{errorRoute{}}}
-	if err := first.ProvisionHandlers(ctx, nil); err != nil {
-		return err
+// rejectedBefore returns the error of a request that a buzzbip_webhook has
+// rejected, if its error routes have another one. There is nothing to verify.
+func rejectedBefore(r *http.Request) error {
+	state := stateOf(r)
+	if state == nil || state.result != webhook.ResultRejected && state.result != webhook.ResultInFlight {
+		return nil
 	}
-	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok && server.Errors != nil {
-		server.Errors.Routes = guard(server.Errors.Routes, first)
+	err, _ := r.Context().Value(caddyhttp.ErrorCtxKey).(error)
+	return err
+}
+
+// guardErrorRoutes puts errorRoute into all error routes that errors of the
+// handler that is being provisioned can reach: those of the server, and of
+// subroutes around the handler. Caddy provisions the routes of a server first,
+// then its error routes, which it compiles at once, and then its named routes.
+func guardErrorRoutes(ctx caddy.Context) error {
+	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
+		if err := guardServer(ctx, server); err != nil {
+			return err
+		}
 	}
 	for _, module := range ctx.Modules() {
 		if subroute, ok := module.(*caddyhttp.Subroute); ok && subroute.Errors != nil {
-			subroute.Errors.Routes = guard(subroute.Errors.Routes, first)
+			if err := guard(ctx, subroute.Errors.Routes); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
 
-// guard puts first before routes.
-func guard(routes caddyhttp.RouteList, first caddyhttp.Route) caddyhttp.RouteList {
+func guardServer(ctx caddy.Context, server *caddyhttp.Server) error {
+	if server.Errors != nil {
+		compiled := !slices.ContainsFunc(server.Errors.Routes, func(route caddyhttp.Route) bool { return !provisioned(route) })
+		if compiled && slices.ContainsFunc(server.Errors.Routes, cannotBeGuarded) {
+			return errors.New("buzzbip_webhook is in a named route, so the error routes of its server must have their handlers in a subroute, as handle_errors of a Caddyfile does")
+		}
+		if err := guard(ctx, server.Errors.Routes); err != nil {
+			return err
+		}
+	}
+	// subroutes that invoke a named route are not among the modules around it
+	return guardSubroutes(ctx, server.Routes)
+}
+
+// provisioned reports whether Caddy has provisioned the handlers of a route.
+func provisioned(route caddyhttp.Route) bool { return len(route.HandlersRaw) == 0 }
+
+func guarded(route caddyhttp.Route) bool {
+	if len(route.Handlers) == 0 {
+		return false
+	}
+	_, ok := route.Handlers[0].(errorRoute)
+	return ok
+}
+
+// cannotBeGuarded reports whether a compiled route has no part that Caddy
+// compiles for each request.
+func cannotBeGuarded(route caddyhttp.Route) bool {
+	return !guarded(route) && !slices.ContainsFunc(route.Handlers, func(handler caddyhttp.MiddlewareHandler) bool {
+		_, ok := handler.(*caddyhttp.Subroute)
+		return ok
+	})
+}
+
+// guardSubroutes guards the error routes of the subroutes in routes.
+func guardSubroutes(ctx caddy.Context, routes caddyhttp.RouteList) error {
 	for _, route := range routes {
 		for _, handler := range route.Handlers {
-			switch handler := handler.(type) {
-			case errorRoute:
-				return routes // another handler has guarded them
-			case *caddyhttp.Subroute:
-				// needed if our handler is in a named route: Caddy provisions
-				// those after it has compiled the error routes, but compiles
-				// subroutes for each request
-				handler.Routes = guard(handler.Routes, first)
+			subroute, ok := handler.(*caddyhttp.Subroute)
+			if !ok {
+				continue
+			}
+			if subroute.Errors != nil {
+				if err := guard(ctx, subroute.Errors.Routes); err != nil {
+					return err
+				}
+			}
+			if err := guardSubroutes(ctx, subroute.Routes); err != nil {
+				return err
 			}
 		}
 	}
-	return slices.Insert(routes, 0, first)
+	return nil
+}
+
+// guard puts errorRoute before the handlers of each route. It changes the routes
+// in place, because Caddy may be provisioning them.
+func guard(ctx caddy.Context, routes caddyhttp.RouteList) error {
+	for i := range routes {
+		route := &routes[i]
+		if guarded(*route) {
+			continue
+		}
+		route.Handlers = slices.Insert(route.Handlers, 0, caddyhttp.MiddlewareHandler(errorRoute{}))
+		if !provisioned(*route) {
+			continue // Caddy adds the other handlers
+		}
+		if err := route.ProvisionHandlers(ctx, nil); err != nil { // compiles them again
+			return err
+		}
+		// the route may have been compiled into a chain, but subroutes are
+		// compiled for each request
+		for _, handler := range route.Handlers {
+			if subroute, ok := handler.(*caddyhttp.Subroute); ok {
+				if err := guard(ctx, subroute.Routes); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
 }

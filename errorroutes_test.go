@@ -211,3 +211,120 @@ func TestErrorRoutesOfASubrouteAreGuarded(t *testing.T) {
 		t.Errorf("the error route got %q", page.body)
 	}
 }
+
+// The error routes of one site must not depend on those of another.
+func TestHandlerInErrorRoutesOfOneSiteLeavesThoseOfOthersAlone(t *testing.T) {
+	b := newBackend(t, nil)
+	for _, order := range []string{"first", "last"} {
+		t.Run(order, func(t *testing.T) {
+			s := start(t, "respond gone 404")
+			other := fmt.Sprintf("http://127.0.0.1:%d {\nerror teapot 418\nhandle_errors {\nrespond page\n}\n}", caddytest.FreePort(t))
+			s.named = other
+			failover := "error teapot 418\nhandle_errors {\n" + proxied(b, "") + "\n}"
+			if order == "last" {
+				failover = "handle /main {\n" + proxied(b, "") + "\n}\n" + failover
+			}
+			s.reload(failover)
+			client := newClient(t, "HTTP/1.1")
+			expect(t, send(client, signed(s.url, caddytest.NewEvent())), http.StatusOK, "")
+			caddytest.Receive(t, b.arrived, "the delivery")
+			got := send(http.DefaultClient, signed(strings.Fields(other)[0], "{}"))
+			http.DefaultClient.CloseIdleConnections()
+			if got.status != http.StatusTeapot || got.body != "page" {
+				t.Errorf("the other site answered %d %q", got.status, got.body)
+			}
+		})
+	}
+}
+
+// errorsInJSON starts a site with a named route and adds error routes to its
+// JSON, which a Caddyfile would put into a subroute.
+func errorsInJSON(t *testing.T, route, member string) (url string, err error) {
+	t.Helper()
+	stopAtEnd(t)
+	port := caddytest.FreePort(t)
+	config := string(adapt(t, fmt.Sprintf(`%s
+		&(hook) {
+			route {
+				%s
+			}
+		}
+		https://localhost:%d {
+			tls %s %s
+			invoke hook
+		}`, testOptions, route, port, certFile, keyFile)))
+	before, after, found := strings.Cut(config, member)
+	if !found {
+		t.Fatalf("no %s in %s", member, config)
+	}
+	pages := newBackend(t, func(_ http.ResponseWriter, r *http.Request) {
+		if body, _ := io.ReadAll(r.Body); len(body) > 0 {
+			t.Errorf("the error route got %q", body)
+		}
+	})
+	config = before + member + `"errors":{"routes":[{"handle":[{"handler":"reverse_proxy","upstreams":[{"dial":"` + pages.address() + `"}]}]}]},` + after
+	return fmt.Sprintf("https://localhost:%d/", port), caddy.Load([]byte(config), true)
+}
+
+func TestErrorRoutesOfASubrouteThatInvokesANamedRouteAreGuarded(t *testing.T) {
+	url, err := errorsInJSON(t, "copies\nbuzzbip_webhook "+caddytest.Secret, `{"handler":"subroute",`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := signed(url, caddytest.NewEvent())
+	r.Header.Del(SignatureHeader)
+	expect(t, send(newClient(t, "HTTP/1.1"), r), http.StatusUnauthorized, "")
+}
+
+func TestErrorRoutesThatCannotBeGuardedFailTheLoad(t *testing.T) {
+	_, err := errorsInJSON(t, "buzzbip_webhook "+caddytest.Secret, `"srv0":{`)
+	if err == nil || !strings.Contains(err.Error(), "must have their handlers in a subroute") {
+		t.Errorf("the error is %v", err)
+	}
+}
+
+func TestErrorWithASuccessfulStatusDoesNotAcknowledge(t *testing.T) {
+	for _, status := range []string{"200", "204", "101"} {
+		for _, routes := range []string{"", "\nhandle_errors {\nrespond page\n}"} {
+			s := start(t, "route {\nbuzzbip_webhook "+caddytest.Secret+"\nerror fine "+status+"\n}"+routes)
+			if got := send(newClient(t, "HTTP/1.1"), signed(s.url, caddytest.NewEvent())); got.status != http.StatusBadGateway {
+				t.Errorf("an error with status %s was answered %d (%v)", status, got.status, got.err)
+			}
+		}
+	}
+}
+
+// A second handler, for failed deliveries, has nothing to say of what the first
+// one rejected.
+func TestHandlerInErrorRoutesKeepsTheReasonOfTheFirst(t *testing.T) {
+	backup := newBackend(t, nil)
+	s := start(t, "log {\noutput test\n}\n"+proxied(backup, "max_age 1h")+"\nhandle_errors {\n"+proxied(backup, "")+"\n}")
+	body := caddytest.Event{Created: caddytest.DocumentedTime}.Body()
+	if got := send(newClient(t, "HTTP/1.1"), signed(s.url, body)); got.status != http.StatusForbidden {
+		t.Errorf("answered %d (%v)", got.status, got.err)
+	}
+	caddytest.WaitFor(t, "the access log", func() bool { return strings.Contains(s.logs(), `"buzzbip_reason"`) })
+	if log := s.logs(); strings.Contains(log, "signature_m") || !strings.Contains(log, `"buzzbip_reason":"event_stale"`) {
+		t.Errorf("the log says: %s", log)
+	}
+	backup.expectCount(t, 0)
+}
+
+func TestErrorRoutesKeepTheEventOfASenderThatDisconnected(t *testing.T) {
+	release := make(chan struct{})
+	b := newBackend(t, func(w http.ResponseWriter, r *http.Request) {
+		<-release
+		panic(http.ErrAbortHandler)
+	})
+	pages, routes := errorPages(t)
+	eachProtocol(t, func(t *testing.T, client *http.Client) {
+		release = make(chan struct{})
+		s := start(t, watched(b, "")+"\n"+routes)
+		body := caddytest.NewEvent()
+		disconnect(t, client, signed(s.url, body), b)
+		close(release)
+		if page := caddytest.Receive(t, pages.arrived, "the error route"); page.body != body {
+			t.Errorf("the error route got %q", page.body)
+		}
+	})
+}

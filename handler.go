@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -27,6 +28,9 @@ const retryAfter = "10"
 // ServeHTTP takes a request through its steps, the cheapest first. A request that
 // fails a step leaves no state behind.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	if err := rejectedBefore(r); err != nil {
+		return err
+	}
 	state := newState(r)
 	defer h.report(state, r, time.Now())
 	if reason, err := h.admit(state, w, r); reason != "" {
@@ -39,7 +43,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if h.store == nil {
 		return a.run(w, r, next)
 	}
-	a.request = &dedupe.Request{
+	request := dedupe.Request{
 		Scope:     state.key.scope,
 		Key:       dedupe.KeyOf(state.event.ID),
 		Digest:    dedupe.DigestOf(state.body),
@@ -47,11 +51,12 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		Lease:     h.deliveryTimeout + leaseMargin,
 		Retention: h.retention,
 	}
-	if state.claimed || chains.lead(r, a.request) {
+	a.claimable = &eventInStore{h.store.backing(), request.Scope, request.Key}
+	if slices.Contains(state.claimed, *a.claimable) || chains.lead(r, *a.claimable) {
 		// another buzzbip_webhook has claimed the event and passed it on to us
 		return a.run(w, r, next)
 	}
-	verdict, err := h.claim(state, r, *a.request)
+	verdict, err := h.claim(state, r, request)
 	switch {
 	case errors.Is(err, dedupe.ErrInFlight):
 		return h.reject(state, w, r, webhook.ReasonInFlight, err)

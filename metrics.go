@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -168,6 +169,13 @@ func (storeCollector) Collect(values chan<- prometheus.Metric) {
 type measured struct {
 	dedupe.Store
 	name string
+	// backing tells what this store shares with others of its kind. It is asked
+	// for once, and not by `caddy validate`.
+	backing func() string
+}
+
+func newMeasured(store dedupe.Store, name string) *measured {
+	return &measured{store, name, sync.OnceValue(func() string { return name + " " + store.Stats().Backing })}
 }
 
 func (m *measured) observe(operation string, start time.Time, err error) {

@@ -245,7 +245,7 @@ func (h *Handler) provisionDedupe(ctx caddy.Context) error {
 	if err != nil {
 		return fmt.Errorf("loading store: %w", err)
 	}
-	h.store = &measured{store.(dedupe.Store), store.(caddy.Module).CaddyModule().ID.Name()}
+	h.store = newMeasured(store.(dedupe.Store), store.(caddy.Module).CaddyModule().ID.Name())
 	return nil
 }
 

@@ -3,6 +3,7 @@ package buzzbip
 import (
 	"net/http"
 	"strings"
+	"time"
 	"unicode"
 
 	"github.com/caddyserver/caddy/v2"
@@ -21,10 +22,12 @@ type requestState struct {
 	body   []byte        // of the event
 	result webhook.Result
 	reason webhook.Reason
-	// claimed means that a handler holds a claim on the event while the next
-	// handlers run.
-	claimed bool
-	failure *adminapi.Failure // nil unless its delivery failed
+	// claimed is what handlers hold claims on while the next handlers run
+	claimed []eventInStore
+	timeout time.Duration // of the delivery, and then of error routes
+	// errorRequest is the request that error routes get, once it is prepared
+	errorRequest *http.Request
+	failure      *adminapi.Failure // nil unless its delivery failed
 }
 
 // String is for handlers that print the variable: `{http.vars.buzzbip_webhook}`

@@ -22,9 +22,8 @@ func (a *App) warnOfSharedScopes() {
 		if h.store == nil {
 			continue
 		}
-		backing := h.store.Stats().Backing
 		for k := range h.secrets.keys() {
-			id := space{h.store.name, backing, k.scope}
+			id := space{h.store.name, h.store.backing(), k.scope}
 			s := spaces[id]
 			if s == nil {
 				s = new(sharing)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptrace"
 	"sync/atomic"
@@ -12,9 +11,8 @@ import (
 
 // sending is a request that transports send to backends.
 type sending struct {
-	body []byte
-	// conn is the connection of the latest attempt; nil: none yet
-	conn atomic.Pointer[net.Conn]
+	body  []byte
+	token string // in deliveryHeader; "": none
 	// idempotencyKey means that the latest attempt has sent a header that makes
 	// net/http repeat it even if the backend may have processed it.
 	idempotencyKey atomic.Bool
@@ -23,10 +21,7 @@ type sending struct {
 // trace returns a context in which transports report their attempts to s.
 func (s *sending) trace(ctx context.Context) context.Context {
 	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		GotConn: func(info httptrace.GotConnInfo) {
-			s.conn.Store(&info.Conn)
-			s.idempotencyKey.Store(false)
-		},
+		GotConn: func(httptrace.GotConnInfo) { s.idempotencyKey.Store(false) },
 		// net/http repeats a POST over HTTP/1.1 that has one of these headers
 		// (https://go.dev/issue/19943). HTTP/2 spells them in lower case, and
 		// repeats only what was not processed.
@@ -40,17 +35,20 @@ func (s *sending) trace(ctx context.Context) context.Context {
 
 var errNotRepeated = errors.New("not repeated: the backend may have processed it")
 
-// setBody makes the event's body that of r. A transport can get it again if the
-// backend has certainly not processed the request, such as a refused HTTP/2
-// stream.
-func (s *sending) setBody(r *http.Request) {
+// prepare gives r the event's body. A transport can get it again if the backend
+// has certainly not processed the request, such as a refused HTTP/2 stream.
+func (s *sending) prepare(r *http.Request) {
+	if s.token != "" {
+		r.Header[deliveryHeader] = append(r.Header[deliveryHeader], s.token)
+	}
+	given := newPayload(s.body)
 	setBody(r, s.body)
-	given := r.Body
+	r.Body = given
 	r.GetBody = func() (io.ReadCloser, error) {
 		if s.idempotencyKey.Load() {
 			return nil, errNotRepeated
 		}
-		if r.Body != given {
+		if r.Body != given || given.discarded() { // in r, or in a copy of r
 			return nil, errors.New("not repeated: the body was replaced")
 		}
 		return newPayload(s.body), nil

@@ -26,7 +26,8 @@ const (
 	// MaxIDLength is the largest length of id and of type, in bytes.
 	MaxIDLength = 256
 
-	maxDepth = 100 // of nesting, including the envelope
+	maxDepth      = 100 // of nesting, including the envelope
+	maxTimeLength = 64  // of createdAt, in bytes: fractions can be of any length
 )
 
 // Event is the envelope of an event.
@@ -59,8 +60,18 @@ var LaxJSON = []jsontext.Options{jsontext.AllowDuplicateNames(true), jsontext.Al
 
 // ParseEvent reads the envelope in body: one JSON object in valid UTF-8, nested at
 // most 100 deep, with each name given once and spelled exactly, so that all JSON
-// parsers read the same from it. The error says what is invalid.
+// parsers read the same from it. The error says what is invalid, and contains
+// nothing of data.
 func ParseEvent(body []byte, required Requirements) (Event, error) {
+	event, err := parseEvent(body, required)
+	if syntactic, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
+		// without the JSON pointer, which consists of names in data
+		err = fmt.Errorf("the body is not valid JSON: at byte %d: %v", syntactic.ByteOffset, syntactic.Err)
+	}
+	return event, err
+}
+
+func parseEvent(body []byte, required Requirements) (Event, error) {
 	if !utf8.Valid(body) {
 		return Event{}, errors.New("the body is not valid UTF-8")
 	}
@@ -162,6 +173,9 @@ func (p *envelopeParser) createdAt() error {
 		return err
 	}
 	value, err := unquote(quoted)
+	if err == nil && len(value) > maxTimeLength {
+		err = errNotRFC3339
+	}
 	if err == nil {
 		p.event.CreatedAt = string(value)
 		p.event.Created, err = ParseTime(value)
@@ -207,7 +221,7 @@ func (p *envelopeParser) other(name string) error {
 		}
 	}
 	if _, repeated := p.others[name]; repeated {
-		return fmt.Errorf("%q is repeated", name)
+		return fmt.Errorf("%.32q is repeated", name)
 	}
 	if p.others == nil {
 		p.others = make(map[string]struct{})

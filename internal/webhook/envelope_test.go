@@ -290,3 +290,22 @@ func FuzzEnvelope(f *testing.F) {
 		}
 	})
 }
+
+// Errors are logged, and payloads must not be.
+func TestErrorsOfTheEnvelopeAreShortAndShowNothingOfData(t *testing.T) {
+	for name, body := range map[string]string{
+		"invalid literal":  withMembers(`"data":{"+43 660 1234567":{"diagnosis":tru}}`),
+		"cut off":          `{"id":"evt_1","type":"message.sent","data":{"diagnosis":{"+43 660 1234567":"x`,
+		"repeated name":    withMembers(`"` + strings.Repeat("x", 100_000) + `":1,"` + strings.Repeat("x", 100_000) + `":2`),
+		"endless fraction": withMembers(`"createdAt":"2026-06-01T14:32:00.` + strings.Repeat("0", 100_000) + `Z"`),
+	} {
+		_, err := ParseEvent([]byte(body), Requirements{CreatedAt: true, Data: true})
+		if err == nil {
+			t.Errorf("%s is accepted", name)
+			continue
+		}
+		if text := err.Error(); len(text) > 200 || strings.Contains(text, "diagnosis") || strings.Contains(text, "+43") {
+			t.Errorf("%s: the error is %.300q", name, text)
+		}
+	}
+}
