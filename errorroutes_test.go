@@ -311,14 +311,13 @@ func TestHandlerInErrorRoutesKeepsTheReasonOfTheFirst(t *testing.T) {
 }
 
 func TestErrorRoutesKeepTheEventOfASenderThatDisconnected(t *testing.T) {
-	release := make(chan struct{})
-	b := newBackend(t, func(w http.ResponseWriter, r *http.Request) {
-		<-release
-		panic(http.ErrAbortHandler)
-	})
 	pages, routes := errorPages(t)
 	eachProtocol(t, func(t *testing.T, client *http.Client) {
-		release = make(chan struct{})
+		release := make(chan struct{})
+		b := newBackend(t, func(w http.ResponseWriter, r *http.Request) {
+			<-release
+			panic(http.ErrAbortHandler)
+		})
 		s := start(t, watched(b, "")+"\n"+routes)
 		body := caddytest.NewEvent()
 		disconnect(t, client, signed(s.url, body), b)
