@@ -12,7 +12,7 @@ import (
 // That may be intended, as for one endpoint on two sites.
 func (a *App) warnOfSharedScopes() {
 	sites := a.sites()
-	type space struct{ store, backing, scope string }
+	type space struct{ store, scope string }
 	type sharing struct {
 		handlers       []*Handler
 		sites, secrets []string
@@ -23,7 +23,7 @@ func (a *App) warnOfSharedScopes() {
 			continue
 		}
 		for k := range h.secrets.keys() {
-			id := space{h.store.name, h.store.backing(), k.scope}
+			id := space{h.store.backing(), k.scope}
 			s := spaces[id]
 			if s == nil {
 				s = new(sharing)

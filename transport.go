@@ -41,9 +41,8 @@ func (s *sending) prepare(r *http.Request) {
 	if s.token != "" {
 		r.Header[deliveryHeader] = append(r.Header[deliveryHeader], s.token)
 	}
-	given := newPayload(s.body)
 	setBody(r, s.body)
-	r.Body = given
+	given := r.Body.(*payload) // a verified event is never empty
 	r.GetBody = func() (io.ReadCloser, error) {
 		if s.idempotencyKey.Load() {
 			return nil, errNotRepeated
