@@ -5,9 +5,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/caddyserver/caddy/v2"
+
 	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 	"github.com/buzzbip/caddy-webhook/internal/webhook"
-	"github.com/caddyserver/caddy/v2"
 )
 
 func TestReloadKeepsWhatIsRemembered(t *testing.T) {

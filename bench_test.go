@@ -11,10 +11,11 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/buzzbip/caddy-webhook/internal/caddytest"
-	"github.com/buzzbip/caddy-webhook/internal/webhook"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
 // benchmarkSizes are those of a usual event and of a large one.

@@ -11,13 +11,14 @@ import (
 	"testing"
 	"time"
 
-	"github.com/buzzbip/caddy-webhook/dedupe"
-	"github.com/buzzbip/caddy-webhook/internal/caddytest"
-	"github.com/buzzbip/caddy-webhook/internal/webhook"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/buzzbip/caddy-webhook/dedupe"
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
 func TestDeliversOnceAndAnswersTheRetryAsDuplicate(t *testing.T) {

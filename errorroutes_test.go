@@ -8,11 +8,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/buzzbip/caddy-webhook/internal/caddytest"
-	"github.com/buzzbip/caddy-webhook/internal/webhook"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
 // copies is a handler that passes on a copy of the request.

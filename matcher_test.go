@@ -5,9 +5,10 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
+
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 )
 
 // matching is a site that answers by what its matchers say.

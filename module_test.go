@@ -24,8 +24,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/buzzbip/caddy-webhook/internal/caddytest"
-	"github.com/buzzbip/caddy-webhook/internal/webhook"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -34,6 +32,9 @@ import (
 	"github.com/quic-go/quic-go"
 	"github.com/quic-go/quic-go/http3"
 	"go.uber.org/goleak"
+
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
 // The tests run a real Caddy in this process, in front of real backends, and

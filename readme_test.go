@@ -16,10 +16,11 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/buzzbip/caddy-webhook/internal/caddytest"
-	"github.com/buzzbip/caddy-webhook/internal/webhook"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
+
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
 func readme(t *testing.T) string {

@@ -9,11 +9,12 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/buzzbip/caddy-webhook/internal/caddytest"
-	"github.com/buzzbip/caddy-webhook/internal/webhook"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
 // odd is a handler that ends in unusual ways.

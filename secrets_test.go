@@ -14,10 +14,11 @@ import (
 	"time"
 	"unicode/utf16"
 
-	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 )
 
 // writeSecret writes a secret file and returns its path.

@@ -10,9 +10,10 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 )
 
 // An HTTP/2 backend that refuses a stream has not processed it. The transport

@@ -7,9 +7,10 @@ import (
 	"strings"
 	"testing"
 
+	"go.uber.org/zap"
+
 	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 	"github.com/buzzbip/caddy-webhook/internal/webhook"
-	"go.uber.org/zap"
 )
 
 // The vector is BuzzBip's documented envelope, signed with

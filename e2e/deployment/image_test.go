@@ -15,12 +15,13 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/moby/patternmatcher"
 	"github.com/moby/patternmatcher/ignorefile"
+
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 )
 
 // readDockerfile parses it as Docker does, and fails for what its linter warns of.

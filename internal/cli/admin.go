@@ -13,10 +13,11 @@ import (
 	"strings"
 	"text/tabwriter"
 
-	"github.com/buzzbip/caddy-webhook/internal/adminapi"
 	"github.com/caddyserver/caddy/v2"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/spf13/cobra"
+
+	"github.com/buzzbip/caddy-webhook/internal/adminapi"
 )
 
 // adminFlags are the flags that say where the admin endpoint is, as those of

@@ -9,8 +9,9 @@ import (
 	"unicode/utf16"
 	"unicode/utf8"
 
-	"github.com/buzzbip/caddy-webhook/internal/webhook"
 	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
 // The mistakes for which a body is not the one that was signed.

@@ -6,9 +6,10 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/buzzbip/caddy-webhook/internal/option"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/spf13/cobra"
+
+	"github.com/buzzbip/caddy-webhook/internal/option"
 )
 
 type checkOptions struct {

@@ -9,11 +9,12 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/buzzbip/caddy-webhook/internal/option"
-	"github.com/buzzbip/caddy-webhook/internal/webhook"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
+
+	"github.com/buzzbip/caddy-webhook/internal/option"
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
 type explainOptions struct {

@@ -5,8 +5,9 @@ import (
 	"io"
 	"net/http"
 
-	"github.com/buzzbip/caddy-webhook/internal/adminapi"
 	"github.com/spf13/cobra"
+
+	"github.com/buzzbip/caddy-webhook/internal/adminapi"
 )
 
 func forgetCommand() *cobra.Command {

@@ -7,8 +7,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/buzzbip/caddy-webhook/internal/adminapi"
 	"github.com/spf13/cobra"
+
+	"github.com/buzzbip/caddy-webhook/internal/adminapi"
 )
 
 func lookupCommand() *cobra.Command {

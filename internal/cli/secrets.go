@@ -6,8 +6,9 @@ import (
 	"os"
 	"strings"
 
-	"github.com/buzzbip/caddy-webhook/internal/webhook"
 	"github.com/spf13/cobra"
+
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
 // defaultSecretVariable holds the secret if no flag says where it is.

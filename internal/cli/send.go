@@ -7,8 +7,9 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/buzzbip/caddy-webhook/internal/webhook"
 	"github.com/spf13/cobra"
+
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
 type sendOptions struct {

@@ -3,8 +3,9 @@ package cli
 import (
 	"fmt"
 
-	"github.com/buzzbip/caddy-webhook/internal/webhook"
 	"github.com/spf13/cobra"
+
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
 type signOptions struct {

@@ -22,8 +22,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 	"github.com/redis/rueidis"
+
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 )
 
 // Server is a redis-server of a test's own, on loopback. It is stopped at the
