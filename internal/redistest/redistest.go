@@ -196,9 +196,18 @@ func MoveSlots(cluster []*Server, end int, from, to *Server) {
 	}
 	// A node that takes a slot back before it knows the epoch of the one that
 	// had it may lose it again to a message that is late.
+	var views []string
+	from.t.Cleanup(func() {
+		if from.t.Failed() {
+			from.t.Logf("after a move, the nodes knew of the slots:\n%s", strings.Join(views, "\n\n"))
+		}
+	})
 	caddytest.WaitFor(from.t, "the nodes to agree on who has which slots", func() bool {
-		known := from.slots()
-		return !slices.ContainsFunc(cluster, func(node *Server) bool { return node != from && node.slots() != known })
+		views = views[:0]
+		for _, node := range cluster {
+			views = append(views, node.slots())
+		}
+		return len(slices.Compact(slices.Clone(views))) == 1
 	})
 }
 
