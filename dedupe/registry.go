@@ -19,18 +19,18 @@ type registry struct {
 // scope holds the IDs of one scope.
 type scope struct {
 	delivered table
-	inFlight  map[Key]*flight
+	inFlight  map[Key]flight
 }
 
 // flight is the delivery of an ID that is in flight.
 type flight struct {
-	token   uint64    // of the current claim
-	waiters list.List // of chan result, in order of arrival
+	token   uint64     // of the current claim
+	waiters *list.List // of chan result, in order of arrival; nil as long as nobody waits
 }
 
 // waiter is a caller that waits for the end of a flight.
 type waiter struct {
-	flight *flight
+	queue  *list.List
 	place  *list.Element
 	result chan result // receives one value and has room for it
 }
@@ -57,15 +57,15 @@ func (g *registry) claimOrJoin(r Request, limits Limits, now int64) (Verdict, *w
 		}
 		replaces = remembered.digest
 	}
-	if f := s.inFlight[r.Key]; f != nil {
-		return Verdict{}, f.join(), nil
+	if _, ok := s.inFlight[r.Key]; ok {
+		return Verdict{}, s.join(r.Key), nil
 	}
 	if limits.RefuseWhenFull && remembered == nil && limits.exceededBy(s.delivered.count+len(s.inFlight)+1) {
 		return Verdict{}, nil, ErrFull
 	}
-	f := &flight{token: g.nextToken()}
-	s.inFlight[r.Key] = f
-	return r.claimed(f.token, replaces), nil, nil
+	token := g.nextToken()
+	s.inFlight[r.Key] = flight{token: token}
+	return r.claimed(token, replaces), nil, nil
 }
 
 func (r Request) claimed(token uint64, replaces Digest) Verdict {
@@ -87,9 +87,7 @@ func (g *registry) settle(c Claim, delivered bool, at int64, limits Limits, now 
 		return false
 	}
 	g.remember(s, c.Request, limits, at, now)
-	if f := s.inFlight[c.Key]; f != nil {
-		f.tellAll(result{digest: c.Digest})
-	}
+	s.inFlight[c.Key].tellAll(result{digest: c.Digest})
 	if current {
 		delete(s.inFlight, c.Key)
 	}
@@ -100,11 +98,12 @@ func (g *registry) settle(c Claim, delivered bool, at int64, limits Limits, now 
 // there is one.
 func (g *registry) handOver(s *scope, key Key, now int64) {
 	f := s.inFlight[key]
-	if f.waiters.Len() == 0 {
+	if f.waiters == nil || f.waiters.Len() == 0 {
 		delete(s.inFlight, key)
 		return
 	}
 	f.token = g.nextToken()
+	s.inFlight[key] = f
 	next := result{token: f.token}
 	if earlier := s.delivered.find(key); earlier != nil && earlier.expires > now {
 		next.digest = earlier.digest
@@ -112,9 +111,15 @@ func (g *registry) handOver(s *scope, key Key, now int64) {
 	f.tellFirst(next)
 }
 
-func (f *flight) join() *waiter {
+// join returns a waiter for the delivery of an ID that is in flight.
+func (s *scope) join(key Key) *waiter {
+	f := s.inFlight[key]
+	if f.waiters == nil {
+		f.waiters = list.New()
+		s.inFlight[key] = f
+	}
 	results := make(chan result, 1)
-	return &waiter{flight: f, place: f.waiters.PushBack(results), result: results}
+	return &waiter{queue: f.waiters, place: f.waiters.PushBack(results), result: results}
 }
 
 // leave removes w, unless the delivery ended in the meantime. Then it returns
@@ -124,25 +129,25 @@ func (w *waiter) leave() (got result, ended bool) {
 	case got = <-w.result:
 		return got, true
 	default:
-		w.flight.waiters.Remove(w.place)
+		w.queue.Remove(w.place)
 		return result{}, false
 	}
 }
 
-func (f *flight) tellFirst(r result) {
+func (f flight) tellFirst(r result) {
 	f.waiters.Remove(f.waiters.Front()).(chan result) <- r
 }
 
-func (f *flight) tellAll(r result) {
-	for f.waiters.Len() > 0 {
+func (f flight) tellAll(r result) {
+	for f.waiters != nil && f.waiters.Len() > 0 {
 		f.tellFirst(r)
 	}
 }
 
 // owns reports whether c is the current claim on its ID.
 func (s *scope) owns(c Claim) bool {
-	f := s.inFlight[c.Key]
-	return f != nil && f.token == c.Token
+	f, ok := s.inFlight[c.Key]
+	return ok && f.token == c.Token
 }
 
 // acceptsLate reports whether a success of a claim that is not the current one
@@ -218,7 +223,7 @@ func (g *registry) scope(name string, now int64) *scope {
 	if g.scopes == nil {
 		g.scopes = make(map[string]*scope)
 	}
-	s = &scope{inFlight: make(map[Key]*flight)}
+	s = &scope{inFlight: make(map[Key]flight)}
 	g.scopes[name] = s
 	return s
 }
