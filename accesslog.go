@@ -1,35 +1,51 @@
 package buzzbip
 
 import (
-	"net/http"
-	"time"
+	"context"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 )
 
-// report adds the outcome of a request to the metrics, the feed and the access
-// log.
-func (h *Handler) report(state *requestState, r *http.Request, start time.Time) {
-	metrics.requests.WithLabelValues(string(state.result), eventTypeLabel(state)).Inc()
-	if state.reason != "" {
-		metrics.rejections.WithLabelValues(string(state.reason)).Inc()
+// report adds the outcome of a request to the metrics and the feed.
+func (s *requestState) report() {
+	s.typeSeries().requests[s.result]().Inc()
+	if s.reason != "" {
+		metrics.rejections.WithLabelValues(string(s.reason)).Inc()
 	}
-	latest.add(state, start)
-	if log, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
-		if state.verified() {
-			log.Set(zap.String("buzzbip_event_id", state.event.ID))
-			log.Set(zap.String("buzzbip_event_type", state.event.Type))
-		}
-		log.Set(zap.String("buzzbip_result", string(state.result)))
-		if state.reason != "" {
-			log.Set(zap.String("buzzbip_reason", string(state.reason)))
-		}
-		if f := state.failure; f != nil {
-			log.Set(zap.String("buzzbip_cause", string(f.Cause)))
-			if f.Status != 0 { // the sender may get another one, from error routes
-				log.Set(zap.Int("buzzbip_status", f.Status))
-			}
+	latest.add(s)
+}
+
+// addToAccessLog adds the outcome of a request to its entry in the access log, if
+// its server has one.
+func (s *requestState) addToAccessLog(ctx context.Context) {
+	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); !ok || server.Logs == nil {
+		return
+	}
+	if log, ok := ctx.Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
+		log.Add(zap.Inline((*accessLogFields)(s)))
+	}
+}
+
+// accessLogFields are the fields of a request when the access log is written.
+type accessLogFields requestState
+
+// MarshalLogObject implements [zapcore.ObjectMarshaler].
+func (f *accessLogFields) MarshalLogObject(log zapcore.ObjectEncoder) error {
+	if s := (*requestState)(f); s.verified() {
+		log.AddString("buzzbip_event_id", s.event.ID)
+		log.AddString("buzzbip_event_type", s.event.Type)
+	}
+	log.AddString("buzzbip_result", string(f.result))
+	if f.reason != "" {
+		log.AddString("buzzbip_reason", string(f.reason))
+	}
+	if f.failure != nil {
+		log.AddString("buzzbip_cause", string(f.failure.Cause))
+		if f.failure.Status != 0 { // the sender may get another one, from error routes
+			log.AddInt("buzzbip_status", f.failure.Status)
 		}
 	}
+	return nil
 }

@@ -163,7 +163,7 @@ func eachScope(w http.ResponseWriter, id string, ask func(b *backing, scope stri
 func serveLookup(w http.ResponseWriter, r *http.Request, id string) error {
 	return eachScope(w, id, func(b *backing, scope string, answer *adminapi.EventState) error {
 		key := dedupe.KeyOf(id)
-		known, err := b.store.Lookup(r.Context(), scope, key)
+		known, err := b.store.lookup(r.Context(), scope, key)
 		if !known.Delivered {
 			answer.LastFailure = failures.find(failureKey{b.kind, scope, key})
 		}
@@ -195,7 +195,7 @@ func serveForget(w http.ResponseWriter, _ *http.Request, id string) error {
 		// leave the event forgotten in some scopes only
 		ctx, cancel := context.WithTimeout(context.Background(), settleTimeout)
 		defer cancel()
-		forgotten, err := b.store.Forget(ctx, scope, dedupe.KeyOf(id))
+		forgotten, err := b.store.forget(ctx, scope, dedupe.KeyOf(id))
 		if forgotten || err == nil {
 			answer.Forgotten = &forgotten
 		}

@@ -57,12 +57,12 @@ func (a *App) Start() error {
 	for _, h := range a.handlers {
 		for k := range h.secrets.keys() {
 			// Prometheus sees an increase only in a series that exists before
-			metrics.signatureMatches.WithLabelValues(k.label)
+			k.matches()
 		}
 		if h.store == nil {
 			continue
 		}
-		if store, ok := h.store.Store.(dedupe.Starter); ok {
+		if store, ok := h.store.store.(dedupe.Starter); ok {
 			if err := store.Start(); err != nil {
 				return fmt.Errorf("store %s: %w", h.store.name, err)
 			}
@@ -97,7 +97,7 @@ func (a *App) register(h *Handler) {
 // backing is a place where IDs are kept. Several stores may share it.
 type backing struct {
 	kind   string // of store
-	store  dedupe.Store
+	store  *measured
 	stats  dedupe.Stats
 	scopes []scope // of the handlers that use it
 	// others sums up all other scopes: those of earlier configurations
@@ -121,7 +121,7 @@ func (a *App) backings() []*backing {
 		if h.store == nil {
 			continue
 		}
-		stats := h.store.Stats()
+		stats := h.store.store.Stats()
 		at := slices.IndexFunc(all, func(b *backing) bool { return b.kind == h.store.name && b.stats.Backing == stats.Backing })
 		if at < 0 {
 			at = len(all)

@@ -18,18 +18,26 @@ import (
 	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
-// firstRead is how much memory a request gets before any of its body arrived.
-const firstRead = 4 << 10
+const (
+	// firstRead is how much memory a request gets before any of its body arrived.
+	firstRead = 4 << 10
 
-// readBody reads the whole body of r.
-func (h *Handler) readBody(w http.ResponseWriter, r *http.Request) ([]byte, webhook.Reason, error) {
+	// A buffer that is full grows by such a factor, but not beyond the declared
+	// length. So of 64 KiB only the first 4 are copied if they were declared, and
+	// no byte more than twice otherwise.
+	growthDeclared   = 16
+	growthUndeclared = 8
+)
+
+// readBody reads the whole body of r, which the handler got at start.
+func (h *Handler) readBody(w http.ResponseWriter, r *http.Request, start time.Time) ([]byte, webhook.Reason, error) {
 	if r.ContentLength > h.maxBodySize {
 		return nil, webhook.ReasonBodyTooLarge, webhook.ErrBodyTooLarge
 	}
 	if r.Body == nil {
 		return nil, "", nil
 	}
-	limitReading(w, r, h.readTimeout)
+	limitReading(w, r, start, h.readTimeout)
 	body, err := readAll(r.Body, r.ContentLength, h.maxBodySize)
 	if err == nil {
 		return body, "", nil
@@ -50,9 +58,9 @@ func (h *Handler) readBody(w http.ResponseWriter, r *http.Request) ([]byte, webh
 // the server. Caddy and net/http clear it at the end of the body. Clearing it here
 // would restore the deadline of the server, which then expires during the delivery
 // and is taken for a disconnect.
-func limitReading(w http.ResponseWriter, r *http.Request, timeout time.Duration) {
+func limitReading(w http.ResponseWriter, r *http.Request, start time.Time, timeout time.Duration) {
 	if reader, _ := caddyhttp.IdleTimeoutsFromContext(r.Context()); reader != nil {
-		_ = reader.SetReadDeadline(time.Now().Add(timeout)) // it overwrites any other
+		_ = reader.SetReadDeadline(start.Add(timeout)) // it overwrites any other
 		return
 	}
 	if server, ok := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok && server.ReadTimeout > 0 && time.Duration(server.ReadTimeout) <= timeout {
@@ -61,24 +69,21 @@ func limitReading(w http.ResponseWriter, r *http.Request, timeout time.Duration)
 		}
 		timeout = time.Duration(server.ReadTimeout)
 	}
-	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(timeout))
+	_ = http.NewResponseController(w).SetReadDeadline(start.Add(timeout))
 }
 
 // readAll reads body to its end. What it allocates grows with what arrives,
 // not with the length that was declared, which is negative if none was.
 func readAll(body io.Reader, declared, limit int64) ([]byte, error) {
-	size := int64(firstRead)
-	if declared >= 0 && declared < size {
-		size = declared + 1 // one more than the body, to see its end
+	longest, growth := limit, int64(growthUndeclared)
+	if declared >= 0 {
+		longest, growth = declared, growthDeclared
 	}
-	buf := make([]byte, 0, size)
+	const end = 1 // more than the body, to see that it has ended
+	buf := make([]byte, 0, min(firstRead, longest+end))
 	for {
 		if len(buf) == cap(buf) {
-			size = 4 * int64(cap(buf))
-			if declared >= int64(len(buf)) && declared < size {
-				size = declared + 1
-			}
-			buf = append(make([]byte, 0, size), buf...)
+			buf = append(make([]byte, 0, min(growth*int64(cap(buf)), longest)+end), buf...)
 		}
 		n, err := body.Read(buf[len(buf):cap(buf)])
 		buf = buf[:len(buf)+n]
@@ -93,16 +98,14 @@ func readAll(body io.Reader, declared, limit int64) ([]byte, error) {
 	}
 }
 
-// setBody makes body, which is not written to again, the body of r. Without one
-// r has none.
-func setBody(r *http.Request, body []byte) {
-	r.Body = http.NoBody
-	if len(body) > 0 {
-		r.Body = newPayload(body)
+// setBody makes body the body of r.
+func setBody(r *http.Request, body io.ReadCloser, length int) {
+	r.Body, r.GetBody, r.ContentLength = body, nil, int64(length)
+	var digits [20]byte
+	text := strconv.AppendInt(digits[:0], int64(length), 10)
+	if declared := r.Header["Content-Length"]; len(declared) != 1 || declared[0] != string(text) {
+		r.Header["Content-Length"] = []string{string(text)}
 	}
-	r.GetBody = nil
-	r.ContentLength = int64(len(body))
-	r.Header["Content-Length"] = []string{strconv.Itoa(len(body))}
 	r.TransferEncoding = nil
 	r.Trailer = nil // not signed, and not possible with a length
 	delete(r.Header, "Expect")

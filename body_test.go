@@ -192,13 +192,38 @@ func TestReadTimeoutHoldsWithATimeoutsHandlerBefore(t *testing.T) {
 
 func TestMemoryGrowsWithWhatArrivesNotWithWhatIsDeclared(t *testing.T) {
 	for _, declared := range []int64{1 << 30, -1} {
-		body := &tap{Reader: io.LimitReader(zeros{}, 3000)}
-		buf, err := readAll(body, declared, 1<<30)
-		if err != nil || len(buf) != 3000 {
-			t.Fatalf("read %d bytes, %v", len(buf), err)
+		for _, arrived := range []int{1, firstRead - 1, firstRead, 1 << 20} {
+			body := &tap{Reader: io.LimitReader(zeros{}, int64(arrived))}
+			buf, err := readAll(body, declared, 1<<30)
+			if err != nil || len(buf) != arrived {
+				t.Fatalf("read %d bytes, %v", len(buf), err)
+			}
+			if cap(buf) > growthDeclared*max(arrived, firstRead)+1 {
+				t.Errorf("declared %d, arrived %d, allocated %d", declared, len(buf), cap(buf))
+			}
 		}
-		if cap(buf) > 4*3000 {
-			t.Errorf("declared %d, arrived %d, allocated %d", declared, len(buf), cap(buf))
+	}
+}
+
+func TestBodiesAreReadWithFewCopies(t *testing.T) {
+	for _, test := range []struct{ size, declared, copies int64 }{
+		{1 << 10, 1 << 10, 0},
+		{1 << 10, -1, 0},
+		{firstRead, firstRead, 1},
+		{64 << 10, 64 << 10, 1},
+		{64 << 10, -1, 2},
+		{1 << 20, 1 << 20, 2},
+	} {
+		content := make([]byte, test.size)
+		body := new(bytes.Reader)
+		buffers := testing.AllocsPerRun(10, func() {
+			body.Reset(content)
+			if got, err := readAll(body, test.declared, 1<<30); err != nil || !bytes.Equal(got, content) {
+				t.Errorf("read %d bytes, %v", len(got), err)
+			}
+		})
+		if copies := int64(buffers) - 1; copies > test.copies {
+			t.Errorf("%d bytes, declared %d: copied %d times, want at most %d", test.size, test.declared, copies, test.copies)
 		}
 	}
 }

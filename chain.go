@@ -22,7 +22,7 @@ var chains chainSet
 
 type chainSet struct {
 	mu    sync.Mutex
-	sends map[eventInStore][]*sending
+	sends map[eventInStore]*sending // a linked list: usually of one
 }
 
 // eventInStore is what handlers claim: those with the same one wait for each
@@ -37,20 +37,27 @@ func (c *chainSet) add(event eventInStore, s *sending) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.sends == nil {
-		c.sends = make(map[eventInStore][]*sending)
+		c.sends = make(map[eventInStore]*sending)
 	}
-	c.sends[event] = append(c.sends[event], s)
+	s.next = c.sends[event]
+	c.sends[event] = s
 }
 
 func (c *chainSet) remove(event eventInStore, s *sending) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	rest := slices.DeleteFunc(c.sends[event], func(other *sending) bool { return other == s })
-	if len(rest) == 0 {
+	first := c.sends[event]
+	for place := &first; *place != nil; place = &(*place).next {
+		if *place == s {
+			*place = s.next
+			break
+		}
+	}
+	if first == nil {
 		delete(c.sends, event)
 		return
 	}
-	c.sends[event] = rest
+	c.sends[event] = first
 }
 
 // lead reports whether r is part of a delivery of the event.
@@ -61,5 +68,10 @@ func (c *chainSet) lead(r *http.Request, event eventInStore) bool {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return slices.ContainsFunc(c.sends[event], func(s *sending) bool { return slices.Contains(tokens, s.token) })
+	for s := c.sends[event]; s != nil; s = s.next {
+		if slices.Contains(tokens, s.token[0]) {
+			return true
+		}
+	}
+	return false
 }

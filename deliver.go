@@ -6,7 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -36,49 +36,68 @@ func awaitDeliveries(gracePeriod context.Context) error {
 	return nil
 }
 
-// attempt is one delivery of an event to the next handlers.
+// attempt is one delivery of an event to the next handlers. It has all that a
+// delivery needs in one allocation, which is not reused: a transport may still read
+// from it after the delivery.
 type attempt struct {
 	*Handler
 	state     *requestState
 	event     webhook.Event // that of state, which a buzzbip_webhook behind this one uses too
-	claimable *eventInStore // nil without deduplication
-	claim     *dedupe.Claim // nil if there is none to settle
-	start     time.Time
+	outer     *attempt      // by an earlier handler, in progress in the same request
+	target    eventInStore  // zero without deduplication
+	claim     dedupe.Claim
+	claimed   bool // and claim is not settled yet
 	delivered bool
+	start     time.Time
+
+	context  deliveryContext
+	sent     sending
+	recorder responseRecorder
+	settling lazyTimeout
+}
+
+// attempt returns a new attempt to deliver the event. It starts now.
+func (h *Handler) attempt(state *requestState, target eventInStore) *attempt {
+	return &attempt{Handler: h, state: state, event: state.event, target: target, start: state.now}
+}
+
+// hasClaimed reports whether a, or an attempt around it, has claimed an event.
+func (a *attempt) hasClaimed(target eventInStore) bool {
+	for ; a != nil; a = a.outer {
+		if a.claimed && a.target == target {
+			return true
+		}
+	}
+	return false
 }
 
 // run passes the event to the next handlers and settles the claim by their answer.
 func (a *attempt) run(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) (err error) {
-	sender := r.Context()
+	a.context.sender = r.Context()
 	// the delivery goes on if the sender disconnects
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(sender), a.deliveryTimeout)
+	ctx, cancel := context.WithDeadline(context.WithoutCancel(a.context.sender), a.start.Add(a.deliveryTimeout))
 	defer cancel()
-	sent := &sending{body: a.state.body}
-	if a.claimable != nil {
-		sent.token = rand.Text()
-		chains.add(*a.claimable, sent)
-		defer chains.remove(*a.claimable, sent)
+	if a.store != nil {
+		a.sent.token[0] = rand.Text()
+		chains.add(a.target, &a.sent)
+		defer chains.remove(a.target, &a.sent)
 	}
 
 	a.state.result, a.state.timeout = webhook.ResultFailed, a.deliveryTimeout
-	if a.claim != nil {
-		a.state.claimed = append(a.state.claimed, *a.claimable)
-	}
-	rec := &responseRecorder{
-		ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w},
-		onSuccess:             a.succeed,
-	}
+	a.outer, a.state.attempt = a.state.attempt, a
 	inFlight.Add(1)
-	a.start = time.Now()
 	defer func() {
 		panicked := recover()
 		defer inFlight.Add(-1)
+		a.state.attempt = a.outer
+		a.state.now = time.Now()
+		duration := a.state.now.Sub(a.start)
 		if !a.delivered {
 			defer a.settle() // also if the error that is reported makes that panic
-			a.fail(r, rec.status, err, panicked, errors.Is(ctx.Err(), context.DeadlineExceeded))
+			a.fail(r, duration, err, panicked, errors.Is(ctx.Err(), context.DeadlineExceeded))
 		}
-		metrics.deliveryDuration.WithLabelValues(eventTypeLabel(a.state)).Observe(time.Since(a.start).Seconds())
-		if sender.Err() != nil {
+		a.state.typeSeries().duration().Observe(duration.Seconds())
+		if a.context.sender.Err() != nil {
 			metrics.abandoned.Inc()
 		}
 		if panicked != nil {
@@ -86,15 +105,17 @@ func (a *attempt) run(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 		}
 	}()
 
+	a.context.delivery = a.sent.trace(ctx)
+	defer a.context.ended.Store(true)
 	// not a copy: placeholders and handlers that read or replace the body must
 	// work on the request that goes to the backend
-	during := newDeliveryContext(sent.trace(ctx))
-	defer during.become(sender)
-	*r = *r.WithContext(during)
-	sent.prepare(r)
-	err = next.ServeHTTP(rec, r)
-	if rec.status != 0 {
-		if a.claim != nil && rec.inFlight() {
+	*r = *r.WithContext(&a.context)
+	a.sent.prepare(r, a.state.body)
+	a.recorder.ResponseWriterWrapper = caddyhttp.ResponseWriterWrapper{ResponseWriter: w}
+	a.recorder.onSuccess = a
+	err = next.ServeHTTP(&a.recorder, r)
+	if a.recorder.status != 0 {
+		if a.claimed && a.recorder.inFlight() {
 			a.reportChain()
 		}
 		return err
@@ -120,34 +141,34 @@ func (a *attempt) run(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 // that it becomes the sender's again. It cannot be replaced in the request then,
 // since a transport may still read the request, to send the rest of the body.
 type deliveryContext struct {
-	current atomic.Pointer[context.Context]
+	delivery, sender context.Context
+	ended            atomic.Bool
 }
 
-func newDeliveryContext(ctx context.Context) *deliveryContext {
-	c := new(deliveryContext)
-	c.become(ctx)
-	return c
+func (c *deliveryContext) current() context.Context {
+	if c.ended.Load() {
+		return c.sender
+	}
+	return c.delivery
 }
-
-func (c *deliveryContext) become(ctx context.Context) { c.current.Store(&ctx) }
 
 // Deadline implements [context.Context].
-func (c *deliveryContext) Deadline() (time.Time, bool) { return (*c.current.Load()).Deadline() }
+func (c *deliveryContext) Deadline() (time.Time, bool) { return c.current().Deadline() }
 
 // Done implements [context.Context].
-func (c *deliveryContext) Done() <-chan struct{} { return (*c.current.Load()).Done() }
+func (c *deliveryContext) Done() <-chan struct{} { return c.current().Done() }
 
 // Err implements [context.Context].
-func (c *deliveryContext) Err() error { return (*c.current.Load()).Err() }
+func (c *deliveryContext) Err() error { return c.current().Err() }
 
 // Value implements [context.Context].
-func (c *deliveryContext) Value(key any) any { return (*c.current.Load()).Value(key) }
+func (c *deliveryContext) Value(key any) any { return c.current().Value(key) }
 
 // succeed is called when the next handlers write a 2xx, before the sender sees
 // it.
 func (a *attempt) succeed(status int) int {
 	a.delivered, a.state.result = true, webhook.ResultDelivered
-	if a.claim != nil {
+	if a.claimed {
 		failures.remove(a.failureKey())
 	}
 	a.settle()
@@ -155,18 +176,49 @@ func (a *attempt) succeed(status int) int {
 }
 
 func (a *attempt) settle() {
-	if a.claim == nil {
+	if !a.claimed {
 		return
 	}
-	a.state.claimed = slices.DeleteFunc(a.state.claimed, func(e eventInStore) bool { return e == *a.claimable })
-	ctx, cancel := context.WithTimeout(context.Background(), settleTimeout)
-	defer cancel()
-	if err := a.store.Settle(ctx, *a.claim, a.delivered); err != nil {
+	a.claimed = false
+	defer a.settling.stop()
+	if err := a.store.settle(&a.settling, a.claim, a.delivered); err != nil {
 		a.sampled.log(a.logger, zapcore.ErrorLevel, "failed to record the outcome of a delivery", "", func() []zap.Field {
 			return []zap.Field{zap.String("event_id", a.event.ID), zap.Bool("delivered", a.delivered), zap.Error(err)}
 		})
 	}
 }
+
+// lazyTimeout is a context that ends when settleTimeout has passed since its first
+// use. A store in memory does not use it, which saves a timer for each delivery.
+type lazyTimeout struct {
+	once   sync.Once
+	ctx    context.Context
+	cancel context.CancelFunc
+}
+
+func (c *lazyTimeout) started() context.Context {
+	c.once.Do(func() { c.ctx, c.cancel = context.WithTimeout(context.Background(), settleTimeout) })
+	return c.ctx
+}
+
+// stop releases the timer. Nothing may use the context after it.
+func (c *lazyTimeout) stop() {
+	if c.cancel != nil {
+		c.cancel()
+	}
+}
+
+// Deadline implements [context.Context].
+func (c *lazyTimeout) Deadline() (time.Time, bool) { return c.started().Deadline() }
+
+// Done implements [context.Context].
+func (c *lazyTimeout) Done() <-chan struct{} { return c.started().Done() }
+
+// Err implements [context.Context].
+func (c *lazyTimeout) Err() error { return c.started().Err() }
+
+// Value implements [context.Context].
+func (c *lazyTimeout) Value(any) any { return nil }
 
 func (a *attempt) reportChain() {
 	a.sampled.log(a.logger, zapcore.ErrorLevel, "the backend waits for the delivery that it is to answer: it is another buzzbip_webhook with the same scope and store; set dedupe off, or another scope, at one of the two", "", func() []zap.Field {

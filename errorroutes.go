@@ -31,18 +31,30 @@ func (errorRoute) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		r = r.WithContext(ctx)
 	}
 	state.errorRequest = r
-	setBody(r, state.errorBody())
-	setBodyPlaceholders(r, state.errorBody())
+	body := state.errorBody()
+	setBody(r, http.NoBody, 0)
+	if len(body) > 0 {
+		setBody(r, newPayload(body), len(body))
+	}
+	setBodyPlaceholders(r, body)
 	delete(r.Header, deliveryHeader)
 	return next.ServeHTTP(&responseRecorder{
 		ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w},
-		onSuccess: func(status int) int {
-			if state.result.Failure() { // else a buzzbip_webhook in the error routes has delivered the event
-				return errorStatus(r)
-			}
-			return status
-		},
+		onSuccess:             errorResponse{state, r},
 	}, r)
+}
+
+// errorResponse is the response of error routes.
+type errorResponse struct {
+	state *requestState
+	r     *http.Request
+}
+
+func (e errorResponse) succeed(status int) int {
+	if e.state.result.Failure() { // else a buzzbip_webhook in the error routes has delivered the event
+		return errorStatus(e.r)
+	}
+	return status
 }
 
 // errorStatus returns the status of the error that error routes are for.
@@ -57,8 +69,7 @@ func errorStatus(r *http.Request) int {
 
 // rejectedBefore returns the error of a request that a buzzbip_webhook has
 // rejected, if its error routes have another one. There is nothing to verify.
-func rejectedBefore(r *http.Request) error {
-	state := stateOf(r)
+func (state *requestState) rejectedBefore(r *http.Request) error {
 	if state == nil || state.result != webhook.ResultRejected && state.result != webhook.ResultInFlight {
 		return nil
 	}

@@ -27,12 +27,11 @@ const statusCanceled = 499
 
 // fail reports a failed delivery. It is called before the claim is settled:
 // after that, the success of another delivery may already have been recorded.
-func (a *attempt) fail(r *http.Request, status int, err error, panicked any, timedOut bool) {
-	duration := time.Since(a.start)
-	f := &adminapi.Failure{Time: time.Now().UTC(), Duration: duration.Seconds()}
-	f.Cause, f.Status = causeOf(status, err, panicked, timedOut, a.state.reason == webhook.ReasonUnhandled)
+func (a *attempt) fail(r *http.Request, duration time.Duration, err error, panicked any, timedOut bool) {
+	f := &adminapi.Failure{Time: a.state.now.UTC(), Duration: duration.Seconds()}
+	f.Cause, f.Status = causeOf(a.recorder.status, err, panicked, timedOut, a.state.reason == webhook.ReasonUnhandled)
 	metrics.failures.WithLabelValues(string(f.Cause)).Inc()
-	if a.claim != nil {
+	if a.claimed {
 		failures.add(a.failureKey(), *f, a.claim.Retention)
 	}
 	if a.state.failure == nil { // else another buzzbip_webhook behind this one has logged it

@@ -51,8 +51,8 @@ type feedEntry struct {
 // right: anybody can send these.
 const kindUnverified = "unverified"
 
-func (f *feed) add(state *requestState, start time.Time) {
-	e := feedEntry{Time: start, Kind: kindUnverified, Result: state.result, Reason: state.reason, Duration: time.Since(start).Seconds()}
+func (f *feed) add(state *requestState) {
+	e := feedEntry{Time: state.start, Kind: kindUnverified, Result: state.result, Reason: state.reason, Duration: state.now.Sub(state.start).Seconds()}
 	if state.key != nil {
 		e.Kind, e.Secret = string(state.result), state.key.label
 	}

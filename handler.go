@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"slices"
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -28,20 +27,20 @@ const retryAfter = "10"
 // ServeHTTP takes a request through its steps, the cheapest first. A request that
 // fails a step leaves no state behind.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	if err := rejectedBefore(r); err != nil {
+	state := stateOf(r)
+	if err := state.rejectedBefore(r); err != nil {
 		return err
 	}
-	state := newState(r)
-	defer h.report(state, r, time.Now())
+	state = newState(r, state)
+	defer state.report()
 	if reason, err := h.admit(state, w, r); reason != "" {
 		return h.reject(state, w, r, reason, err)
 	}
 	if !h.events.match(state.event.Type) {
 		return answer(state, w, webhook.ResultIgnored)
 	}
-	a := &attempt{Handler: h, state: state, event: state.event}
 	if h.store == nil {
-		return a.run(w, r, next)
+		return h.attempt(state, eventInStore{}).run(w, r, next)
 	}
 	request := dedupe.Request{
 		Scope:     state.key.scope,
@@ -51,10 +50,10 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		Lease:     h.deliveryTimeout + leaseMargin,
 		Retention: h.retention,
 	}
-	a.claimable = &eventInStore{h.store.backing(), request.Scope, request.Key}
-	if slices.Contains(state.claimed, *a.claimable) || chains.lead(r, *a.claimable) {
+	target := eventInStore{h.store.backing(), request.Scope, request.Key}
+	if state.attempt.hasClaimed(target) || chains.lead(r, target) {
 		// another buzzbip_webhook has claimed the event and passed it on to us
-		return a.run(w, r, next)
+		return h.attempt(state, target).run(w, r, next)
 	}
 	verdict, err := h.claim(state, r, request)
 	switch {
@@ -71,14 +70,16 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	case dedupe.Conflicting:
 		return answer(state, w, webhook.ResultConflict)
 	}
-	a.claim = &verdict.Claim
+	a := h.attempt(state, target)
+	a.claim, a.claimed = verdict.Claim, true
 	return a.run(w, r, next)
 }
 
 // claim asks the store for the right to deliver the event.
 func (h *Handler) claim(state *requestState, r *http.Request, request dedupe.Request) (dedupe.Verdict, error) {
-	start := time.Now()
-	verdict, err := h.store.Claim(r.Context(), request)
+	start := state.now
+	verdict, now, err := h.store.claim(r.Context(), request, start)
+	state.now = now
 	if err != nil || verdict.State != dedupe.Conflicting {
 		return verdict, err
 	}
@@ -91,8 +92,9 @@ func (h *Handler) claim(state *requestState, r *http.Request, request dedupe.Req
 		return verdict, nil
 	}
 	request.Redeliver = true
-	request.Wait = max(h.duplicateWait-time.Since(start), 0)
-	return h.store.Claim(r.Context(), request)
+	request.Wait = max(h.duplicateWait-now.Sub(start), 0)
+	verdict, state.now, err = h.store.claim(r.Context(), request, now)
+	return verdict, err
 }
 
 // admit verifies a request and completes state with its event and body. If a step
@@ -105,7 +107,7 @@ func (h *Handler) admit(state *requestState, w http.ResponseWriter, r *http.Requ
 	if err != nil {
 		return reason, err
 	}
-	body, reason, err := h.readBody(w, r)
+	body, reason, err := h.readBody(w, r, state.start)
 	if err != nil {
 		return reason, err
 	}
@@ -113,12 +115,12 @@ func (h *Handler) admit(state *requestState, w http.ResponseWriter, r *http.Requ
 	if key == nil {
 		return webhook.ReasonSignatureMismatch, errors.New("the signature is not that of the body under any of the secrets")
 	}
-	state.key = key
-	key.matched()
+	state.key, state.now = key, time.Now()
+	key.matched(state.now)
 	if state.event, err = webhook.ParseEvent(body, h.requires); err != nil {
 		return webhook.ReasonEnvelopeInvalid, fmt.Errorf("the envelope of the event is invalid: %w", err)
 	}
-	age := time.Since(state.event.Created)
+	age := state.now.Sub(state.event.Created)
 	if !state.event.Created.IsZero() {
 		metrics.eventAge.Observe(max(age, 0).Seconds())
 	}
@@ -136,7 +138,7 @@ func (h *Handler) admit(state *requestState, w http.ResponseWriter, r *http.Requ
 
 // answer acknowledges a request that does not reach the next handlers.
 func answer(state *requestState, w http.ResponseWriter, result webhook.Result) error {
-	state.result = result
+	state.result, state.now = result, time.Now()
 	w.Header().Set(webhook.ResultHeader, string(result))
 	w.WriteHeader(http.StatusOK)
 	return nil
@@ -144,7 +146,7 @@ func answer(state *requestState, w http.ResponseWriter, result webhook.Result) e
 
 // reject returns the error that the sender gets.
 func (h *Handler) reject(state *requestState, w http.ResponseWriter, r *http.Request, reason webhook.Reason, err error) error {
-	state.reason = reason
+	state.reason, state.now = reason, time.Now()
 	switch reason {
 	case webhook.ReasonUnhandled:
 		state.result = webhook.ResultFailed

@@ -3,7 +3,6 @@ package buzzbip
 import (
 	"context"
 	"errors"
-	"slices"
 	"sync"
 	"time"
 
@@ -98,16 +97,40 @@ func (a *App) registerMetrics(ctx caddy.Context) error {
 	return nil
 }
 
-// eventTypeLabel returns a label from a closed set, since anyone who knows a
-// secret can invent types.
-func eventTypeLabel(state *requestState) string {
-	switch {
-	case !state.verified():
-		return typeUnverified
-	case slices.Contains(webhook.DocumentedTypes, state.event.Type):
-		return state.event.Type
+// typeSeries are the series of one event type. They are looked up by their labels
+// only once, and not before they are used, since series of what never happened say
+// nothing.
+type typeSeries struct {
+	requests map[webhook.Result]func() prometheus.Counter
+	duration func() prometheus.Observer
+}
+
+// seriesOfTypes has a closed set of event types, since anyone who knows a secret
+// can invent types.
+var seriesOfTypes = func() map[string]*typeSeries {
+	all := make(map[string]*typeSeries)
+	for _, typ := range append([]string{typeOther, typeUnverified}, webhook.DocumentedTypes...) {
+		series := &typeSeries{
+			requests: make(map[webhook.Result]func() prometheus.Counter),
+			duration: sync.OnceValue(func() prometheus.Observer { return metrics.deliveryDuration.WithLabelValues(typ) }),
+		}
+		for _, result := range webhook.Results {
+			series.requests[result] = sync.OnceValue(func() prometheus.Counter { return metrics.requests.WithLabelValues(string(result), typ) })
+		}
+		all[typ] = series
 	}
-	return typeOther
+	return all
+}()
+
+// typeSeries returns the series of the event's type.
+func (s *requestState) typeSeries() *typeSeries {
+	if !s.verified() {
+		return seriesOfTypes[typeUnverified]
+	}
+	if series := seriesOfTypes[s.event.Type]; series != nil {
+		return series
+	}
+	return seriesOfTypes[typeOther]
 }
 
 // storeCollector reads the statistics of the stores at each scrape. The stores
@@ -167,40 +190,67 @@ func (storeCollector) Collect(values chan<- prometheus.Metric) {
 
 // measured is a store that measures its operations and counts their errors.
 type measured struct {
-	dedupe.Store
-	name string
+	store dedupe.Store
+	name  string
 	// backing tells what this store shares with others of its kind. It is asked
 	// for once, and not by `caddy validate`.
-	backing func() string
+	backing  func() string
+	duration map[string]func() prometheus.Observer // by operation
 }
+
+const (
+	operationClaim  = "claim"
+	operationSettle = "settle"
+	operationLookup = "lookup"
+	operationForget = "forget"
+)
 
 func newMeasured(store dedupe.Store, name string) *measured {
-	return &measured{store, name, sync.OnceValue(func() string { return name + " " + store.Stats().Backing })}
+	m := &measured{
+		store:    store,
+		name:     name,
+		backing:  sync.OnceValue(func() string { return name + " " + store.Stats().Backing }),
+		duration: make(map[string]func() prometheus.Observer),
+	}
+	for _, operation := range []string{operationClaim, operationSettle, operationLookup, operationForget} {
+		m.duration[operation] = sync.OnceValue(func() prometheus.Observer { return metrics.storeDuration.WithLabelValues(name, operation) })
+	}
+	return m
 }
 
-func (m *measured) observe(operation string, start time.Time, err error) {
-	metrics.storeDuration.WithLabelValues(m.name, operation).Observe(time.Since(start).Seconds())
+// observe records an operation and returns the time at its end.
+func (m *measured) observe(operation string, start time.Time, err error) (end time.Time) {
+	end = time.Now()
+	m.duration[operation]().Observe(end.Sub(start).Seconds())
 	if err != nil && !errors.Is(err, dedupe.ErrInFlight) && !errors.Is(err, dedupe.ErrFull) {
 		metrics.storeErrors.WithLabelValues(m.name, operation).Inc()
 	}
+	return end
 }
 
-func (m *measured) Claim(ctx context.Context, r dedupe.Request) (v dedupe.Verdict, err error) {
-	defer func(start time.Time) { m.observe("claim", start, err) }(time.Now())
-	return m.Store.Claim(ctx, r)
+// claim is Claim of the store, begun at start. It also returns the time at its end.
+func (m *measured) claim(ctx context.Context, r dedupe.Request, start time.Time) (v dedupe.Verdict, end time.Time, err error) {
+	v, err = m.store.Claim(ctx, r)
+	return v, m.observe(operationClaim, start, err), err
 }
 
-func (m *measured) Settle(ctx context.Context, c dedupe.Claim, delivered bool) (err error) {
-	defer func(start time.Time) { m.observe("settle", start, err) }(time.Now())
-	return m.Store.Settle(ctx, c, delivered)
+func (m *measured) settle(ctx context.Context, c dedupe.Claim, delivered bool) error {
+	start := time.Now()
+	err := m.store.Settle(ctx, c, delivered)
+	m.observe(operationSettle, start, err)
+	return err
 }
 
-func (m *measured) Lookup(ctx context.Context, scope string, key dedupe.Key) (s dedupe.Status, err error) {
-	defer func(start time.Time) { m.observe("lookup", start, err) }(time.Now())
-	return m.Store.Lookup(ctx, scope, key)
+func (m *measured) lookup(ctx context.Context, scope string, key dedupe.Key) (dedupe.Status, error) {
+	start := time.Now()
+	s, err := m.store.Lookup(ctx, scope, key)
+	m.observe(operationLookup, start, err)
+	return s, err
 }
 
-func (m *measured) Forget(ctx context.Context, scope string, key dedupe.Key) (forgotten bool, err error) {
-	defer func(start time.Time) { m.observe("forget", start, err) }(time.Now())
-	return m.Store.Forget(ctx, scope, key)
+func (m *measured) forget(ctx context.Context, scope string, key dedupe.Key) (bool, error) {
+	start := time.Now()
+	forgotten, err := m.store.Forget(ctx, scope, key)
+	m.observe(operationForget, start, err)
+	return forgotten, err
 }

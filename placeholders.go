@@ -17,13 +17,15 @@ import (
 // requestState is what is known of a request so far. Placeholders and the matcher
 // read it, also in error routes.
 type requestState struct {
+	start  time.Time     // when the handler got the request
+	now    time.Time     // the latest reading of the clock
 	key    *key          // nil until the signature is verified
 	event  webhook.Event // empty until then, and if its envelope is invalid
 	body   []byte        // of the event
 	result webhook.Result
 	reason webhook.Reason
-	// claimed is what handlers hold claims on while the next handlers run
-	claimed []eventInStore
+	// attempt is the delivery that is in progress, or nil
+	attempt *attempt
 	timeout time.Duration // of the delivery, and then of error routes
 	// errorRequest is the request that error routes get, once it is prepared
 	errorRequest *http.Request
@@ -38,16 +40,19 @@ func (s requestState) String() string { return string(s.result) }
 // stateVar is the name of the variable that holds the request's *requestState.
 const stateVar = "buzzbip_webhook"
 
-// newState makes r's delivery known to placeholders and matchers, in place
-// of that of an earlier handler.
-func newState(r *http.Request) *requestState {
-	if s := stateOf(r); s != nil {
-		*s = requestState{claimed: s.claimed}
-		return s
+// newState makes r's delivery known to placeholders, matchers and the access log,
+// in place of earlier, that of a handler before in the path of the request.
+func newState(r *http.Request, earlier *requestState) *requestState {
+	s := earlier
+	if s == nil {
+		s = new(requestState)
+		ctx := r.Context()
+		caddyhttp.SetVar(ctx, stateVar, s)
+		ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer).Map(s.placeholder)
+		s.addToAccessLog(ctx)
 	}
-	s := new(requestState)
-	caddyhttp.SetVar(r.Context(), stateVar, s)
-	r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer).Map(s.placeholder)
+	now := time.Now()
+	*s = requestState{start: now, now: now, result: webhook.ResultRejected, attempt: s.attempt}
 	return s
 }
 

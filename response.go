@@ -9,19 +9,22 @@ import (
 	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
-// responseRecorder passes a response on and records its status. If that is a 2xx,
-// it calls onSuccess first, and passes on the status that onSuccess returns.
+// responseRecorder passes a response on and records its status.
 type responseRecorder struct {
 	caddyhttp.ResponseWriterWrapper
-	onSuccess func(status int) int
+	onSuccess successHook
 	status    int // of the final response; 0 until there is one
 }
+
+// successHook is called with a 2xx before the sender gets it, and returns the
+// status that the sender gets.
+type successHook interface{ succeed(status int) int }
 
 func (rec *responseRecorder) WriteHeader(status int) {
 	informational := status < 200 && status != http.StatusSwitchingProtocols
 	if rec.status == 0 && !informational {
 		if status >= 200 && status < 300 {
-			status = rec.onSuccess(status)
+			status = rec.onSuccess.succeed(status)
 		}
 		rec.status = status
 	}

@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
@@ -26,15 +28,23 @@ func Sign(secret, body []byte) string { return webhook.Sign(secret, body) }
 type key struct {
 	label     string
 	scope     string
-	macs      sync.Pool     // of hash.Hash, keyed with the secret
+	macs      sync.Pool // of *mac
+	matches   func() prometheus.Counter
 	lastMatch *atomic.Int64 // Unix time in nanoseconds; 0: never
+}
+
+// mac is an HMAC that is keyed with a secret, and room for its result.
+type mac struct {
+	hash.Hash
+	sum [sha256.Size]byte
 }
 
 // newKey returns the key of a secret. Its scope is derived from the secret,
 // unless one is configured.
 func newKey(label string, secret []byte, scope string) *key {
 	k := &key{label: label, scope: scope}
-	k.macs.New = func() any { return hmac.New(sha256.New, secret) }
+	k.matches = sync.OnceValue(func() prometheus.Counter { return metrics.signatureMatches.WithLabelValues(label) })
+	k.macs.New = func() any { return &mac{Hash: hmac.New(sha256.New, secret)} }
 	sum := k.sign([]byte("buzzbip_webhook scope"))
 	fingerprint := hex.EncodeToString(sum[:8])
 	if scope == "" {
@@ -50,18 +60,18 @@ func newKey(label string, secret []byte, scope string) *key {
 var lastMatches sync.Map
 
 // matched records that the secret is in use.
-func (k *key) matched() {
-	metrics.signatureMatches.WithLabelValues(k.label).Inc()
-	k.lastMatch.Store(time.Now().UnixNano())
+func (k *key) matched(now time.Time) {
+	k.matches().Inc()
+	k.lastMatch.Store(now.UnixNano())
 }
 
-func (k *key) sign(body []byte) (sum [sha256.Size]byte) {
-	mac := k.macs.Get().(hash.Hash)
-	mac.Reset()
-	mac.Write(body)
-	mac.Sum(sum[:0])
-	k.macs.Put(mac)
-	return sum
+func (k *key) sign(body []byte) [sha256.Size]byte {
+	m := k.macs.Get().(*mac)
+	defer k.macs.Put(m)
+	m.Reset()
+	m.Write(body)
+	m.Sum(m.sum[:0])
+	return m.sum
 }
 
 // verify returns the first key under which the signature is that of the body,
