@@ -75,18 +75,29 @@ func limitReading(w http.ResponseWriter, r *http.Request, start time.Time, timeo
 // readAll reads body to its end. What it allocates grows with what arrives,
 // not with the length that was declared, which is negative if none was.
 func readAll(body io.Reader, declared, limit int64) ([]byte, error) {
-	longest, growth := limit, int64(growthUndeclared)
+	longest, growth := limit+1, int64(growthUndeclared) // one more, to see that it is too large
 	if declared >= 0 {
 		longest, growth = declared, growthDeclared
 	}
-	const end = 1 // more than the body, to see that it has ended
-	buf := make([]byte, 0, min(firstRead, longest+end))
+	buf := make([]byte, 0, min(firstRead, longest))
 	for {
-		if len(buf) == cap(buf) {
-			buf = append(make([]byte, 0, min(growth*int64(cap(buf)), longest)+end), buf...)
+		var n int
+		var err error
+		if int64(len(buf)) == declared {
+			var probe [1]byte // its end may be still to be read
+			n, err = body.Read(probe[:])
+			buf = append(buf, probe[:n]...)
+		} else {
+			if len(buf) == cap(buf) {
+				size := growth * int64(cap(buf))
+				if int64(len(buf)) < longest {
+					size = min(size, longest)
+				}
+				buf = append(make([]byte, 0, size), buf...)
+			}
+			n, err = body.Read(buf[len(buf):cap(buf)])
+			buf = buf[:len(buf)+n]
 		}
-		n, err := body.Read(buf[len(buf):cap(buf)])
-		buf = buf[:len(buf)+n]
 		switch {
 		case int64(len(buf)) > limit:
 			return nil, webhook.ErrBodyTooLarge
