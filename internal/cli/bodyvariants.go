@@ -55,6 +55,9 @@ func addLineEndings(set *variantSet, body []byte) {
 	set.add(bytes.ReplaceAll(lf, []byte("\n"), []byte("\r\n")), lineEndings)
 }
 
+// laxJSON are options for what data may have: repeated names and unpaired surrogates.
+var laxJSON = []jsontext.Options{jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true)}
+
 // jsonStyles are the usual ways to write JSON, besides the escapes of addRewritten.
 var jsonStyles = [][]jsontext.Options{
 	{},
@@ -71,7 +74,7 @@ var jsonStyles = [][]jsontext.Options{
 // addRewritten adds the JSON of a body as others write it.
 func addRewritten(set *variantSet, body []byte) {
 	for _, style := range jsonStyles {
-		written, err := jsontext.AppendFormat(nil, body, slices.Concat(style, webhook.LaxJSON)...)
+		written, err := jsontext.AppendFormat(nil, body, slices.Concat(style, laxJSON)...)
 		if err != nil {
 			continue
 		}

@@ -4,9 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
-	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -26,8 +24,7 @@ const (
 	// MaxIDLength is the largest length of id and of type, in bytes.
 	MaxIDLength = 256
 
-	maxDepth      = 100 // of nesting, including the envelope
-	maxTimeLength = 64  // of createdAt, in bytes: fractions can be of any length
+	maxTimeLength = 64 // of createdAt, in bytes: fractions can be of any length
 )
 
 // Event is the envelope of an event.
@@ -50,83 +47,92 @@ type Event struct {
 // type.
 type Requirements struct{ CreatedAt, Data bool }
 
-// decoders are reused for their buffers.
-var decoders = sync.Pool{New: func() any { return new(jsontext.Decoder) }}
-
-// LaxJSON are the options for reading a body. They accept what the envelope must
-// not have but data may: repeated names, and unpaired surrogates such as `\ud83d`.
-// [ParseEvent] checks these in the envelope itself.
-var LaxJSON = []jsontext.Options{jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true)}
-
 // ParseEvent reads the envelope in body: one JSON object in valid UTF-8, nested at
 // most 100 deep, with each name given once and spelled exactly, so that all JSON
 // parsers read the same from it. The error says what is invalid, and contains
 // nothing of data.
 func ParseEvent(body []byte, required Requirements) (Event, error) {
-	event, err := parseEvent(body, required)
-	if syntactic, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
-		// without the JSON pointer, which consists of names in data
-		err = fmt.Errorf("the body is not valid JSON: at byte %d: %v", syntactic.ByteOffset, syntactic.Err)
-	}
-	return event, err
-}
-
-func parseEvent(body []byte, required Requirements) (Event, error) {
 	if !utf8.Valid(body) {
 		return Event{}, errors.New("the body is not valid UTF-8")
 	}
-	dec := decoders.Get().(*jsontext.Decoder)
-	defer decoders.Put(dec)
-	dec.Reset(bytes.NewBuffer(body), LaxJSON...)
-
-	if kind := dec.PeekKind(); kind != jsontext.KindBeginObject {
-		return Event{}, errors.New("the body is not a JSON object")
-	}
-	if _, err := dec.ReadToken(); err != nil {
-		return Event{}, err
-	}
-	brackets := bytes.Count(body, []byte("{")) + bytes.Count(body, []byte("["))
-	p := envelopeParser{dec: dec, body: body, required: required, shallow: brackets <= maxDepth}
-	for dec.PeekKind() != jsontext.KindEndObject {
-		if err := p.member(); err != nil {
-			return Event{}, err
-		}
-	}
-	if _, err := dec.ReadToken(); err != nil {
-		return Event{}, err
-	}
-	if _, err := dec.ReadToken(); !errors.Is(err, io.EOF) {
-		return Event{}, errors.New("the body has data after the JSON object")
-	}
-	if err := p.missing(); err != nil {
+	p := envelopeParser{body: body, required: required}
+	if err := p.parse(); err != nil {
 		return Event{}, err
 	}
 	return p.event, nil
 }
 
 type envelopeParser struct {
-	dec      *jsontext.Decoder
 	body     []byte
+	next     int // the index in body of what is to be read next
 	required Requirements
-	shallow  bool // it has too few brackets to be nested too deep
 	event    Event
 	seen     struct{ id, typ, createdAt, data bool }
 	others   map[string]struct{} // the other members seen
 }
 
-// member reads one member of the envelope.
+func (p *envelopeParser) parse() error {
+	if p.peek() != '{' {
+		return errors.New("the body is not a JSON object")
+	}
+	p.next++
+	if err := p.members(); err != nil {
+		return err
+	}
+	p.peek()
+	if p.next < len(p.body) {
+		return errors.New("the body has data after the JSON object")
+	}
+	return p.missing()
+}
+
+// peek skips white space, and returns the byte after it, or 0 at the end.
+func (p *envelopeParser) peek() byte {
+	p.next = skipSpace(p.body, p.next)
+	return at(p.body, p.next)
+}
+
+// members reads the members of the envelope, and the brace after them.
+func (p *envelopeParser) members() error {
+	if p.peek() == '}' {
+		p.next++
+		return nil
+	}
+	for {
+		if err := p.member(); err != nil {
+			return err
+		}
+		switch p.peek() {
+		case ',':
+			p.next++
+		case '}':
+			p.next++
+			return nil
+		default:
+			return p.expected(errInObject)
+		}
+	}
+}
+
 func (p *envelopeParser) member() error {
-	quoted, err := p.dec.ReadValue()
+	if p.peek() != '"' {
+		return p.expected(errNoName)
+	}
+	quoted, err := p.value()
 	if err != nil {
 		return err
 	}
+	if p.peek() != ':' {
+		return p.expected(errNoColon)
+	}
+	p.next++
 	// the error is for an unpaired surrogate, which name has a replacement for
 	name, _ := unquote(quoted)
 	switch string(name) {
 	case memberID:
-		return p.text(memberID, &p.seen.id, &p.event.ID)
+		return p.id()
 	case memberType:
-		return p.text(memberType, &p.seen.typ, &p.event.Type)
+		return p.typ()
 	case memberCreatedAt:
 		return p.createdAt()
 	case memberData:
@@ -135,50 +141,72 @@ func (p *envelopeParser) member() error {
 	return p.other(string(name))
 }
 
-// text reads the id or the type.
-func (p *envelopeParser) text(name string, seen *bool, text *string) error {
-	if err := once(name, seen); err != nil {
+func (p *envelopeParser) id() error {
+	if err := once(memberID, &p.seen.id); err != nil {
 		return err
 	}
-	if p.dec.PeekKind() != jsontext.KindString {
-		return fmt.Errorf("%s is not a string", name)
-	}
-	quoted, err := p.dec.ReadValue()
-	if err != nil {
+	text, err := p.text(memberID)
+	p.event.ID = string(text)
+	return err
+}
+
+func (p *envelopeParser) typ() error {
+	if err := once(memberType, &p.seen.typ); err != nil {
 		return err
 	}
-	value, err := unquote(quoted)
+	text, err := p.text(memberType)
+	p.event.Type = typeName(text)
+	return err
+}
+
+// typeName returns text as a string, without an allocation if it is documented.
+func typeName(text []byte) string {
+	for _, documented := range DocumentedTypes {
+		if string(text) == documented {
+			return documented
+		}
+	}
+	return string(text)
+}
+
+// text reads the value of id or type.
+func (p *envelopeParser) text(name string) ([]byte, error) {
+	if p.peek() != '"' {
+		return nil, fmt.Errorf("%s is not a string", name)
+	}
+	quoted, err := p.value()
 	if err != nil {
-		return fmt.Errorf("%s: %w", name, err)
+		return nil, err
 	}
-	if len(value) == 0 || len(value) > MaxIDLength {
-		return fmt.Errorf("%s has %d bytes: it must have 1 to %d", name, len(value), MaxIDLength)
+	text, err := unquote(quoted)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	*text = string(value)
-	return nil
+	if len(text) == 0 || len(text) > MaxIDLength {
+		return nil, fmt.Errorf("%s has %d bytes: it must have 1 to %d", name, len(text), MaxIDLength)
+	}
+	return text, nil
 }
 
 func (p *envelopeParser) createdAt() error {
 	if err := once(memberCreatedAt, &p.seen.createdAt); err != nil {
 		return err
 	}
-	if p.dec.PeekKind() != jsontext.KindString {
-		if p.required.CreatedAt {
-			return errors.New("createdAt is not a string")
-		}
-		return p.skip()
+	isString := p.peek() == '"'
+	if !isString && p.required.CreatedAt {
+		return errors.New("createdAt is not a string")
 	}
-	quoted, err := p.dec.ReadValue()
-	if err != nil {
+	quoted, err := p.value()
+	if err != nil || !isString {
 		return err
 	}
-	value, err := unquote(quoted)
-	if err == nil && len(value) > maxTimeLength {
+	text, err := unquote(quoted)
+	if err == nil && len(text) > maxTimeLength {
 		err = errNotRFC3339
 	}
 	if err == nil {
-		p.event.CreatedAt = string(value)
-		p.event.Created, err = ParseTime(value)
+		p.event.CreatedAt = string(text)
+		p.event.Created, err = ParseTime(text)
 	}
 	if err != nil && p.required.CreatedAt {
 		return errors.New("createdAt is not a time in the format of RFC 3339")
@@ -190,21 +218,18 @@ func (p *envelopeParser) data() error {
 	if err := once(memberData, &p.seen.data); err != nil {
 		return err
 	}
-	if p.dec.PeekKind() != jsontext.KindBeginObject {
-		if p.required.Data {
-			return errors.New("data is not an object")
-		}
-		return p.skip()
+	isObject := p.peek() == '{'
+	if !isObject && p.required.Data {
+		return errors.New("data is not an object")
 	}
-	start := p.dec.InputOffset() // before the colon
-	if err := p.skip(); err != nil {
-		return err
+	value, err := p.value()
+	if err == nil && isObject {
+		p.event.Data = value
 	}
-	p.event.Data = bytes.TrimLeft(p.body[start:p.dec.InputOffset()], ": \t\r\n")
-	return nil
+	return err
 }
 
-// other reads a member that is not documented.
+// other reads the value of a member that is not documented.
 func (p *envelopeParser) other(name string) error {
 	for _, member := range []struct {
 		name     string
@@ -227,27 +252,32 @@ func (p *envelopeParser) other(name string) error {
 		p.others = make(map[string]struct{})
 	}
 	p.others[name] = struct{}{}
-	return p.skip()
+	_, err := p.value()
+	return err
 }
 
-// skip reads a value of any kind.
-func (p *envelopeParser) skip() error {
-	if p.shallow {
-		_, err := p.dec.ReadValue() // faster than token by token
-		return err
+// value reads a value of any kind, and returns it as the sender wrote it.
+func (p *envelopeParser) value() ([]byte, error) {
+	start := skipSpace(p.body, p.next)
+	end, err := skipValue(p.body, start, 1)
+	p.next = end
+	if err != nil {
+		return nil, p.invalid(err)
 	}
-	outer := p.dec.StackDepth()
-	for {
-		if _, err := p.dec.ReadToken(); err != nil {
-			return err
-		}
-		switch depth := p.dec.StackDepth(); {
-		case depth > maxDepth:
-			return fmt.Errorf("the body is nested more than %d deep", maxDepth)
-		case depth == outer:
-			return nil
-		}
+	return p.body[start:end], nil
+}
+
+// expected returns an error for what p.peek has returned.
+func (p *envelopeParser) expected(err error) error {
+	return p.invalid(expected(err, p.body, p.next))
+}
+
+// invalid returns an error for what is at p.next.
+func (p *envelopeParser) invalid(err error) error {
+	if errors.Is(err, errTooDeep) {
+		return fmt.Errorf("the body is nested more than %d deep", maxDepth)
 	}
+	return fmt.Errorf("the body is not valid JSON: at byte %d: %w", p.next, err)
 }
 
 func (p *envelopeParser) missing() error {
@@ -274,7 +304,7 @@ func once(name string, seen *bool) error {
 
 // unquote returns the text of a JSON string, which may share its memory. An error
 // means an unpaired surrogate, which is replaced in the text.
-func unquote(quoted jsontext.Value) ([]byte, error) {
+func unquote(quoted []byte) ([]byte, error) {
 	if bytes.IndexByte(quoted, '\\') < 0 {
 		return quoted[1 : len(quoted)-1], nil
 	}
@@ -287,7 +317,13 @@ func unquote(quoted jsontext.Value) ([]byte, error) {
 // error would lose an event.
 func ParseTime(text []byte) (time.Time, error) {
 	const second = len("2006-01-02T15:04:")
-	text = bytes.ToUpper(text)
+	var buffer [maxTimeLength]byte // on the stack
+	text = append(buffer[:0], text...)
+	for i, c := range text {
+		if 'a' <= c && c <= 'z' {
+			text[i] = c - 'a' + 'A'
+		}
+	}
 	if !hasTimeSyntax(text) {
 		return time.Time{}, errNotRFC3339
 	}
@@ -295,9 +331,12 @@ func ParseTime(text []byte) (time.Time, error) {
 	if leap {
 		copy(text[second:], "59")
 	}
-	t, err := time.Parse(time.RFC3339, string(text))
-	if !leap || err != nil {
-		return t, err
+	var t time.Time
+	if err := t.UnmarshalText(text); err != nil {
+		return time.Time{}, err
+	}
+	if !leap {
+		return t, nil
 	}
 	if utc := t.UTC(); utc.Hour() != 23 || utc.Minute() != 59 {
 		return time.Time{}, errNotRFC3339

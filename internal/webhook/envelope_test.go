@@ -3,6 +3,7 @@ package webhook
 import (
 	"bytes"
 	"encoding/json"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -251,27 +252,97 @@ func TestEventIsReadFromItsEnvelope(t *testing.T) {
 	}
 }
 
+func TestEnvelopeIsReadWithTwoAllocations(t *testing.T) {
+	body := []byte(withMembers(`"data":{"text":"\u00e9","list":[{"n":1.5}]}`))
+	if n := testing.AllocsPerRun(100, func() {
+		if _, err := ParseEvent(body, strict); err != nil {
+			t.Fatal(err)
+		}
+	}); n > 2 { // of id and createdAt
+		t.Errorf("there are %v allocations", n)
+	}
+}
+
+// envelopes are valid and invalid bodies at the limits of the envelope.
+var envelopes = []string{
+	withMembers(), withMembers(`"ID":"x"`), withMembers(`"\u0069d":"x"`), withMembers(`"data":{"a":"\ud83d"}`),
+	withMembers(`"x":[[[{"y":1e9}]]]`), "\ufeff{}", "{}", `{"id":1}`, withMembers("\"id\":\"\xff\""), withMembers() + "{}",
+	"{\r\n\t\"id\" : \"evt_1\" ,\r\n\t\"type\" : \"x.\\u0079\\ud83d\\ude00\",\r\n\t\"createdAt\" : \"2026-06-01t14:32:00.5+02:00\",\r\n\t\"data\" : { \"a\" : [ ] }\r\n}\r\n",
+	strings.Replace(withMembers(), `"id"`, `"\u0069\u0064"`, 1), withMembers(`"x":1`, `"\u0078":2`), withMembers(`"\ud83d":1`, `"\ude00":2`), withMembers(`"\ud83d":1`, `"\ufffd":2`),
+	withMembers(`"id":"\ud83d"`), withMembers(`"type":"\ude00\ud83d"`), withMembers(`"createdAt":"\ud83d"`), withMembers(`"createdAt":"2026-06-01T14:32:00\u005a"`),
+	withMembers(`"createdAt":"2016-12-31T23:59:60Z"`), withMembers(`"createdAt":"2026-06-01T14:32:00.` + strings.Repeat("0", 43) + `Z"`), withMembers(`"createdAt":"2026-06-01T14:32:00.` + strings.Repeat("0", 44) + `Z"`),
+	withMembers(`"createdAt":[{}]`), withMembers(`"data":[{}]`), withMembers(`"createdAt":1.`), withMembers(`"data":tru`), withMembers(`"id":""`), withMembers(`"\u212ai":1`), withMembers(`"Id":1`), withMembers(`"typ\u0045":1`), withMembers(`"createdAt":null,"CREATEDAT":1`), withMembers(`"DATA":1`),
+	withMembers(`"id":"` + strings.Repeat(`\u00e9`, 128) + `"`), withMembers(`"id":"` + strings.Repeat(`\u00e9`, 129) + `"`),
+	withMembers(`"data":` + nested(99)), withMembers(`"data":` + nested(100)), withMembers(`"createdAt":` + nested(100)), withMembers(`"x":` + nested(99)), withMembers(`"x":` + nested(100)),
+	`{"data":{"from":"c_1","text":"Zo\u00eb \"M\\ller\" 😀 Привет","n":[-1.5e+3,0,true,null]},"type":"message.sent","id":"é","createdAt":"2026-06-01T14:32:00Z","x":[{}]}`,
+}
+
+// checkEnvelope compares what [ParseEvent] and the reference read from a body.
+func checkEnvelope(t *testing.T, body []byte) {
+	t.Helper()
+	for _, required := range []Requirements{strict, lenient, {CreatedAt: true}, {Data: true}} {
+		got, err := ParseEvent(body, required)
+		want, wantErr := parseWithJSONText(body, required)
+		if (err == nil) != (wantErr == nil) {
+			t.Fatalf("%q, %+v: the error is %v, want %v", body, required, err, wantErr)
+		}
+		if !reflect.DeepEqual(got, want) {
+			t.Fatalf("%q, %+v: read %+v, want %+v", body, required, got, want)
+		}
+	}
+}
+
+func TestEnvelopeIsReadAsByJSONText(t *testing.T) {
+	for _, value := range jsonValues() {
+		for _, name := range []string{"id", "type", "createdAt", "data", "other"} {
+			checkEnvelope(t, []byte(withMembers(`"`+name+`":`+value)))
+		}
+		checkEnvelope(t, []byte(withMembers(`"data":{"a":`+value+`}`)))
+		checkEnvelope(t, []byte(withMembers(value+`:1`)))
+		checkEnvelope(t, []byte(withMembers()+value))
+		checkEnvelope(t, []byte(value+withMembers()))
+	}
+}
+
+func TestChangedEnvelopeIsReadAsByJSONText(t *testing.T) {
+	for _, body := range envelopes {
+		if _, err := ParseEvent([]byte(body), strict); err != nil || len(body) > 300 {
+			continue
+		}
+		for i := range body {
+			checkEnvelope(t, []byte(body[:i]))
+			for _, b := range interestingBytes {
+				changed := []byte(body)
+				changed[i] = b
+				checkEnvelope(t, changed)
+			}
+		}
+	}
+}
+
 // A body that is accepted must mean the same to every parser. encoding/json
 // stands for the others: it takes the last of several members and does not
 // look at their case.
 func FuzzEnvelope(f *testing.F) {
-	for _, body := range []string{
-		withMembers(), withMembers(`"ID":"x"`), withMembers(`"\u0069d":"x"`), withMembers(`"data":{"a":"\ud83d"}`),
-		withMembers(`"x":[[[{"y":1e9}]]]`), "\ufeff{}", "{}", `{"id":1}`, withMembers("\"id\":\"\xff\""), withMembers() + "{}",
-	} {
+	for _, body := range envelopes {
 		f.Add([]byte(body))
+	}
+	for _, value := range jsonValues() {
+		f.Add([]byte(withMembers(`"data":{"a":` + value + `}`)))
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
 		original := bytes.Clone(body)
+		checkJSON(t, body)
+		checkEnvelope(t, body)
 		e, err := ParseEvent(body, strict)
 		if !bytes.Equal(body, original) {
 			t.Fatal("the body was changed")
 		}
-		if l, lenientErr := ParseEvent(body, lenient); err == nil && (lenientErr != nil || l.ID != e.ID || l.Type != e.Type) {
-			t.Fatalf("strict gave %+v, lenient %+v, %v", e, l, lenientErr)
-		}
 		if err != nil {
 			return
+		}
+		if l, err := ParseEvent(body, lenient); err != nil || l.ID != e.ID || l.Type != e.Type {
+			t.Fatalf("strict gave %+v, lenient %+v, %v", e, l, err)
 		}
 		var other struct {
 			ID        string
