@@ -23,25 +23,28 @@ import (
 // benchmarkSizes are those of a usual event and of a large one.
 var benchmarkSizes = []int{1 << 10, 64 << 10}
 
-// benchmarkBody returns an event of about a size, like what chat platforms send.
-func benchmarkBody(id string, size int) []byte {
+// orders are like what chat platforms send. %[1]d is a number.
+const orders = `{"contact":{"id":"c_%[1]d","name":"Zo\u00eb Müller","tags":["a","b"]},"text":"Hello, where is my order %[1]d? Thanks a lot in advance.","price":%[1]d.5,"read":true,"reply":null}`
+
+// benchmarkBody returns an event of about a size, with a list of items.
+func benchmarkBody(item, id string, size int) []byte {
 	var b strings.Builder
 	fmt.Fprintf(&b, `{"id":%q,"type":"message.received","createdAt":"2026-06-01T14:32:00Z","data":{"items":[`, id)
-	for i := 0; b.Len() < size-220; i++ {
+	for i := 0; b.Len() < size-len(item)-20; i++ {
 		if i > 0 {
 			b.WriteByte(',')
 		}
-		fmt.Fprintf(&b, `{"contact":{"id":"c_%d","name":"Zo\u00eb Müller","tags":["a","b"]},"text":"Hello, where is my order %d? Thanks a lot in advance.","price":%d.5,"read":true,"reply":null}`, i, i, i)
+		fmt.Fprintf(&b, item, i)
 	}
 	b.WriteString(`]}}`)
 	return []byte(b.String())
 }
 
 // benchmark runs f on a body of each size.
-func benchmark(b *testing.B, f func(b *testing.B, body []byte)) {
+func benchmark(b *testing.B, item string, f func(b *testing.B, body []byte)) {
 	for _, size := range benchmarkSizes {
 		b.Run(fmt.Sprintf("%dKiB", size>>10), func(b *testing.B) {
-			body := benchmarkBody("evt_7f3a9b2c", size)
+			body := benchmarkBody(item, "evt_7f3a9b2c", size)
 			b.SetBytes(int64(len(body)))
 			b.ReportAllocs()
 			f(b, body)
@@ -51,7 +54,7 @@ func benchmark(b *testing.B, f func(b *testing.B, body []byte)) {
 
 // What no receiver can do without; the others are to be read next to it.
 func BenchmarkBareHMAC(b *testing.B) {
-	benchmark(b, func(b *testing.B, body []byte) {
+	benchmark(b, orders, func(b *testing.B, body []byte) {
 		mac := hmac.New(sha256.New, []byte(caddytest.Secret))
 		var sum [sha256.Size]byte
 		for b.Loop() {
@@ -63,7 +66,7 @@ func BenchmarkBareHMAC(b *testing.B) {
 }
 
 func BenchmarkVerify(b *testing.B) {
-	benchmark(b, func(b *testing.B, body []byte) {
+	benchmark(b, orders, func(b *testing.B, body []byte) {
 		keys := newSecrets(b, Secret{Value: caddytest.Secret})
 		sum := newKey("", []byte(caddytest.Secret), "").sign(body)
 		for b.Loop() {
@@ -74,14 +77,32 @@ func BenchmarkVerify(b *testing.B) {
 	})
 }
 
+// envelopeKinds are what events consist of. Each is checked at another speed.
+var envelopeKinds = []struct{ name, item string }{
+	{"orders", orders},
+	{"prose", `{"from":"c_%[1]d","text":"Where is order %[1]d? I have been waiting since last Tuesday, and nobody answers the phone. The tracking page says that it was delivered, but there is nothing here. Could you please have a look?"}`},
+	{"escapes", `{"from":"c_%[1]d","text":"Caf\u00e9 \"Zum L\u00f6wen\",\nthe order %[1]d is late.\n\nThanks,\nZo\u00eb"}`},
+	{"surrogates", `{"from":"c_%[1]d","text":"Thanks \ud83c\udf89\ud83c\udf89 for order %[1]d \ud83d\udc4b\ud83c\udffd"}`},
+	{"emoji", `{"from":"c_%[1]d","text":"Danke schön 🎉🎉 für Bestellung %[1]d, bis später 👋🏽"}`},
+	{"cyrillic", `{"from":"c_%[1]d","text":"Здравствуйте, где мой заказ %[1]d? Жду его уже неделю, никто не отвечает на звонки."}`},
+	{"numbers", `{"order":%[1]d,"quantity":2,"price":12.75,"position":{"lat":48.2081743,"lon":-16.3738189},"paid":1780324320,"rates":[0,1.5e-7,20]}`},
+	{"nested", `{"conversation":{"channel":{"type":"chat","labels":[{"name":"vip","rules":[{"if":{"tag":["a%[1]d"]}}]}],"closed":null}}}`},
+	{"brackets", `[[[%[1]d],[{}],{"a":{"b":[]}},[[[]]]]]`},
+	{"indented", "{\n        \"contact\": {\n          \"id\": \"c_%[1]d\"\n        },\n        \"text\": \"Where is order %[1]d?\",\n        \"read\": true\n      }"},
+}
+
 func BenchmarkEnvelope(b *testing.B) {
-	benchmark(b, func(b *testing.B, body []byte) {
-		for b.Loop() {
-			if _, err := webhook.ParseEvent(body, webhook.Requirements{CreatedAt: true, Data: true}); err != nil {
-				b.Fatal(err)
-			}
-		}
-	})
+	for _, kind := range envelopeKinds {
+		b.Run(kind.name, func(b *testing.B) {
+			benchmark(b, kind.item, func(b *testing.B, body []byte) {
+				for b.Loop() {
+					if _, err := webhook.ParseEvent(body, webhook.Requirements{CreatedAt: true, Data: true}); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		})
+	}
 }
 
 // discard is a response that nobody reads.
@@ -107,7 +128,7 @@ func BenchmarkServeHTTP(b *testing.B) {
 	for _, with := range []bool{true, false} {
 		name := map[bool]string{true: "with", false: "without"}[with]
 		b.Run(name, func(b *testing.B) {
-			benchmark(b, func(b *testing.B, body []byte) {
+			benchmark(b, orders, func(b *testing.B, body []byte) {
 				h := &Handler{Secrets: []Secret{{Value: caddytest.Secret}}, Scope: b.Name()}
 				provision(b, h)
 				mac := newKey("1", []byte(caddytest.Secret), "")
