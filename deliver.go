@@ -37,8 +37,8 @@ func awaitDeliveries(gracePeriod context.Context) error {
 }
 
 // attempt is one delivery of an event to the next handlers. It has all that a
-// delivery needs in one allocation, which is not reused: a transport may still read
-// from it after the delivery.
+// delivery needs in one allocation, with the state of the request. It is not reused:
+// a transport may still read from it after the delivery.
 type attempt struct {
 	*Handler
 	state     *requestState
@@ -50,6 +50,7 @@ type attempt struct {
 	delivered bool
 	start     time.Time
 
+	values   valuesOf // of the sender's context
 	context  deliveryContext
 	sent     sending
 	recorder responseRecorder
@@ -58,7 +59,13 @@ type attempt struct {
 
 // attempt returns a new attempt to deliver the event. It starts now.
 func (h *Handler) attempt(state *requestState, target eventInStore) *attempt {
-	return &attempt{Handler: h, state: state, event: state.event, target: target, start: state.now}
+	a := state.spare
+	if a == nil {
+		a = new(attempt)
+	}
+	state.spare = nil
+	a.Handler, a.state, a.event, a.target, a.start = h, state, state.event, target, state.now
+	return a
 }
 
 // hasClaimed reports whether a, or an attempt around it, has claimed an event.
@@ -74,8 +81,9 @@ func (a *attempt) hasClaimed(target eventInStore) bool {
 // run passes the event to the next handlers and settles the claim by their answer.
 func (a *attempt) run(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) (err error) {
 	a.context.sender = r.Context()
+	a.values.Context = a.context.sender
 	// the delivery goes on if the sender disconnects
-	ctx, cancel := context.WithDeadline(context.WithoutCancel(a.context.sender), a.start.Add(a.deliveryTimeout))
+	ctx, cancel := context.WithDeadline(&a.values, a.start.Add(a.deliveryTimeout))
 	defer cancel()
 	if a.store != nil {
 		a.sent.token[0] = rand.Text()
@@ -136,6 +144,19 @@ func (a *attempt) run(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 	}
 	return a.reject(a.state, w, r, webhook.ReasonUnhandled, errors.New("no handler after buzzbip_webhook answered: is there a reverse_proxy or the like for this request?"))
 }
+
+// valuesOf is a context as [context.WithoutCancel] returns it, without an allocation
+// of its own.
+type valuesOf struct{ context.Context }
+
+// Deadline implements [context.Context].
+func (valuesOf) Deadline() (time.Time, bool) { return time.Time{}, false }
+
+// Done implements [context.Context].
+func (valuesOf) Done() <-chan struct{} { return nil }
+
+// Err implements [context.Context].
+func (valuesOf) Err() error { return nil }
 
 // deliveryContext is the context of a request while the next handlers run. After
 // that it becomes the sender's again. It cannot be replaced in the request then,

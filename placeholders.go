@@ -26,6 +26,8 @@ type requestState struct {
 	reason webhook.Reason
 	// attempt is the delivery that is in progress, or nil
 	attempt *attempt
+	// spare is an attempt that was allocated with the state, or nil if it is used
+	spare   *attempt
 	timeout time.Duration // of the delivery, and then of error routes
 	// errorRequest is the request that error routes get, once it is prepared
 	errorRequest *http.Request
@@ -45,14 +47,19 @@ const stateVar = "buzzbip_webhook"
 func newState(r *http.Request, earlier *requestState) *requestState {
 	s := earlier
 	if s == nil {
-		s = new(requestState)
+		both := new(struct {
+			state requestState
+			first attempt
+		})
+		s = &both.state
+		s.spare = &both.first
 		ctx := r.Context()
 		caddyhttp.SetVar(ctx, stateVar, s)
 		ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer).Map(s.placeholder)
 		s.addToAccessLog(ctx)
 	}
 	now := time.Now()
-	*s = requestState{start: now, now: now, result: webhook.ResultRejected, attempt: s.attempt}
+	*s = requestState{start: now, now: now, result: webhook.ResultRejected, attempt: s.attempt, spare: s.spare}
 	return s
 }
 
@@ -120,7 +127,7 @@ func (s *requestState) value(name string) (string, bool) {
 	case "event.type":
 		return s.event.Type, true
 	case "event.created_at":
-		return s.event.CreatedAt, true
+		return string(s.event.CreatedAt), true
 	}
 	if path, ok := strings.CutPrefix(name, "event.data."); ok {
 		return gjson.GetBytes(s.event.Data, path).String(), true

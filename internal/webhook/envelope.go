@@ -34,8 +34,9 @@ type Event struct {
 	// Type is the event type, of 1 to [MaxIDLength] bytes. It need not be one of
 	// [DocumentedTypes].
 	Type string
-	// CreatedAt is createdAt as the sender wrote it, or empty if there is none.
-	CreatedAt string
+	// CreatedAt is createdAt as the sender wrote it, or empty if there is none. It
+	// may be a part of the body.
+	CreatedAt []byte
 	// Created is CreatedAt as a time, or zero if it is none and not required.
 	Created time.Time
 	// Data is data as the sender wrote it, a JSON object and a part of the body,
@@ -205,7 +206,7 @@ func (p *envelopeParser) createdAt() error {
 		err = errNotRFC3339
 	}
 	if err == nil {
-		p.event.CreatedAt = string(text)
+		p.event.CreatedAt = text
 		p.event.Created, err = ParseTime(text)
 	}
 	if err != nil && p.required.CreatedAt {

@@ -139,7 +139,7 @@ func (p *referenceParser) createdAt() error {
 		err = errNotRFC3339
 	}
 	if err == nil {
-		p.event.CreatedAt = string(value)
+		p.event.CreatedAt = value
 		p.event.Created, err = parseTimeOfAnyLength(value)
 	}
 	if p.required.CreatedAt {
