@@ -1,0 +1,149 @@
+// Command bench measures what buzzbip_webhook costs. It starts Caddy with and
+// without the plugin, what people might use instead, and one backend, all on
+// loopback; sends events to them in turn, several rounds; and prints the CPU
+// time, the allocations and the latency of each request, and the throughput,
+// next to those of a plain reverse_proxy in the same round:
+//
+//	go run ./bench
+//	go run ./bench -quick -only 'memory.* http/1.1 (1|64)KiB'
+//
+// Caddy is this same program, run as "bench caddy": it has the packages of
+// cmd/caddy. All requests are plain HTTP, HTTP/2 with prior knowledge (h2c), so
+// TLS, which costs the same for all, is not in the figures.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"regexp"
+	"strings"
+	"time"
+)
+
+// options is what the flags say.
+type options struct {
+	rounds      int
+	duration    time.Duration // of one measurement
+	requests    int           // the most of one measurement, or 0
+	connections int
+	only        *regexp.Regexp
+	sizes       []int
+	ids         int // remembered by the scenario memory+ids
+	slow        int // connections of the attack with slow bodies
+	against     string
+	npm         bool
+}
+
+func main() {
+	if child(os.Args) {
+		return
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := command(ctx, os.Args[1:]); err != nil && !errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1) //nolint:gocritic // stop only restores signals
+	}
+}
+
+// child runs the parts of the bench that are processes of their own, and
+// reports whether args asked for one.
+func child(args []string) bool {
+	if len(args) < 2 {
+		return false
+	}
+	switch args[1] {
+	case "backend":
+		serveBackend()
+	case "caddy":
+		runCaddy(args[2:])
+	default:
+		return false
+	}
+	return true
+}
+
+// command is the bench with its flags.
+func command(ctx context.Context, args []string) error {
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	rounds := flags.Int("rounds", 15, "how often everything is measured")
+	duration := flags.Duration("duration", 500*time.Millisecond, "how long each measurement takes")
+	requests := flags.Int("requests", 0, "the most requests of each measurement; 0: as many as fit in -duration")
+	connections := flags.Int("connections", 16, "how many connections send at once, one request at a time each")
+	only := flags.String("only", "", "measure only scenarios that match this `regexp`, such as 'memory.* http/1.1 1KiB' or attack")
+	sizes := flags.String("sizes", "512B,1KiB,4KiB,64KiB,1MiB", "sizes of the events' bodies")
+	against := flags.String("against", "", "measure another build of Caddy with the plugin too: the `path` of its binary")
+	npm := flags.Bool("npm", false, "let npm download Express into a temporary directory, to measure it too")
+	quick := flags.Bool("quick", false, "about 2 minutes: 3 rounds of shorter measurements, 1KiB and 64KiB, gentler attacks")
+	jsonFile := flags.String("json", "", "write the results as JSON to this `file`")
+	svgFile := flags.String("svg", "", "write a chart to this `file`")
+	compare := flags.String("compare", "", "say what got worse than in this `file`, which -json has written")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if flags.NArg() > 0 {
+		return fmt.Errorf("unknown argument %q: there are only flags, see -help", flags.Arg(0))
+	}
+	if *quick {
+		set := make(map[string]bool)
+		flags.Visit(func(f *flag.Flag) { set[f.Name] = true })
+		for name, value := range map[string]string{"rounds": "3", "duration": "300ms", "sizes": "1KiB,64KiB"} {
+			if !set[name] {
+				_ = flags.Set(name, value)
+			}
+		}
+	}
+	o := options{
+		rounds: *rounds, duration: *duration, requests: *requests, connections: *connections,
+		ids: 10_000_000, slow: 5000, against: *against, npm: *npm,
+	}
+	if *quick {
+		o.ids, o.slow = 1_000_000, 500
+	}
+	if o.rounds < 1 || o.duration <= 0 || o.connections < 1 {
+		return errors.New("-rounds, -duration and -connections must be greater than zero")
+	}
+	var err error
+	if o.only, err = regexp.Compile(*only); err != nil {
+		return fmt.Errorf("-only: %w", err)
+	}
+	for size := range strings.SplitSeq(*sizes, ",") {
+		n, err := parseSize(size)
+		if err != nil {
+			return err
+		}
+		o.sizes = append(o.sizes, n)
+	}
+	var committed *Report // read first: a mistake shows at once
+	if *compare != "" {
+		if committed, err = readReport(*compare); err != nil {
+			return err
+		}
+	}
+	report, err := measureAll(ctx, o)
+	if err != nil {
+		return err
+	}
+	report.writeMarkdown(os.Stdout)
+	if committed != nil {
+		writeComparison(os.Stdout, committed, report)
+	}
+	if *jsonFile != "" {
+		if err := report.writeJSON(*jsonFile); err != nil {
+			return err
+		}
+	}
+	if *svgFile != "" {
+		return report.writeChart(*svgFile)
+	}
+	return nil
+}
+
+// progress tells people at a terminal that something happens.
+func progress(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, format+"\n", args...)
+}

@@ -1,0 +1,216 @@
+package main
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"os"
+	"runtime/debug"
+	"slices"
+	"time"
+)
+
+// group is what is measured with the same protocol and events of the same size,
+// one after the other.
+type group struct {
+	protocol  string
+	size      int
+	scenarios []scenario // the first is the baseline
+}
+
+// groupsOf returns what -sizes and -only leave, and the baseline of it.
+func groupsOf(o options) (groups []group) {
+	for _, protocol := range []string{http1, http2} {
+		for _, size := range o.sizes {
+			g := group{protocol: protocol, size: size}
+			for _, s := range scenarios(o) {
+				if s.takes(protocol, size) && (s.name == baseline || o.only.MatchString(cellName(s.name, protocol, size))) {
+					g.scenarios = append(g.scenarios, s)
+				}
+			}
+			if len(g.scenarios) > 1 || len(g.scenarios) == 1 && o.only.MatchString(cellName(baseline, protocol, size)) {
+				groups = append(groups, g)
+			}
+		}
+	}
+	return groups
+}
+
+func cellName(scenario, protocol string, size int) string {
+	return scenario + " " + protocol + " " + formatSize(size)
+}
+
+// round is one measurement; times in µs.
+type round struct {
+	cpu, throughput, p50, p99, mallocs, bytes float64
+	gcShare                                   float64 // of the CPU time, or -1
+	pause                                     float64
+}
+
+// measureAll measures everything that the options ask for.
+func measureAll(ctx context.Context, o options) (*Report, error) {
+	debug.SetGCPercent(400) // the senders' collector is not what is measured
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "caddy-webhook-bench")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	backend, stop, err := startBackend(self)
+	if err != nil {
+		return nil, err
+	}
+	e := &environment{options: o, self: self, dir: dir, backend: backend, cleanup: []func(){stop}}
+	defer e.close()
+
+	report := newReport(o)
+	if err := e.measureScenarios(ctx, report); err != nil {
+		return nil, err
+	}
+	if err := e.measureAttacks(ctx, report); err != nil {
+		return nil, err
+	}
+	return report, nil
+}
+
+// measureScenarios measures all scenarios, in turn.
+func (e *environment) measureScenarios(ctx context.Context, report *Report) error {
+	groups := groupsOf(e.options)
+	gateways := make(map[string]*gateway)
+	defer func() {
+		for _, g := range gateways {
+			g.stop()
+		}
+	}()
+	unavailable := make(map[string]bool)
+	for n := range groups {
+		for _, s := range groups[n].scenarios {
+			if gateways[s.gateway] != nil || unavailable[s.gateway] {
+				continue
+			}
+			g, err := e.start(ctx, s.gateway)
+			switch {
+			case errors.Is(err, errSkipped):
+				unavailable[s.gateway] = true
+				err = fmt.Errorf("%s: %w", s.name, err)
+				report.Skipped = append(report.Skipped, err.Error())
+				progress("%v", err)
+			case err != nil:
+				return err
+			default:
+				gateways[s.gateway] = g
+			}
+		}
+		groups[n].scenarios = slices.DeleteFunc(groups[n].scenarios, func(s scenario) bool { return unavailable[s.gateway] })
+	}
+
+	results := make(map[string][]round)
+	hmacs := make(map[int][]float64)
+	batch := uint32(time.Now().Unix()) // a Redis that is not ours is not used, but other runs may share files
+	for n := range e.rounds {
+		progress("round %d of %d", n+1, e.rounds)
+		for g := range groups {
+			group := groups[(g+n)%len(groups)]
+			batch++
+			events := newEvents(batch, group.size, e.eventsFor(group.size))
+			hmacs[group.size] = append(hmacs[group.size], microseconds(timeHMAC(events.body)))
+			for k := range group.scenarios {
+				s := group.scenarios[(k+n)%len(group.scenarios)]
+				name := cellName(s.name, group.protocol, group.size)
+				r, err := e.measure(ctx, gateways[s.gateway], s, group.protocol, events)
+				if err != nil {
+					return fmt.Errorf("%s: %w", name, err)
+				}
+				results[name] = append(results[name], r)
+			}
+		}
+	}
+	report.summarize(groups, results, hmacs)
+	return nil
+}
+
+// eventsFor returns how many events are more than a measurement can send, or
+// what -requests allows.
+func (e *environment) eventsFor(size int) int {
+	warmUp := 2*e.connections + 1
+	perSecond := min(30_000, 1<<30/size)
+	n := warmUp + int(1.2*e.duration.Seconds()*float64(perSecond))
+	if e.requests > 0 {
+		n = min(n, warmUp+2*e.requests)
+	}
+	return n
+}
+
+// measure is one measurement of one scenario.
+func (e *environment) measure(ctx context.Context, g *gateway, s scenario, protocol string, events *events) (r round, err error) {
+	l := newLoad(g.address[protocol], protocol, e.connections, events, s.kind, s.want)
+	defer l.close()
+	if err := l.prepare(); err != nil {
+		return r, err
+	}
+	warmUp := e.requests
+	if warmUp == 0 {
+		warmUp = events.fresh()
+	}
+	if _, err := l.run(ctx, e.duration/10, warmUp); err != nil {
+		return r, err
+	}
+	var before, after runtimeUsage
+	if g.admin != "" {
+		if before, err = readRuntime(g.admin); err != nil {
+			return r, err
+		}
+	}
+	cpuBefore, err := g.cpu()
+	if err != nil {
+		return r, err
+	}
+	sent, err := l.run(ctx, e.duration, e.requests)
+	if err != nil {
+		return r, err
+	}
+	cpuAfter, err := g.cpu()
+	if err != nil {
+		return r, err
+	}
+	if g.admin != "" {
+		if after, err = readRuntime(g.admin); err != nil {
+			return r, err
+		}
+	}
+	if sent.requests == 0 {
+		return r, errors.New("nothing was sent")
+	}
+	count := float64(sent.requests)
+	r = round{
+		cpu:        microseconds(cpuAfter-cpuBefore) / count,
+		throughput: count / sent.elapsed.Seconds(),
+		p50:        microseconds(percentile(sent.latency, 0.5)),
+		p99:        microseconds(percentile(sent.latency, 0.99)),
+		mallocs:    float64(after.mallocs-before.mallocs) / count,
+		bytes:      float64(after.bytes-before.bytes) / count,
+		gcShare:    (after.gcSeconds - before.gcSeconds) / (cpuAfter - cpuBefore).Seconds(),
+		pause:      microseconds(after.longestPause(before)),
+	}
+	return r, nil
+}
+
+// timeHMAC returns how long the bare HMAC of a body takes.
+func timeHMAC(body []byte) time.Duration {
+	mac := hmac.New(sha256.New, []byte(secret))
+	n := max(10, 1<<20/len(body))
+	best := time.Hour
+	for range 5 {
+		began := time.Now()
+		for range n {
+			sign(mac, body)
+		}
+		best = min(best, time.Since(began)/time.Duration(n))
+	}
+	return best
+}
