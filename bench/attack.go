@@ -61,7 +61,7 @@ func (e *environment) measureFlood(ctx context.Context, report *Report) error {
 	}
 	defer g.stop()
 	duration := 2 * e.duration
-	batch := uint32(time.Now().Unix())
+	batch := newBatch()
 	send := func(k kind, want answer, f func(*load) (traffic, error)) (traffic, error) {
 		batch++
 		l := newLoad(g.address[http1], http1, e.connections, newEvents(batch, size, int(30_000*duration.Seconds())), k, want)
@@ -116,7 +116,7 @@ func (e *environment) measureSlowBodies(ctx context.Context, report *Report) err
 	}
 	defer g.stop()
 	// a first request, so that what is allocated only once is there
-	events := newEvents(uint32(time.Now().Unix()), 1<<10, 10_000)
+	events := newEvents(newBatch(), 1<<10, 10_000)
 	l := newLoad(g.address[http1], http1, e.connections, events, fresh, passedOn)
 	_, err = l.run(ctx, e.duration, 0)
 	l.close()

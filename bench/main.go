@@ -21,6 +21,7 @@ import (
 	"os/signal"
 	"regexp"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -32,9 +33,10 @@ type options struct {
 	connections int
 	only        *regexp.Regexp
 	sizes       []int
-	ids         int // remembered by the scenario memory+ids
+	ids         int // that the collector is measured with
 	slow        int // connections of the attack with slow bodies
 	against     string
+	profiles    string // directory
 	npm         bool
 }
 
@@ -42,7 +44,7 @@ func main() {
 	if child(os.Args) {
 		return
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := command(ctx, os.Args[1:]); err != nil && !errors.Is(err, flag.ErrHelp) {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -81,6 +83,7 @@ func command(ctx context.Context, args []string) error {
 	quick := flags.Bool("quick", false, "about 2 minutes: 3 rounds of shorter measurements, 1KiB and 64KiB, gentler attacks")
 	jsonFile := flags.String("json", "", "write the results as JSON to this `file`")
 	svgFile := flags.String("svg", "", "write a chart to this `file`")
+	profiles := flags.String("profile", "", "write a CPU profile of each scenario of Caddy into this `directory`, after the measurements")
 	compare := flags.String("compare", "", "say what got worse than in this `file`, which -json has written")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -99,7 +102,7 @@ func command(ctx context.Context, args []string) error {
 	}
 	o := options{
 		rounds: *rounds, duration: *duration, requests: *requests, connections: *connections,
-		ids: 10_000_000, slow: 5000, against: *against, npm: *npm,
+		ids: 10_000_000, slow: 5000, against: *against, npm: *npm, profiles: *profiles,
 	}
 	if *quick {
 		o.ids, o.slow = 1_000_000, 500

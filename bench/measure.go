@@ -44,9 +44,11 @@ func cellName(scenario, protocol string, size int) string {
 
 // round is one measurement; times in µs.
 type round struct {
-	cpu, throughput, p50, p99, mallocs, bytes float64
-	gcShare                                   float64 // of the CPU time, or -1
-	pause                                     float64
+	cpu, gc        float64 // of a request
+	throughput     float64 // requests a second
+	p50, p99       float64
+	mallocs, bytes float64 // of a request
+	pause          float64 // the longest
 }
 
 // measureAll measures everything that the options ask for.
@@ -71,6 +73,9 @@ func measureAll(ctx context.Context, o options) (*Report, error) {
 	report := newReport(o)
 	if err := e.measureScenarios(ctx, report); err != nil {
 		return nil, err
+	}
+	if err := e.measureCollector(ctx, report); err != nil {
+		return nil, fmt.Errorf("collector: %w", err)
 	}
 	if err := e.measureAttacks(ctx, report); err != nil {
 		return nil, err
@@ -111,7 +116,7 @@ func (e *environment) measureScenarios(ctx context.Context, report *Report) erro
 
 	results := make(map[string][]round)
 	hmacs := make(map[int][]float64)
-	batch := uint32(time.Now().Unix()) // a Redis that is not ours is not used, but other runs may share files
+	batch := newBatch()
 	for n := range e.rounds {
 		progress("round %d of %d", n+1, e.rounds)
 		for g := range groups {
@@ -131,20 +136,22 @@ func (e *environment) measureScenarios(ctx context.Context, report *Report) erro
 		}
 	}
 	report.summarize(groups, results, hmacs)
-	return nil
+	return e.writeProfiles(ctx, groups, gateways)
 }
 
 // eventsFor returns how many events are more than a measurement can send, or
 // what -requests allows.
 func (e *environment) eventsFor(size int) int {
 	warmUp := 2*e.connections + 1
-	perSecond := min(30_000, 1<<30/size)
-	n := warmUp + int(1.2*e.duration.Seconds()*float64(perSecond))
+	n := warmUp + int(1.2*e.duration.Seconds()*float64(eventsPerSecond(size)))
 	if e.requests > 0 {
 		n = min(n, warmUp+2*e.requests)
 	}
 	return n
 }
+
+// eventsPerSecond is more than a gateway can deliver on a few cores.
+func eventsPerSecond(size int) int { return min(30_000, 1<<30/size) }
 
 // measure is one measurement of one scenario.
 func (e *environment) measure(ctx context.Context, g *gateway, s scenario, protocol string, events *events) (r round, err error) {
@@ -189,12 +196,12 @@ func (e *environment) measure(ctx context.Context, g *gateway, s scenario, proto
 	count := float64(sent.requests)
 	r = round{
 		cpu:        microseconds(cpuAfter-cpuBefore) / count,
+		gc:         (after.gcSeconds - before.gcSeconds) * 1e6 / count,
 		throughput: count / sent.elapsed.Seconds(),
 		p50:        microseconds(percentile(sent.latency, 0.5)),
 		p99:        microseconds(percentile(sent.latency, 0.99)),
 		mallocs:    float64(after.mallocs-before.mallocs) / count,
 		bytes:      float64(after.bytes-before.bytes) / count,
-		gcShare:    (after.gcSeconds - before.gcSeconds) / (cpuAfter - cpuBefore).Seconds(),
 		pause:      microseconds(after.longestPause(before)),
 	}
 	return r, nil

@@ -24,6 +24,7 @@ type Report struct {
 	Connections int            `json:"connections"`
 	Cells       []Cell         `json:"cells"`
 	HMAC        map[int]spread `json:"hmac_us"` // by size
+	Collector   []Collector    `json:"collector,omitempty"`
 	Flood       *Flood         `json:"flood,omitempty"`
 	SlowBodies  *SlowBodies    `json:"slow_bodies,omitempty"`
 	Skipped     []string       `json:"skipped,omitempty"`
@@ -48,7 +49,7 @@ type Cell struct {
 	// Of Go programs only, otherwise zero.
 	Allocs  spread  `json:"allocs"`
 	Bytes   spread  `json:"alloc_bytes"`
-	GCShare spread  `json:"gc_share"`            // of the CPU time
+	GCShare float64 `json:"gc_share"`            // of the CPU time of all rounds
 	Pause   float64 `json:"longest_gc_pause_us"` // of all rounds
 }
 
@@ -101,11 +102,13 @@ func (r *Report) summarize(groups []group, results map[string][]round, hmacs map
 				P99Ratio:        over(func(n int) float64 { return rounds[n].p99 / plain[n].p99 }),
 				Allocs:          over(func(n int) float64 { return rounds[n].mallocs }),
 				Bytes:           over(func(n int) float64 { return rounds[n].bytes }),
-				GCShare:         over(func(n int) float64 { return rounds[n].gcShare }),
 			}
+			var gc, cpu float64
 			for _, one := range rounds {
 				c.Pause = max(c.Pause, one.pause)
+				gc, cpu = gc+one.gc, cpu+one.cpu
 			}
+			c.GCShare = gc / cpu
 			r.Cells = append(r.Cells, c)
 		}
 	}
@@ -143,6 +146,7 @@ func (r *Report) writeMarkdown(w io.Writer) {
 		}
 		fmt.Fprintln(w)
 	}
+	r.writeCollector(w)
 	r.writeAttacks(w)
 	r.writeTargets(w)
 	if len(r.Skipped) > 0 {
@@ -153,12 +157,12 @@ func (r *Report) writeMarkdown(w io.Writer) {
 	}
 }
 
-// runtimeColumns are those of Go programs.
+// runtimeColumns are those that only Caddy has.
 func (c Cell) runtimeColumns() string {
 	if c.Allocs.Median == 0 {
 		return " | | | |"
 	}
-	return fmt.Sprintf(" %.0f | %.1f | %.1f %% | %.0f |", c.Allocs.Median, c.Bytes.Median/1024, c.GCShare.Median*100, c.Pause)
+	return fmt.Sprintf(" %.0f | %.1f | %.1f %% | %.0f |", c.Allocs.Median, c.Bytes.Median/1024, c.GCShare*100, c.Pause)
 }
 
 // format writes the median and, in parentheses, the quartiles.

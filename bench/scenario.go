@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 )
@@ -43,7 +44,7 @@ var stores = []struct {
 	directive func(context.Context, *environment) (string, error)
 }{
 	{"bolt", func(_ context.Context, e *environment) (string, error) {
-		return "store bolt " + e.dir + "/events.db", nil
+		return "store bolt " + filepath.ToSlash(e.dir) + "/events.db", nil
 	}},
 	{"redis", func(ctx context.Context, e *environment) (string, error) {
 		url, err := e.startRedis(ctx)
@@ -71,7 +72,7 @@ func scenarios(o options) []scenario {
 		})
 	}
 	list = append(list,
-		scenario{name: "memory+ids", about: fmt.Sprintf("`buzzbip_webhook` that remembers %d million IDs", o.ids/1_000_000), sizes: usual, protocols: onlyHTTP1},
+		scenario{name: "off", about: "`dedupe off`", sizes: usual, protocols: onlyHTTP1},
 		scenario{name: "respond", about: "`respond` after reading the body, without the plugin", sizes: usual, protocols: onlyHTTP1},
 		scenario{name: "duplicate", about: "duplicates", gateway: "memory", kind: duplicate, want: answer{http.StatusOK, "duplicate"}, sizes: usual, protocols: onlyHTTP1},
 		scenario{name: "forged", about: "forged signatures", gateway: "memory", kind: forged, want: answer{http.StatusUnauthorized, ""}, sizes: usual, protocols: onlyHTTP1},
@@ -128,27 +129,22 @@ func (e *environment) close() {
 // start starts the gateway of a name.
 func (e *environment) start(ctx context.Context, name string) (*gateway, error) {
 	base, _ := strings.CutSuffix(name, "+buffers")
-	proxy := "reverse_proxy " + e.backend
-	if base != name {
-		proxy += " {\n\t\trequest_buffers 2MiB\n\t}" // Caddy's limit must be above the body's size
-	}
-	webhook := func(options string) string {
-		return fmt.Sprintf("buzzbip_webhook %s {\n%s\n\t}\n\t%s", secret, options, proxy)
-	}
+	proxy := e.proxy(base != name)
+	webhook := func(options string) string { return webhookDirective(options) + "\n\t" + proxy }
 	caddy := []string{e.self, "caddy", "0"}
 	switch base {
 	case "plain", "plain-again":
 		return startCaddy(ctx, e.dir, name, caddy, proxy)
 	case "memory":
 		return startCaddy(ctx, e.dir, name, caddy, webhook(""))
-	case "memory+ids":
-		return startCaddy(ctx, e.dir, name, []string{e.self, "caddy", fmt.Sprint(e.ids)}, webhook(""))
+	case "off":
+		return startCaddy(ctx, e.dir, name, caddy, webhook("dedupe off"))
 	case "against":
 		return startCaddy(ctx, e.dir, name, []string{e.against}, webhook(""))
 	case "filtered":
 		return startCaddy(ctx, e.dir, name, caddy, webhook("events message.sent contact.*"))
 	case "respond":
-		return startCaddy(ctx, e.dir, name, caddy, "vars body {http.request.body}\n\trespond ok")
+		return startCaddy(ctx, e.dir, name, caddy, "route {\n\t\tbench_read_body\n\t\trespond ok\n\t}")
 	case "nginx":
 		return e.startNginx(ctx, name, false)
 	case "nginx+lua":
@@ -166,6 +162,24 @@ func (e *environment) start(ctx context.Context, name string) (*gateway, error) 
 		}
 	}
 	return nil, fmt.Errorf("no gateway is called %s", name)
+}
+
+// startFilled starts a gateway with the store memory, which remembers ids IDs.
+func (e *environment) startFilled(ctx context.Context, ids int) (*gateway, error) {
+	return startCaddy(ctx, e.dir, fmt.Sprint("ids-", ids), []string{e.self, "caddy", fmt.Sprint(ids)}, webhookDirective("")+"\n\t"+e.proxy(false))
+}
+
+// proxy is the directive that passes requests on to the backend.
+func (e *environment) proxy(buffers bool) string {
+	proxy := "reverse_proxy " + e.backend
+	if buffers {
+		proxy += " {\n\t\trequest_buffers 2MiB\n\t}" // Caddy's limit must be above the body's size
+	}
+	return proxy
+}
+
+func webhookDirective(options string) string {
+	return fmt.Sprintf("buzzbip_webhook %s {\n\t\t%s\n\t}", secret, options)
 }
 
 // startRedis returns the URL of a new Redis, which is stopped at the end.
