@@ -32,9 +32,6 @@ type SlowBodies struct {
 	GoroutinesAfter  int     `json:"goroutines_after"`
 }
 
-// readTimeout is the default of the option read_timeout.
-const readTimeout = 10 * time.Second
-
 func (e *environment) measureAttacks(ctx context.Context, report *Report) error {
 	if e.only.MatchString("attack flood") {
 		progress("attack: a flood of forged requests")
@@ -95,7 +92,7 @@ func (e *environment) measureFlood(ctx context.Context, report *Report) error {
 			return err
 		}
 		a, b := microseconds(percentile(alone.latency, 0.99)), microseconds(percentile(attacked.latency, 0.99))
-		calm, under, ratio = append(calm, a), append(under, b), append(ratio, b/a)
+		calm, under, ratio = append(calm, a), append(under, b), append(ratio, divide(b, a))
 	}
 	report.Flood = &Flood{capacity / 2, capacity, spreadOf(calm), spreadOf(under), spreadOf(ratio)}
 	return nil
@@ -110,7 +107,8 @@ func ignoreCanceled(err error) error {
 
 // measureSlowBodies opens many connections that never send what they claim.
 func (e *environment) measureSlowBodies(ctx context.Context, report *Report) error {
-	g, err := e.start(ctx, "memory")
+	g, err := startCaddy(ctx, e.dir, "slow-bodies", []string{e.self, "caddy", "0"},
+		webhookDirective("read_timeout "+e.readTimeout.String())+"\n\t"+e.proxy(false))
 	if err != nil {
 		return err
 	}
@@ -141,9 +139,9 @@ func (e *environment) measureSlowBodies(ctx context.Context, report *Report) err
 	if err != nil {
 		return err
 	}
-	answered := watchSlowBodies(conns)
+	answered := watchSlowBodies(conns, 2*e.readTimeout)
 	select { // all of them are being read
-	case <-time.After(readTimeout / 2):
+	case <-time.After(e.readTimeout / 2):
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -186,9 +184,9 @@ func (g *gateway) openSlowBodies(ctx context.Context, n int) (conns []net.Conn, 
 }
 
 // watchSlowBodies sends a byte a second on each connection, and tells when each
-// was answered 408. The channel is closed when all have ended, or twice
-// read_timeout has passed.
-func watchSlowBodies(conns []net.Conn) <-chan time.Duration {
+// was answered 408. The channel is closed when all have ended, or
+// the limit has passed.
+func watchSlowBodies(conns []net.Conn, limit time.Duration) <-chan time.Duration {
 	began := time.Now()
 	answered := make(chan time.Duration, len(conns))
 	stop := make(chan struct{})
@@ -207,7 +205,7 @@ func watchSlowBodies(conns []net.Conn) <-chan time.Duration {
 	var watching sync.WaitGroup
 	for _, conn := range conns {
 		watching.Go(func() {
-			_ = conn.SetReadDeadline(began.Add(2 * readTimeout))
+			_ = conn.SetReadDeadline(began.Add(limit))
 			res, err := http.ReadResponse(bufio.NewReaderSize(conn, 512), nil)
 			if err == nil {
 				_ = res.Body.Close()

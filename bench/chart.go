@@ -45,8 +45,8 @@ type (
 
 const (
 	chartWidth = 760
-	labelWidth = 230
-	barsWidth  = 420
+	labelWidth = 250
+	barsWidth  = 410
 	barStep    = 26
 )
 

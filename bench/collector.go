@@ -78,7 +78,7 @@ func (e *environment) measureCollector(ctx context.Context, report *Report) erro
 		}
 		r := &results[n]
 		r.CPU = microseconds(cpu-cpuBefore[n]) / float64(requests[n])
-		r.Share = (after.gcSeconds - before[n].gcSeconds) / (cpu - cpuBefore[n]).Seconds()
+		r.Share = divide(after.gcSeconds-before[n].gcSeconds, (cpu - cpuBefore[n]).Seconds())
 		r.Collections = int(after.collections - before[n].collections)
 		r.Pause = microseconds(after.longestPause(before[n]))
 		r.P99 = spreadOf(p99s[n])

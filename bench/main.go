@@ -27,17 +27,19 @@ import (
 
 // options is what the flags say.
 type options struct {
-	rounds      int
-	duration    time.Duration // of one measurement
-	requests    int           // the most of one measurement, or 0
-	connections int
-	only        *regexp.Regexp
-	sizes       []int
-	ids         int // that the collector is measured with
-	slow        int // connections of the attack with slow bodies
-	against     string
-	profiles    string // directory
-	npm         bool
+	rounds         int
+	duration       time.Duration // of one measurement
+	requests       int           // the most of one measurement, or 0
+	connections    int
+	only           *regexp.Regexp
+	sizes          []int
+	ids            int           // that the collector is measured with
+	slow           int           // connections of the attack with slow bodies
+	readTimeout    time.Duration // of the gateway that they attack
+	against        string
+	profiles       string // directory
+	profileSeconds int    // of each
+	npm            bool
 }
 
 func main() {
@@ -102,7 +104,7 @@ func command(ctx context.Context, args []string) error {
 	}
 	o := options{
 		rounds: *rounds, duration: *duration, requests: *requests, connections: *connections,
-		ids: 10_000_000, slow: 5000, against: *against, npm: *npm, profiles: *profiles,
+		ids: 10_000_000, slow: 5000, readTimeout: 10 * time.Second, against: *against, npm: *npm, profiles: *profiles, profileSeconds: 5,
 	}
 	if *quick {
 		o.ids, o.slow = 1_000_000, 500

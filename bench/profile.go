@@ -20,7 +20,7 @@ func (e *environment) writeProfiles(ctx context.Context, groups []group, gateway
 	if err := os.MkdirAll(e.profiles, 0o750); err != nil {
 		return err
 	}
-	const seconds = 5
+	seconds := e.profileSeconds
 	batch := newBatch()
 	for _, group := range groups {
 		batch++
@@ -38,7 +38,7 @@ func (e *environment) writeProfiles(ctx context.Context, groups []group, gateway
 			l := newLoad(g.address[group.protocol], group.protocol, e.connections, events, s.kind, s.want)
 			err := l.prepare()
 			if err == nil {
-				_, err = l.run(ctx, (seconds+1)*time.Second, 0)
+				_, err = l.run(ctx, time.Duration(seconds+1)*time.Second, 0)
 			}
 			l.close()
 			if err != nil {

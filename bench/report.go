@@ -93,13 +93,13 @@ func (r *Report) summarize(groups []group, results map[string][]round, hmacs map
 			c := Cell{
 				Scenario: s.name, About: s.about, Protocol: g.protocol, Size: g.size,
 				CPU:             over(func(n int) float64 { return rounds[n].cpu }),
-				CPURatio:        over(func(n int) float64 { return rounds[n].cpu / plain[n].cpu }),
+				CPURatio:        over(func(n int) float64 { return divide(rounds[n].cpu, plain[n].cpu) }),
 				CPUExtra:        over(func(n int) float64 { return rounds[n].cpu - plain[n].cpu }),
 				Throughput:      over(func(n int) float64 { return rounds[n].throughput }),
-				ThroughputRatio: over(func(n int) float64 { return rounds[n].throughput / plain[n].throughput }),
+				ThroughputRatio: over(func(n int) float64 { return divide(rounds[n].throughput, plain[n].throughput) }),
 				P50:             over(func(n int) float64 { return rounds[n].p50 }),
 				P99:             over(func(n int) float64 { return rounds[n].p99 }),
-				P99Ratio:        over(func(n int) float64 { return rounds[n].p99 / plain[n].p99 }),
+				P99Ratio:        over(func(n int) float64 { return divide(rounds[n].p99, plain[n].p99) }),
 				Allocs:          over(func(n int) float64 { return rounds[n].mallocs }),
 				Bytes:           over(func(n int) float64 { return rounds[n].bytes }),
 			}
@@ -108,7 +108,7 @@ func (r *Report) summarize(groups []group, results map[string][]round, hmacs map
 				c.Pause = max(c.Pause, one.pause)
 				gc, cpu = gc+one.gc, cpu+one.cpu
 			}
-			c.GCShare = gc / cpu
+			c.GCShare = divide(gc, cpu)
 			r.Cells = append(r.Cells, c)
 		}
 	}
@@ -165,9 +165,13 @@ func (c Cell) runtimeColumns() string {
 	return fmt.Sprintf(" %.0f | %.1f | %.1f %% | %.0f |", c.Allocs.Median, c.Bytes.Median/1024, c.GCShare*100, c.Pause)
 }
 
-// format writes the median and, in parentheses, the quartiles.
+// format writes the median and, in parentheses, the quartiles if they differ.
 func (s spread) format(verb string) string {
-	return fmt.Sprintf(verb+" ("+verb+"–"+verb+")", s.Median, s.Low, s.High)
+	median, low, high := fmt.Sprintf(verb, s.Median), fmt.Sprintf(verb, s.Low), fmt.Sprintf(verb, s.High)
+	if low == high {
+		return median
+	}
+	return fmt.Sprintf("%s (%s–%s)", median, low, high)
 }
 
 func (r *Report) writeJSON(file string) error {

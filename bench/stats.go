@@ -35,6 +35,15 @@ func percentile(sorted []time.Duration, part float64) time.Duration {
 	return sorted[min(len(sorted)-1, int(part*float64(len(sorted))))]
 }
 
+// divide returns a ratio, or 0 if there is none: a clock that is too coarse for
+// a short measurement shows nothing.
+func divide(a, b float64) float64 {
+	if b == 0 {
+		return 0
+	}
+	return a / b
+}
+
 func sortDurations(d []time.Duration) { slices.Sort(d) }
 
 func microseconds(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
