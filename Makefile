@@ -11,7 +11,8 @@
 #   make newest-caddy   the tests with the newest Caddy, without the race detector
 #   make xcaddy         builds build/caddy with xcaddy
 #   make deployment     the Dockerfile and the examples for Compose, Kubernetes and systemd, without running any of these
-# make bench        the benchmarks
+# make bench        the benchmarks, then bench/, which measures a running Caddy: about 20 minutes
+# make bench-check  runs bench/, and says what got worse than docs/performance.json
 # make screenshots  takes the screenshots in docs
 # make release      builds a release into dist: of VERSION=v1.2.3, or of this checkout
 # make redis        installs redis-server only
@@ -40,7 +41,7 @@ MODULES := http.handlers.buzzbip_webhook http.matchers.buzzbip_event \
 	http.buzzbip_webhook.stores.memory http.buzzbip_webhook.stores.bolt \
 	http.buzzbip_webhook.stores.redis buzzbip_webhook
 
-.PHONY: help test redis jq check announce lint cross fuzz monitoring browser screenshots newest-caddy xcaddy deployment release bench clean
+.PHONY: help test redis jq check announce lint cross fuzz monitoring browser screenshots newest-caddy xcaddy deployment release bench bench-check clean
 
 # The list above.
 help:
@@ -141,7 +142,11 @@ release:
 
 bench: redis
 	$(GO) test -run '^$$' -bench . -benchmem ./...
-	cd e2e && $(GO) test -run '^$$' -bench . -benchmem .
+	$(GO) run ./bench
+
+# For people, not for CI: what else a machine does shows in the figures.
+bench-check: redis
+	$(GO) run ./bench -compare docs/performance.json
 
 clean:
 	rm -rf build dist

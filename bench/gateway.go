@@ -84,16 +84,15 @@ func fill(n int) error {
 	// Like a process that has run for a while, this one has used all of the
 	// heap that its size allows.
 	var before, now runtime.MemStats
+	var garbage [16][]byte
 	for runtime.ReadMemStats(&before); now.NumGC < before.NumGC+3; runtime.ReadMemStats(&now) {
-		for range 1 << 14 {
-			garbage = make([]byte, 1<<10)
+		for i := range 1 << 14 {
+			garbage[i%len(garbage)] = make([]byte, 1<<10)
 		}
 	}
+	runtime.KeepAlive(&garbage)
 	return nil
 }
-
-// garbage keeps allocations on the heap.
-var garbage []byte
 
 // startCaddy runs a binary, with some arguments first, that serves the same
 // directives over HTTP/1.1 and over HTTP/2, each at an address of its own.
