@@ -58,10 +58,8 @@ func (e *environment) measureFlood(ctx context.Context, report *Report) error {
 	}
 	defer g.stop()
 	duration := 2 * e.duration
-	batch := newBatch()
 	send := func(k kind, want answer, f func(*load) (traffic, error)) (traffic, error) {
-		batch++
-		l := newLoad(g.address[http1], http1, e.connections, newEvents(batch, size, int(30_000*duration.Seconds())), k, want)
+		l := newLoad(g.address[http1], http1, e.connections, newEvents(e.nextBatch(), size, int(30_000*duration.Seconds())), k, want)
 		defer l.close()
 		return f(l)
 	}
@@ -114,7 +112,7 @@ func (e *environment) measureSlowBodies(ctx context.Context, report *Report) err
 	}
 	defer g.stop()
 	// a first request, so that what is allocated only once is there
-	events := newEvents(newBatch(), 1<<10, 10_000)
+	events := newEvents(e.nextBatch(), 1<<10, 10_000)
 	l := newLoad(g.address[http1], http1, e.connections, events, fresh, passedOn)
 	_, err = l.run(ctx, e.duration, 0)
 	l.close()

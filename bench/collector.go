@@ -12,7 +12,7 @@ import (
 type Collector struct {
 	IDs         int     `json:"ids"`
 	CPU         float64 `json:"cpu_us"`   // of a request
-	Share       float64 `json:"gc_share"` // of the CPU time
+	Share       float64 `json:"gc_share"` // of the CPU time, as Go's runtime counts it
 	Collections int     `json:"collections"`
 	Pause       float64 `json:"longest_pause_us"`
 	P99         spread  `json:"p99_us"`
@@ -52,10 +52,8 @@ func (e *environment) measureCollector(ctx context.Context, report *Report) erro
 	}
 	duration := 2 * e.duration
 	requests := make([]int, len(results))
-	batch := newBatch()
 	for range e.rounds {
-		batch++
-		events := newEvents(batch, size, 2*e.eventsFor(size))
+		events := newEvents(e.nextBatch(), size, 2*e.eventsFor(size))
 		for n, g := range gateways {
 			l := newLoad(g.address[http1], http1, e.connections, events, fresh, passedOn)
 			sent, err := l.run(ctx, duration, e.requests)
@@ -78,7 +76,7 @@ func (e *environment) measureCollector(ctx context.Context, report *Report) erro
 		}
 		r := &results[n]
 		r.CPU = microseconds(cpu-cpuBefore[n]) / float64(requests[n])
-		r.Share = divide(after.gcSeconds-before[n].gcSeconds, (cpu - cpuBefore[n]).Seconds())
+		r.Share = divide(after.gcSeconds-before[n].gcSeconds, after.busySeconds-before[n].busySeconds)
 		r.Collections = int(after.collections - before[n].collections)
 		r.Pause = microseconds(after.longestPause(before[n]))
 		r.P99 = spreadOf(p99s[n])

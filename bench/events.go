@@ -38,10 +38,6 @@ type events struct {
 
 const idLength = len("evt_") + 8 + 8
 
-// newBatch returns the first of some batches that no other measurement of a
-// gateway uses.
-func newBatch() uint32 { return uint32(time.Now().Unix()) << 8 }
-
 // newEvents signs n events with bodies of a size, and those that are sent as
 // duplicates, which come last.
 func newEvents(batch uint32, size, n int) *events {

@@ -50,14 +50,20 @@ func runCaddy(args []string) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	expvar.Publish("gc_cpu_seconds", expvar.Func(func() any {
-		sample := []metrics.Sample{{Name: "/cpu/classes/gc/total:cpu-seconds"}}
-		metrics.Read(sample)
-		return sample[0].Value.Float64()
+	expvar.Publish("cpu_seconds", expvar.Func(func() any {
+		samples := []metrics.Sample{
+			{Name: "/cpu/classes/gc/total:cpu-seconds"}, {Name: "/cpu/classes/total:cpu-seconds"}, {Name: "/cpu/classes/idle:cpu-seconds"},
+		}
+		metrics.Read(samples)
+		return cpuSeconds{GC: samples[0].Value.Float64(), Busy: samples[1].Value.Float64() - samples[2].Value.Float64()}
 	}))
 	os.Args = append([]string{"caddy"}, args[1:]...)
 	caddycmd.Main()
 }
+
+// cpuSeconds are estimates of Go's runtime, until the latest collection. They can
+// be compared with each other, not with what the operating system counts.
+type cpuSeconds struct{ GC, Busy float64 }
 
 // fill makes the memory store of this process remember n IDs.
 func fill(n int) error {
@@ -209,13 +215,12 @@ func (g *gateway) cpu() (total time.Duration, err error) {
 	return total, nil
 }
 
-// runtimeUsage is what Go's runtime has counted in Caddy. The collector's CPU
-// time is that until the latest collection.
+// runtimeUsage is what Go's runtime has counted in Caddy.
 type runtimeUsage struct {
-	mallocs, bytes uint64
-	gcSeconds      float64 // only of this program's Caddy
-	collections    uint32
-	pauses         [256]uint64 // ns, circular
+	mallocs, bytes         uint64
+	gcSeconds, busySeconds float64 // see cpuSeconds; only of this program's Caddy
+	collections            uint32
+	pauses                 [256]uint64 // ns, circular
 }
 
 // readRuntime reads the variables at Caddy's admin endpoint.
@@ -226,13 +231,13 @@ func readRuntime(admin string) (u runtimeUsage, err error) {
 			NumGC               uint32
 			PauseNs             [256]uint64
 		} `json:"memstats"`
-		GC float64 `json:"gc_cpu_seconds"`
+		CPU cpuSeconds `json:"cpu_seconds"`
 	}
 	if err := getJSON(admin, "/debug/vars", &vars); err != nil {
 		return u, err
 	}
 	m := vars.Memstats
-	return runtimeUsage{m.Mallocs, m.TotalAlloc, vars.GC, m.NumGC, m.PauseNs}, nil
+	return runtimeUsage{m.Mallocs, m.TotalAlloc, vars.CPU.GC, vars.CPU.Busy, m.NumGC, m.PauseNs}, nil
 }
 
 func getJSON(admin, path string, to any) error {

@@ -44,7 +44,8 @@ func cellName(scenario, protocol string, size int) string {
 
 // round is one measurement; times in µs.
 type round struct {
-	cpu, gc        float64 // of a request
+	cpu            float64 // of a request
+	gc, busy       float64 // seconds, as Go's runtime counts them
 	throughput     float64 // requests a second
 	p50, p99       float64
 	mallocs, bytes float64 // of a request
@@ -83,60 +84,74 @@ func measureAll(ctx context.Context, o options) (*Report, error) {
 	return report, nil
 }
 
-// measureScenarios measures all scenarios, in turn.
+// measureScenarios measures all groups. Each has new processes: what larger
+// events leave in the pools of a process makes its collector run less often, and
+// so makes smaller events cheaper.
 func (e *environment) measureScenarios(ctx context.Context, report *Report) error {
-	groups := groupsOf(e.options)
-	gateways := make(map[string]*gateway)
+	for _, g := range groupsOf(e.options) {
+		if err := e.measureGroup(ctx, report, g); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// measureGroup measures the scenarios of a group in turn, several rounds.
+func (e *environment) measureGroup(ctx context.Context, report *Report, group group) error {
+	progress("%s, %s", group.protocol, formatSize(group.size))
+	gateways, err := e.startAll(ctx, report, &group)
 	defer func() {
 		for _, g := range gateways {
 			g.stop()
 		}
 	}()
-	unavailable := make(map[string]bool)
-	for n := range groups {
-		for _, s := range groups[n].scenarios {
-			if gateways[s.gateway] != nil || unavailable[s.gateway] {
-				continue
-			}
-			g, err := e.start(ctx, s.gateway)
-			switch {
-			case errors.Is(err, errSkipped):
-				unavailable[s.gateway] = true
-				err = fmt.Errorf("%s: %w", s.name, err)
-				report.Skipped = append(report.Skipped, err.Error())
-				progress("%v", err)
-			case err != nil:
-				return err
-			default:
-				gateways[s.gateway] = g
-			}
-		}
-		groups[n].scenarios = slices.DeleteFunc(groups[n].scenarios, func(s scenario) bool { return unavailable[s.gateway] })
+	if err != nil {
+		return err
 	}
-
-	results := make(map[string][]round)
-	hmacs := make(map[int][]float64)
-	batch := newBatch()
+	results := make(map[string][]round) // by scenario
+	var hmacs []float64
 	for n := range e.rounds {
-		progress("round %d of %d", n+1, e.rounds)
-		for g := range groups {
-			group := groups[(g+n)%len(groups)]
-			batch++
-			events := newEvents(batch, group.size, e.eventsFor(group.size))
-			hmacs[group.size] = append(hmacs[group.size], microseconds(timeHMAC(events.body)))
-			for k := range group.scenarios {
-				s := group.scenarios[(k+n)%len(group.scenarios)]
-				name := cellName(s.name, group.protocol, group.size)
-				r, err := e.measure(ctx, gateways[s.gateway], s, group.protocol, events)
-				if err != nil {
-					return fmt.Errorf("%s: %w", name, err)
-				}
-				results[name] = append(results[name], r)
+		events := newEvents(e.nextBatch(), group.size, e.eventsFor(group.size))
+		hmacs = append(hmacs, microseconds(timeHMAC(events.body)))
+		for k := range group.scenarios {
+			s := group.scenarios[(k+n)%len(group.scenarios)]
+			r, err := e.measure(ctx, gateways[s.gateway], s, group.protocol, events)
+			if err != nil {
+				return fmt.Errorf("%s: %w", cellName(s.name, group.protocol, group.size), err)
 			}
+			results[s.name] = append(results[s.name], r)
 		}
 	}
-	report.summarize(groups, results, hmacs)
-	return e.writeProfiles(ctx, groups, gateways)
+	report.HMAC[group.size] = spreadOf(hmacs)
+	report.summarize(group, results)
+	return e.writeProfiles(ctx, group, gateways)
+}
+
+// startAll starts the gateways of a group. Scenarios whose gateway cannot be had
+// leave the group. The gateways must be stopped also if there is an error.
+func (e *environment) startAll(ctx context.Context, report *Report, group *group) (map[string]*gateway, error) {
+	gateways := make(map[string]*gateway)
+	unavailable := make(map[string]bool)
+	for _, s := range group.scenarios {
+		if gateways[s.gateway] != nil || unavailable[s.gateway] {
+			continue
+		}
+		g, err := e.start(ctx, s.gateway)
+		switch {
+		case errors.Is(err, errSkipped):
+			unavailable[s.gateway] = true
+			if line := fmt.Sprintf("%s: %v", s.name, err); !slices.Contains(report.Skipped, line) {
+				report.Skipped = append(report.Skipped, line)
+				progress("%s", line)
+			}
+		case err != nil:
+			return gateways, err
+		default:
+			gateways[s.gateway] = g
+		}
+	}
+	group.scenarios = slices.DeleteFunc(group.scenarios, func(s scenario) bool { return unavailable[s.gateway] })
+	return gateways, nil
 }
 
 // eventsFor returns how many events are more than a measurement can send, or
@@ -196,7 +211,8 @@ func (e *environment) measure(ctx context.Context, g *gateway, s scenario, proto
 	count := float64(sent.requests)
 	r = round{
 		cpu:        microseconds(cpuAfter-cpuBefore) / count,
-		gc:         (after.gcSeconds - before.gcSeconds) * 1e6 / count,
+		gc:         after.gcSeconds - before.gcSeconds,
+		busy:       after.busySeconds - before.busySeconds,
 		throughput: count / sent.elapsed.Seconds(),
 		p50:        microseconds(percentile(sent.latency, 0.5)),
 		p99:        microseconds(percentile(sent.latency, 0.99)),

@@ -11,9 +11,9 @@ import (
 	"time"
 )
 
-// writeProfiles sends events once more, and writes a CPU profile of each
-// scenario of Caddy into the directory that -profile names.
-func (e *environment) writeProfiles(ctx context.Context, groups []group, gateways map[string]*gateway) error {
+// writeProfiles sends the events of a group once more, and writes a CPU profile
+// of each scenario of Caddy into the directory that -profile names.
+func (e *environment) writeProfiles(ctx context.Context, group group, gateways map[string]*gateway) error {
 	if e.profiles == "" {
 		return nil
 	}
@@ -21,32 +21,28 @@ func (e *environment) writeProfiles(ctx context.Context, groups []group, gateway
 		return err
 	}
 	seconds := e.profileSeconds
-	batch := newBatch()
-	for _, group := range groups {
-		batch++
-		events := newEvents(batch, group.size, 2*seconds*eventsPerSecond(group.size))
-		for _, s := range group.scenarios {
-			g := gateways[s.gateway]
-			if g.admin == "" {
-				continue
-			}
-			name := cellName(s.name, group.protocol, group.size)
-			progress("profile: %s", name)
-			file := filepath.Join(e.profiles, strings.NewReplacer("/", "", " ", "-").Replace(name)+".pprof")
-			written := make(chan error, 1)
-			go func() { written <- g.writeProfile(file, seconds) }()
-			l := newLoad(g.address[group.protocol], group.protocol, e.connections, events, s.kind, s.want)
-			err := l.prepare()
-			if err == nil {
-				_, err = l.run(ctx, time.Duration(seconds+1)*time.Second, 0)
-			}
-			l.close()
-			if err != nil {
-				return fmt.Errorf("%s: %w", name, err)
-			}
-			if err := <-written; err != nil {
-				return fmt.Errorf("%s: %w", name, err)
-			}
+	events := newEvents(e.nextBatch(), group.size, 2*seconds*eventsPerSecond(group.size))
+	for _, s := range group.scenarios {
+		g := gateways[s.gateway]
+		if g.admin == "" {
+			continue
+		}
+		name := cellName(s.name, group.protocol, group.size)
+		progress("profile: %s", name)
+		file := filepath.Join(e.profiles, strings.NewReplacer("/", "", " ", "-").Replace(name)+".pprof")
+		written := make(chan error, 1)
+		go func() { written <- g.writeProfile(file, seconds) }()
+		l := newLoad(g.address[group.protocol], group.protocol, e.connections, events, s.kind, s.want)
+		err := l.prepare()
+		if err == nil {
+			_, err = l.run(ctx, time.Duration(seconds+1)*time.Second, 0)
+		}
+		l.close()
+		if err == nil {
+			err = <-written
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
 	return nil

@@ -49,7 +49,7 @@ type Cell struct {
 	// Of Go programs only, otherwise zero.
 	Allocs  spread  `json:"allocs"`
 	Bytes   spread  `json:"alloc_bytes"`
-	GCShare float64 `json:"gc_share"`            // of the CPU time of all rounds
+	GCShare float64 `json:"gc_share"`            // of the CPU time of all rounds, as Go's runtime counts it
 	Pause   float64 `json:"longest_gc_pause_us"` // of all rounds
 }
 
@@ -74,43 +74,38 @@ func processor() string {
 	return "unknown processor"
 }
 
-// summarize adds a cell for each scenario of each group.
-func (r *Report) summarize(groups []group, results map[string][]round, hmacs map[int][]float64) {
-	for size, times := range hmacs {
-		r.HMAC[size] = spreadOf(times)
-	}
-	for _, g := range groups {
-		plain := results[cellName(baseline, g.protocol, g.size)]
-		for _, s := range g.scenarios {
-			rounds := results[cellName(s.name, g.protocol, g.size)]
-			over := func(value func(n int) float64) spread {
-				values := make([]float64, len(rounds))
-				for n := range rounds {
-					values[n] = value(n)
-				}
-				return spreadOf(values)
+// summarize adds a cell for each scenario of a group, from its rounds by scenario.
+func (r *Report) summarize(g group, results map[string][]round) {
+	plain := results[baseline]
+	for _, s := range g.scenarios {
+		rounds := results[s.name]
+		over := func(value func(n int) float64) spread {
+			values := make([]float64, len(rounds))
+			for n := range rounds {
+				values[n] = value(n)
 			}
-			c := Cell{
-				Scenario: s.name, About: s.about, Protocol: g.protocol, Size: g.size,
-				CPU:             over(func(n int) float64 { return rounds[n].cpu }),
-				CPURatio:        over(func(n int) float64 { return divide(rounds[n].cpu, plain[n].cpu) }),
-				CPUExtra:        over(func(n int) float64 { return rounds[n].cpu - plain[n].cpu }),
-				Throughput:      over(func(n int) float64 { return rounds[n].throughput }),
-				ThroughputRatio: over(func(n int) float64 { return divide(rounds[n].throughput, plain[n].throughput) }),
-				P50:             over(func(n int) float64 { return rounds[n].p50 }),
-				P99:             over(func(n int) float64 { return rounds[n].p99 }),
-				P99Ratio:        over(func(n int) float64 { return divide(rounds[n].p99, plain[n].p99) }),
-				Allocs:          over(func(n int) float64 { return rounds[n].mallocs }),
-				Bytes:           over(func(n int) float64 { return rounds[n].bytes }),
-			}
-			var gc, cpu float64
-			for _, one := range rounds {
-				c.Pause = max(c.Pause, one.pause)
-				gc, cpu = gc+one.gc, cpu+one.cpu
-			}
-			c.GCShare = divide(gc, cpu)
-			r.Cells = append(r.Cells, c)
+			return spreadOf(values)
 		}
+		c := Cell{
+			Scenario: s.name, About: s.about, Protocol: g.protocol, Size: g.size,
+			CPU:             over(func(n int) float64 { return rounds[n].cpu }),
+			CPURatio:        over(func(n int) float64 { return divide(rounds[n].cpu, plain[n].cpu) }),
+			CPUExtra:        over(func(n int) float64 { return rounds[n].cpu - plain[n].cpu }),
+			Throughput:      over(func(n int) float64 { return rounds[n].throughput }),
+			ThroughputRatio: over(func(n int) float64 { return divide(rounds[n].throughput, plain[n].throughput) }),
+			P50:             over(func(n int) float64 { return rounds[n].p50 }),
+			P99:             over(func(n int) float64 { return rounds[n].p99 }),
+			P99Ratio:        over(func(n int) float64 { return divide(rounds[n].p99, plain[n].p99) }),
+			Allocs:          over(func(n int) float64 { return rounds[n].mallocs }),
+			Bytes:           over(func(n int) float64 { return rounds[n].bytes }),
+		}
+		var gc, busy float64
+		for _, one := range rounds {
+			c.Pause = max(c.Pause, one.pause)
+			gc, busy = gc+one.gc, busy+one.busy
+		}
+		c.GCShare = divide(gc, busy)
+		r.Cells = append(r.Cells, c)
 	}
 }
 

@@ -18,20 +18,20 @@ import (
 // is constant is the ratios.
 func testReport() *Report {
 	o := options{rounds: 3, duration: time.Second, connections: 4, sizes: []int{1 << 10, 64 << 10}, only: regexp.MustCompile(`plain|memory|duplicate|forged|respond`)}
-	groups := groupsOf(o)
 	cost := map[string]float64{"plain": 100, "plain-again": 100, "plain+buffers": 90, "memory": 107, "memory+buffers": 98, "respond": 30, "duplicate": 40, "forged": 35}
-	results := make(map[string][]round)
-	for _, g := range groups {
+	r := newReport(o)
+	for _, g := range groupsOf(o) {
+		results := make(map[string][]round)
 		for _, s := range g.scenarios {
 			for slow := 1.0; slow <= 3; slow++ {
 				cpu := cost[s.name] * slow
-				results[cellName(s.name, g.protocol, g.size)] = append(results[cellName(s.name, g.protocol, g.size)],
-					round{cpu: cpu, gc: cpu / 10, throughput: 1e6 / cpu, p50: 10 * cpu, p99: 20 * cpu, mallocs: 200, bytes: 2048, pause: slow})
+				results[s.name] = append(results[s.name],
+					round{cpu: cpu, gc: 0.05 * slow, busy: 0.5 * slow, throughput: 1e6 / cpu, p50: 10 * cpu, p99: 20 * cpu, mallocs: 200, bytes: 2048, pause: slow})
 			}
 		}
+		r.summarize(g, results)
 	}
-	r := newReport(o)
-	r.summarize(groups, results, map[int][]float64{1 << 10: {0.7}, 64 << 10: {30}})
+	r.HMAC = map[int]spread{1 << 10: exactly(0.7), 64 << 10: exactly(30)}
 	r.Flood = &Flood{1000, 2000, spread{10, 9, 11}, spread{30, 20, 40}, spread{3, 2, 4}}
 	r.SlowBodies = &SlowBodies{Connections: 5000, KiBEach: 15, Rejected: 5000, LastRejected: 10, GoroutinesBefore: 20, GoroutinesAfter: 20}
 	r.Collector = []Collector{{IDs: 0, Share: 0.25}, {IDs: 10_000_000, Share: 0.125}}

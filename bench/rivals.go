@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	_ "embed"
 	"os"
@@ -8,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"text/template"
+	"time"
 )
 
 //go:embed rivals/nginx.conf
@@ -77,9 +79,11 @@ func (e *environment) startExpress(ctx context.Context) (*gateway, error) {
 	if err != nil {
 		return nil, skipped("there is no node")
 	}
-	modules := os.Getenv("NODE_PATH")
-	if e.npm {
+	modules := cmp.Or(e.express, os.Getenv("NODE_PATH"))
+	if e.npm && e.express == "" {
 		dir := filepath.Join(e.dir, "express")
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+		defer cancel()
 		install := exec.CommandContext(ctx, "npm", "install", "--prefix", dir, "--no-audit", "--no-fund", "express") //nolint:gosec // a directory of the bench
 		if out, err := install.CombinedOutput(); err != nil {
 			return nil, skipped("npm install express: %v\n%s", err, out)
@@ -92,6 +96,7 @@ func (e *environment) startExpress(ctx context.Context) (*gateway, error) {
 	if look.Run() != nil {
 		return nil, skipped("Node.js finds no Express: set NODE_PATH, or use -npm")
 	}
+	e.express = modules
 	addresses, err := freeAddresses(1)
 	if err != nil {
 		return nil, err

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 )
 
 const (
@@ -117,7 +118,20 @@ type environment struct {
 	self    string // this program
 	dir     string // for files
 	backend string // address
+	redis   string // URL, once it was started
+	express string // directory of Node.js modules with Express, once it is known
+	batch   uint32 // of events, the latest
 	cleanup []func()
+}
+
+// nextBatch returns a number of a batch of events that no other one has, also in
+// another run.
+func (e *environment) nextBatch() uint32 {
+	if e.batch == 0 {
+		e.batch = uint32(time.Now().Unix()) << 8
+	}
+	e.batch++
+	return e.batch
 }
 
 func (e *environment) close() {
@@ -182,8 +196,11 @@ func webhookDirective(options string) string {
 	return fmt.Sprintf("buzzbip_webhook %s {\n\t\t%s\n\t}", secret, options)
 }
 
-// startRedis returns the URL of a new Redis, which is stopped at the end.
+// startRedis returns the URL of a Redis, which is stopped at the end.
 func (e *environment) startRedis(ctx context.Context) (string, error) {
+	if e.redis != "" {
+		return e.redis, nil
+	}
 	if _, err := exec.LookPath("redis-server"); err != nil {
 		return "", skipped("there is no redis-server")
 	}
@@ -198,5 +215,6 @@ func (e *environment) startRedis(ctx context.Context) (string, error) {
 		return "", err
 	}
 	e.cleanup = append(e.cleanup, g.stop)
-	return "redis://" + addresses[0], nil
+	e.redis = "redis://" + addresses[0]
+	return e.redis, nil
 }
