@@ -27,65 +27,69 @@ func (e *environment) measureCollector(ctx context.Context, report *Report) erro
 	}
 	progress("collector: %d IDs", e.ids)
 	const size = 64 << 10
-	var gateways []*gateway
-	defer func() {
-		for _, g := range gateways {
-			g.stop()
-		}
-	}()
-	results := []Collector{{IDs: 0}, {IDs: e.ids}}
-	p99s := make([][]float64, len(results))
-	before := make([]runtimeUsage, len(results))
-	cpuBefore := make([]time.Duration, len(results))
-	for n, result := range results {
-		g, err := e.startFilled(ctx, result.IDs)
+	var runs []*collectorRun
+	for _, ids := range []int{0, e.ids} {
+		g, err := e.startFilled(ctx, ids)
 		if err != nil {
 			return err
 		}
-		gateways = append(gateways, g)
-		if before[n], err = readRuntime(g.admin); err != nil {
+		defer g.stop()
+		run := &collectorRun{gateway: g, ids: ids}
+		if run.before, run.cpuBefore, err = g.usage(); err != nil {
 			return err
 		}
-		if cpuBefore[n], err = g.cpu(); err != nil {
-			return err
-		}
+		runs = append(runs, run)
 	}
-	duration := 2 * e.duration
-	requests := make([]int, len(results))
 	for range e.rounds {
 		events := newEvents(e.nextBatch(), size, 2*e.eventsFor(size))
-		for n, g := range gateways {
-			l := newLoad(g.address[http1], http1, e.connections, events, fresh, passedOn)
-			sent, err := l.run(ctx, duration, e.requests)
+		for _, run := range runs {
+			l := newLoad(run.gateway.address[http1], http1, e.connections, events, fresh, passedOn)
+			sent, err := l.run(ctx, 2*e.duration, e.requests)
 			l.close()
 			if err != nil {
 				return err
 			}
-			requests[n] += sent.requests
-			p99s[n] = append(p99s[n], microseconds(percentile(sent.latency, 0.99)))
+			run.requests += sent.requests
+			run.p99s = append(run.p99s, microseconds(percentile(sent.latency, 0.99)))
 		}
 	}
-	for n, g := range gateways {
-		after, err := readRuntime(g.admin)
+	for _, run := range runs {
+		c, err := run.result()
 		if err != nil {
 			return err
 		}
-		cpu, err := g.cpu()
-		if err != nil {
-			return err
-		}
-		r := &results[n]
-		r.CPU = microseconds(cpu-cpuBefore[n]) / float64(requests[n])
-		r.Share = divide(after.gcSeconds-before[n].gcSeconds, after.busySeconds-before[n].busySeconds)
-		r.Collections = int(after.collections - before[n].collections)
-		r.Pause = microseconds(after.longestPause(before[n]))
-		r.P99 = spreadOf(p99s[n])
-		if resident, err := residentMemory(g.cmd.Process.Pid); err == nil {
-			r.ResidentMiB = float64(resident) / (1 << 20)
-		}
+		report.Collector = append(report.Collector, c)
 	}
-	report.Collector = results
 	return nil
+}
+
+// collectorRun is one of the gateways, and what was measured of it so far.
+type collectorRun struct {
+	gateway   *gateway
+	ids       int
+	before    runtimeUsage
+	cpuBefore time.Duration
+	requests  int
+	p99s      []float64
+}
+
+func (run *collectorRun) result() (Collector, error) {
+	after, cpu, err := run.gateway.usage()
+	if err != nil {
+		return Collector{}, err
+	}
+	c := Collector{
+		IDs:         run.ids,
+		CPU:         microseconds(cpu-run.cpuBefore) / float64(run.requests),
+		Share:       divide(after.gcSeconds-run.before.gcSeconds, after.busySeconds-run.before.busySeconds),
+		Collections: int(after.collections - run.before.collections),
+		Pause:       microseconds(after.longestPause(run.before)),
+		P99:         spreadOf(run.p99s),
+	}
+	if resident, err := residentMemory(run.gateway.cmd.Process.Pid); err == nil {
+		c.ResidentMiB = float64(resident) / (1 << 20)
+	}
+	return c, nil
 }
 
 func (r *Report) writeCollector(w io.Writer) {

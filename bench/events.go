@@ -17,7 +17,7 @@ import (
 )
 
 // secret signs the events.
-const secret = "bench-secret-of-32-bytes-exactly" //nolint:gosec // of the bench only
+const secret = "bench-secret-of-32-bytes-exactly"
 
 // duplicates is how many events are sent again and again by the scenarios
 // about duplicates.
@@ -107,7 +107,7 @@ func newBody(size int) []byte {
 	b.WriteString(`"workspace":{"id":"ws_81","plan":"growth"},"channel":"whatsapp","conversation":{"id":"cnv_5d2e","assignee":null,"unread":3},"history":[`)
 	for i := 0; ; i++ {
 		message := fmt.Sprintf(`{"id":"msg_%06x","at":%d,"from":{"id":"cnt_%d","name":"Zoë Müller","tags":["vip","newsletter"],"optedIn":true},"text":"%s","price":%d.%02d,"attachments":[],"replyTo":null}`,
-			i*7919, 1780324320000+i*61017, i%7, texts[i*5%len(texts)], i*13%200, i*7%100)
+			i*7919, 1780324320000+int64(i)*61017, i%7, texts[i*5%len(texts)], i*13%200, i*7%100)
 		if b.Len()+len(message)+len(`,],"note":"`)+len(end) > size {
 			break
 		}

@@ -203,6 +203,16 @@ func (g *gateway) stop() {
 	}
 }
 
+// usage returns what the gateway has used. Reading what Go's runtime has counted
+// takes CPU time, so at the end of a measurement it comes last.
+func (g *gateway) usage() (u runtimeUsage, cpu time.Duration, err error) {
+	if cpu, err = g.cpu(); err != nil || g.admin == "" {
+		return u, cpu, err
+	}
+	u, err = readRuntime(g.admin)
+	return u, cpu, err
+}
+
 // cpu returns the CPU time that the gateway's processes have used.
 func (g *gateway) cpu() (total time.Duration, err error) {
 	for _, pid := range append(children(g.cmd.Process.Pid), g.cmd.Process.Pid) {

@@ -71,61 +71,18 @@ func child(args []string) bool {
 	return true
 }
 
+// files are what the flags say about the results.
+type files struct{ json, svg, compare string }
+
 // command is the bench with its flags.
 func command(ctx context.Context, args []string) error {
-	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
-	rounds := flags.Int("rounds", 15, "how often everything is measured")
-	duration := flags.Duration("duration", 500*time.Millisecond, "how long each measurement takes")
-	requests := flags.Int("requests", 0, "the most requests of each measurement; 0: as many as fit in -duration")
-	connections := flags.Int("connections", 16, "how many connections send at once, one request at a time each")
-	only := flags.String("only", "", "measure only scenarios that match this `regexp`, such as 'memory.* http/1.1 1KiB' or attack")
-	sizes := flags.String("sizes", "512B,1KiB,4KiB,64KiB,1MiB", "sizes of the events' bodies")
-	against := flags.String("against", "", "measure another build of Caddy with the plugin too: the `path` of its binary")
-	npm := flags.Bool("npm", false, "let npm download Express into a temporary directory, to measure it too")
-	quick := flags.Bool("quick", false, "about 2 minutes: 3 rounds of shorter measurements, 1KiB and 64KiB, gentler attacks")
-	jsonFile := flags.String("json", "", "write the results as JSON to this `file`")
-	svgFile := flags.String("svg", "", "write a chart to this `file`")
-	profiles := flags.String("profile", "", "write a CPU profile of each scenario of Caddy into this `directory`, after the measurements")
-	compare := flags.String("compare", "", "say what got worse than in this `file`, which -json has written")
-	if err := flags.Parse(args); err != nil {
+	o, f, err := parseFlags(args)
+	if err != nil {
 		return err
 	}
-	if flags.NArg() > 0 {
-		return fmt.Errorf("unknown argument %q: there are only flags, see -help", flags.Arg(0))
-	}
-	if *quick {
-		set := make(map[string]bool)
-		flags.Visit(func(f *flag.Flag) { set[f.Name] = true })
-		for name, value := range map[string]string{"rounds": "3", "duration": "300ms", "sizes": "1KiB,64KiB"} {
-			if !set[name] {
-				_ = flags.Set(name, value)
-			}
-		}
-	}
-	o := options{
-		rounds: *rounds, duration: *duration, requests: *requests, connections: *connections,
-		ids: 10_000_000, slow: 5000, readTimeout: 10 * time.Second, against: *against, npm: *npm, profiles: *profiles, profileSeconds: 5,
-	}
-	if *quick {
-		o.ids, o.slow = 1_000_000, 500
-	}
-	if o.rounds < 1 || o.duration <= 0 || o.connections < 1 {
-		return errors.New("-rounds, -duration and -connections must be greater than zero")
-	}
-	var err error
-	if o.only, err = regexp.Compile(*only); err != nil {
-		return fmt.Errorf("-only: %w", err)
-	}
-	for size := range strings.SplitSeq(*sizes, ",") {
-		n, err := parseSize(size)
-		if err != nil {
-			return err
-		}
-		o.sizes = append(o.sizes, n)
-	}
 	var committed *Report // read first: a mistake shows at once
-	if *compare != "" {
-		if committed, err = readReport(*compare); err != nil {
+	if f.compare != "" {
+		if committed, err = readReport(f.compare); err != nil {
 			return err
 		}
 	}
@@ -137,15 +94,63 @@ func command(ctx context.Context, args []string) error {
 	if committed != nil {
 		writeComparison(os.Stdout, committed, report)
 	}
-	if *jsonFile != "" {
-		if err := report.writeJSON(*jsonFile); err != nil {
+	if f.json != "" {
+		if err := report.writeJSON(f.json); err != nil {
 			return err
 		}
 	}
-	if *svgFile != "" {
-		return report.writeChart(*svgFile)
+	if f.svg != "" {
+		return report.writeChart(f.svg)
 	}
 	return nil
+}
+
+func parseFlags(args []string) (o options, f files, err error) {
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	flags.IntVar(&o.rounds, "rounds", 15, "how often everything is measured")
+	flags.DurationVar(&o.duration, "duration", 500*time.Millisecond, "how long each measurement takes")
+	flags.IntVar(&o.requests, "requests", 0, "the most requests of each measurement; 0: as many as fit in -duration")
+	flags.IntVar(&o.connections, "connections", 16, "how many connections send at once, one request at a time each")
+	only := flags.String("only", "", "measure only scenarios that match this `regexp`, such as 'memory.* http/1.1 1KiB', collector or attack")
+	sizes := flags.String("sizes", "512B,1KiB,4KiB,64KiB,1MiB", "sizes of the events' bodies")
+	flags.StringVar(&o.against, "against", "", "measure another build of Caddy with the plugin too: the `path` of its binary")
+	flags.BoolVar(&o.npm, "npm", false, "let npm download Express into a temporary directory, to measure it too")
+	quick := flags.Bool("quick", false, "about 2 minutes: 3 rounds of shorter measurements, 1KiB and 64KiB, gentler attacks")
+	flags.StringVar(&o.profiles, "profile", "", "write a CPU profile of each scenario of Caddy into this `directory`, after the measurements")
+	flags.StringVar(&f.json, "json", "", "write the results as JSON to this `file`")
+	flags.StringVar(&f.svg, "svg", "", "write a chart to this `file`")
+	flags.StringVar(&f.compare, "compare", "", "say what got worse than in this `file`, which -json has written")
+	if err := flags.Parse(args); err != nil {
+		return o, f, err
+	}
+	if flags.NArg() > 0 {
+		return o, f, fmt.Errorf("unknown argument %q: there are only flags, see -help", flags.Arg(0))
+	}
+	o.ids, o.slow, o.readTimeout, o.profileSeconds = 10_000_000, 5000, 10*time.Second, 5
+	if *quick {
+		o.ids, o.slow = 1_000_000, 500
+		set := make(map[string]bool)
+		flags.Visit(func(f *flag.Flag) { set[f.Name] = true })
+		for name, value := range map[string]string{"rounds": "3", "duration": "300ms", "sizes": "1KiB,64KiB"} {
+			if !set[name] {
+				_ = flags.Set(name, value)
+			}
+		}
+	}
+	if o.rounds < 1 || o.duration <= 0 || o.connections < 1 || o.requests < 0 {
+		return o, f, errors.New("-rounds, -duration and -connections must be greater than zero, and -requests not less")
+	}
+	if o.only, err = regexp.Compile(*only); err != nil {
+		return o, f, fmt.Errorf("-only: %w", err)
+	}
+	for size := range strings.SplitSeq(*sizes, ",") {
+		n, err := parseSize(size)
+		if err != nil {
+			return o, f, err
+		}
+		o.sizes = append(o.sizes, n)
+	}
+	return o, f, nil
 }
 
 // progress tells people at a terminal that something happens.

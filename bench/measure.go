@@ -182,13 +182,11 @@ func (e *environment) measure(ctx context.Context, g *gateway, s scenario, proto
 	if _, err := l.run(ctx, e.duration/10, warmUp); err != nil {
 		return r, err
 	}
-	var before, after runtimeUsage
-	if g.admin != "" {
-		if before, err = readRuntime(g.admin); err != nil {
-			return r, err
-		}
+	before, _, err := g.usage()
+	if err != nil {
+		return r, err
 	}
-	cpuBefore, err := g.cpu()
+	cpuBefore, err := g.cpu() // without what the above has used
 	if err != nil {
 		return r, err
 	}
@@ -196,14 +194,9 @@ func (e *environment) measure(ctx context.Context, g *gateway, s scenario, proto
 	if err != nil {
 		return r, err
 	}
-	cpuAfter, err := g.cpu()
+	after, cpuAfter, err := g.usage()
 	if err != nil {
 		return r, err
-	}
-	if g.admin != "" {
-		if after, err = readRuntime(g.admin); err != nil {
-			return r, err
-		}
 	}
 	if sent.requests == 0 {
 		return r, errors.New("nothing was sent")
