@@ -33,13 +33,13 @@ type SlowBodies struct {
 }
 
 func (e *environment) measureAttacks(ctx context.Context, report *Report) error {
-	if e.only.MatchString("attack flood") {
+	if e.only.MatchString(floodName) {
 		progress("attack: a flood of forged requests")
 		if err := e.measureFlood(ctx, report); err != nil {
 			return fmt.Errorf("attack flood: %w", err)
 		}
 	}
-	if e.only.MatchString("attack slow bodies") {
+	if e.only.MatchString(slowName) {
 		progress("attack: %d slow bodies", e.slow)
 		if err := e.measureSlowBodies(ctx, report); err != nil {
 			return fmt.Errorf("attack slow bodies: %w", err)

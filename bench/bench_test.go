@@ -76,6 +76,7 @@ func TestMistakesInFlagsAreErrors(t *testing.T) {
 		"quick":                  "only flags",
 		"-rounds 0":              "greater than zero",
 		"-connections 0":         "greater than zero",
+		"-only no-such-thing":    "matches no scenario",
 		"-requests -1":           "greater than zero",
 		"-only (":                "-only",
 		"-sizes 64":              "from 512B to 1MiB",

@@ -22,7 +22,7 @@ type Collector struct {
 // measureCollector sends events to a gateway that remembers many IDs and to one
 // that does not, in turn.
 func (e *environment) measureCollector(ctx context.Context, report *Report) error {
-	if !e.only.MatchString("collector") {
+	if !e.only.MatchString(collectorName) {
 		return nil
 	}
 	progress("collector: %d IDs", e.ids)

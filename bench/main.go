@@ -107,15 +107,15 @@ func command(ctx context.Context, args []string) error {
 
 func parseFlags(args []string) (o options, f files, err error) {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
-	flags.IntVar(&o.rounds, "rounds", 15, "how often everything is measured")
-	flags.DurationVar(&o.duration, "duration", 500*time.Millisecond, "how long each measurement takes")
+	flags.IntVar(&o.rounds, "rounds", 30, "how often everything is measured")
+	flags.DurationVar(&o.duration, "duration", 250*time.Millisecond, "how long each measurement takes")
 	flags.IntVar(&o.requests, "requests", 0, "the most requests of each measurement; 0: as many as fit in -duration")
 	flags.IntVar(&o.connections, "connections", 16, "how many connections send at once, one request at a time each")
 	only := flags.String("only", "", "measure only scenarios that match this `regexp`, such as 'memory.* http/1.1 1KiB', collector or attack")
 	sizes := flags.String("sizes", "512B,1KiB,4KiB,64KiB,1MiB", "sizes of the events' bodies")
 	flags.StringVar(&o.against, "against", "", "measure another build of Caddy with the plugin too: the `path` of its binary")
 	flags.BoolVar(&o.npm, "npm", false, "let npm download Express into a temporary directory, to measure it too")
-	quick := flags.Bool("quick", false, "about 2 minutes: 3 rounds of shorter measurements, 1KiB and 64KiB, gentler attacks")
+	quick := flags.Bool("quick", false, "about 2 minutes: fewer rounds, 1KiB and 64KiB, gentler attacks")
 	flags.StringVar(&o.profiles, "profile", "", "write a CPU profile of each scenario of Caddy into this `directory`, after the measurements")
 	flags.StringVar(&f.json, "json", "", "write the results as JSON to this `file`")
 	flags.StringVar(&f.svg, "svg", "", "write a chart to this `file`")
@@ -131,7 +131,7 @@ func parseFlags(args []string) (o options, f files, err error) {
 		o.ids, o.slow = 1_000_000, 500
 		set := make(map[string]bool)
 		flags.Visit(func(f *flag.Flag) { set[f.Name] = true })
-		for name, value := range map[string]string{"rounds": "3", "duration": "300ms", "sizes": "1KiB,64KiB"} {
+		for name, value := range map[string]string{"rounds": "5", "duration": "200ms", "sizes": "1KiB,64KiB"} {
 			if !set[name] {
 				_ = flags.Set(name, value)
 			}

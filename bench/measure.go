@@ -12,6 +12,13 @@ import (
 	"time"
 )
 
+// What -only calls what is measured after the scenarios.
+const (
+	collectorName = "collector"
+	floodName     = "attack flood"
+	slowName      = "attack slow bodies"
+)
+
 // group is what is measured with the same protocol and events of the same size,
 // one after the other.
 type group struct {
@@ -54,6 +61,9 @@ type round struct {
 
 // measureAll measures everything that the options ask for.
 func measureAll(ctx context.Context, o options) (*Report, error) {
+	if len(groupsOf(o)) == 0 && !o.only.MatchString(collectorName) && !o.only.MatchString(floodName) && !o.only.MatchString(slowName) {
+		return nil, errors.New("-only matches no scenario")
+	}
 	debug.SetGCPercent(400) // the senders' collector is not what is measured
 	self, err := os.Executable()
 	if err != nil {

@@ -123,7 +123,7 @@ func (r *Report) cell(scenario, protocol string, size int) (Cell, bool) {
 // writeMarkdown writes tables, and the verdict on the targets.
 func (r *Report) writeMarkdown(w io.Writer) {
 	fmt.Fprintf(w, "%s; %s; Caddy %s; %d rounds of %s each, %d connections.\n", r.Date, r.Machine, r.Caddy, r.Rounds, r.Duration, r.Connections)
-	fmt.Fprintf(w, "Medians, with the quartiles of the rounds in parentheses. Ratios are to plain `reverse_proxy` in the same round.\n")
+	fmt.Fprintf(w, "Medians, with the quartiles of the rounds in parentheses. Ratios are to plain `reverse_proxy` in the same round. Pauses include the time that the system gave to others.\n")
 	for n, c := range r.Cells {
 		if n == 0 || c.Protocol != r.Cells[n-1].Protocol || c.Size != r.Cells[n-1].Size {
 			fmt.Fprintf(w, "\n### %s, %s\n\n", strings.ToUpper(c.Protocol), formatSize(c.Size))
@@ -157,7 +157,11 @@ func (c Cell) runtimeColumns() string {
 	if c.Allocs.Median == 0 {
 		return " | | | |"
 	}
-	return fmt.Sprintf(" %.0f | %.1f | %.1f %% | %.0f |", c.Allocs.Median, c.Bytes.Median/1024, c.GCShare*100, c.Pause)
+	gc := "" // another build does not tell
+	if c.GCShare > 0 {
+		gc = fmt.Sprintf("%.1f %%", c.GCShare*100)
+	}
+	return fmt.Sprintf(" %.0f | %.1f | %s | %.0f |", c.Allocs.Median, c.Bytes.Median/1024, gc, c.Pause)
 }
 
 // format writes the median and, in parentheses, the quartiles if they differ.
