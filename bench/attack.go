@@ -63,17 +63,19 @@ func (e *environment) measureFlood(ctx context.Context, report *Report) error {
 		defer l.close()
 		return f(l)
 	}
-	full, err := send(fresh, passedOn, func(l *load) (traffic, error) { return l.run(ctx, duration, 0) })
-	if err != nil {
-		return err
-	}
-	capacity := float64(full.requests) / full.elapsed.Seconds()
-	genuine := func() (traffic, error) {
+	genuine := func(capacity float64) (traffic, error) {
 		return send(fresh, passedOn, func(l *load) (traffic, error) { return l.pace(ctx, duration, capacity/2) })
 	}
-	var calm, under, ratio []float64
+	var calm, under, ratio, capacities []float64
 	for range e.rounds {
-		alone, err := genuine()
+		// each time, because what else the machine does changes it
+		full, err := send(fresh, passedOn, func(l *load) (traffic, error) { return l.run(ctx, duration, 0) })
+		if err != nil {
+			return err
+		}
+		capacity := float64(full.requests) / full.elapsed.Seconds()
+		capacities = append(capacities, capacity)
+		alone, err := genuine(capacity)
 		if err != nil {
 			return err
 		}
@@ -84,7 +86,7 @@ func (e *environment) measureFlood(ctx context.Context, report *Report) error {
 			flooded <- err
 		}()
 		time.Sleep(duration / 10)
-		attacked, err := genuine()
+		attacked, err := genuine(capacity)
 		stop()
 		if err := errors.Join(err, ignoreCanceled(<-flooded)); err != nil {
 			return err
@@ -92,6 +94,7 @@ func (e *environment) measureFlood(ctx context.Context, report *Report) error {
 		a, b := microseconds(percentile(alone.latency, 0.99)), microseconds(percentile(attacked.latency, 0.99))
 		calm, under, ratio = append(calm, a), append(under, b), append(ratio, divide(b, a))
 	}
+	capacity := spreadOf(capacities).Median
 	report.Flood = &Flood{capacity / 2, capacity, spreadOf(calm), spreadOf(under), spreadOf(ratio)}
 	return nil
 }
