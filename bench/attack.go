@@ -58,45 +58,55 @@ func (e *environment) measureFlood(ctx context.Context, report *Report) error {
 	}
 	defer g.stop()
 	duration := 2 * e.duration
-	send := func(k kind, want answer, f func(*load) (traffic, error)) (traffic, error) {
-		l := newLoad(g.address[http1], http1, e.connections, newEvents(e.nextBatch(), size, int(30_000*duration.Seconds())), k, want)
-		defer l.close()
-		return f(l)
-	}
-	genuine := func(capacity float64) (traffic, error) {
-		return send(fresh, passedOn, func(l *load) (traffic, error) { return l.pace(ctx, duration, capacity/2) })
+	prepared := func(k kind, want answer) *load {
+		events := newEvents(e.nextBatch(), size, int(30_000*duration.Seconds()))
+		return newLoad(g.address[http1], http1, e.connections, events, k, want)
 	}
 	var calm, under, ratio, capacities []float64
 	for range e.rounds {
-		// each time, because what else the machine does changes it
-		full, err := send(fresh, passedOn, func(l *load) (traffic, error) { return l.run(ctx, duration, 0) })
+		full, alone, attacked := prepared(fresh, passedOn), prepared(fresh, passedOn), prepared(fresh, passedOn)
+		flood := prepared(forged, answer{http.StatusUnauthorized, ""})
+		p99s, capacity, err := floodRound(ctx, duration, full, alone, attacked, flood)
+		for _, l := range []*load{full, alone, attacked, flood} {
+			l.close()
+		}
 		if err != nil {
 			return err
 		}
-		capacity := float64(full.requests) / full.elapsed.Seconds()
+		calm, under, ratio = append(calm, p99s[0]), append(under, p99s[1]), append(ratio, divide(p99s[1], p99s[0]))
 		capacities = append(capacities, capacity)
-		alone, err := genuine(capacity)
-		if err != nil {
-			return err
-		}
-		flooding, stop := context.WithCancel(ctx)
-		flooded := make(chan error)
-		go func() {
-			_, err := send(forged, answer{http.StatusUnauthorized, ""}, func(l *load) (traffic, error) { return l.pace(flooding, time.Hour, capacity) })
-			flooded <- err
-		}()
-		time.Sleep(duration / 10)
-		attacked, err := genuine(capacity)
-		stop()
-		if err := errors.Join(err, ignoreCanceled(<-flooded)); err != nil {
-			return err
-		}
-		a, b := microseconds(percentile(alone.latency, 0.99)), microseconds(percentile(attacked.latency, 0.99))
-		calm, under, ratio = append(calm, a), append(under, b), append(ratio, divide(b, a))
 	}
 	capacity := spreadOf(capacities).Median
 	report.Flood = &Flood{capacity / 2, capacity, spreadOf(calm), spreadOf(under), spreadOf(ratio)}
 	return nil
+}
+
+// floodRound returns the p99 of genuine events at half load, alone and under a
+// flood, and how many the gateway can deliver in a second. That is measured each
+// time, because what else the machine does changes it.
+func floodRound(ctx context.Context, duration time.Duration, full, alone, attacked, flood *load) (p99s [2]float64, capacity float64, err error) {
+	most, err := full.run(ctx, duration, 0)
+	if err != nil {
+		return p99s, 0, err
+	}
+	capacity = float64(most.requests) / most.elapsed.Seconds()
+	calm, err := alone.pace(ctx, duration, capacity/2)
+	if err != nil {
+		return p99s, 0, err
+	}
+	flooding, stop := context.WithCancel(ctx)
+	defer stop()
+	flooded := make(chan error, 1)
+	go func() {
+		_, err := flood.pace(flooding, time.Hour, capacity)
+		flooded <- err
+	}()
+	time.Sleep(duration / 10)
+	under, err := attacked.pace(ctx, duration, capacity/2)
+	stop()
+	err = errors.Join(err, ignoreCanceled(<-flooded))
+	p99s = [2]float64{microseconds(percentile(calm.latency, 0.99)), microseconds(percentile(under.latency, 0.99))}
+	return p99s, capacity, err
 }
 
 func ignoreCanceled(err error) error {
