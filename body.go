@@ -79,7 +79,7 @@ func readAll(body io.Reader, declared, limit int64) ([]byte, error) {
 	if declared >= 0 {
 		longest, growth = declared, growthDeclared
 	}
-	buf := make([]byte, 0, min(firstRead, longest))
+	buf := newBuffer(min(firstRead, longest))
 	for {
 		var n int
 		var err error
@@ -93,9 +93,13 @@ func readAll(body io.Reader, declared, limit int64) ([]byte, error) {
 				if int64(len(buf)) < longest {
 					size = min(size, longest)
 				}
-				buf = append(make([]byte, 0, size), buf...)
+				buf = append(newBuffer(size), buf...)
 			}
-			n, err = body.Read(buf[len(buf):cap(buf)])
+			free := buf[len(buf):cap(buf)]
+			if int64(len(buf)) < declared {
+				free = free[:min(int64(len(free)), declared-int64(len(buf)))]
+			}
+			n, err = body.Read(free)
 			buf = buf[:len(buf)+n]
 		}
 		switch {
@@ -107,6 +111,28 @@ func readAll(body io.Reader, declared, limit int64) ([]byte, error) {
 			return nil, err
 		}
 	}
+}
+
+// forged are buffers of bodies that had no valid signature. Nobody else has seen
+// these, so they can be used again. A verified body is not: a transport may read it
+// after the response, and placeholders until the end of the request.
+var forged sync.Pool
+
+// recycle takes the buffer of a body that had no valid signature.
+func recycle(body []byte) {
+	if cap(body) > firstRead {
+		forged.Put(&body)
+	}
+}
+
+// newBuffer returns an empty buffer, of a size that is not much larger than size.
+func newBuffer(size int64) []byte {
+	if size > firstRead {
+		if b, ok := forged.Get().(*[]byte); ok && int64(cap(*b)) >= size && int64(cap(*b)) <= 2*size {
+			return (*b)[:0]
+		}
+	}
+	return make([]byte, 0, size)
 }
 
 // setBody makes body the body of r.

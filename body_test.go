@@ -8,6 +8,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -240,6 +242,41 @@ func (a *arrived) Read(p []byte) (int, error) {
 		return n, io.EOF
 	}
 	return n, nil
+}
+
+func TestBodyInTheBufferOfAForgedOneIsReadRight(t *testing.T) {
+	forgery := bytes.Repeat([]byte("x"), 64<<10)
+	for _, size := range []int{firstRead, 40 << 10, 64 << 10} {
+		content := bytes.Repeat([]byte("0123456789abcdef"), size/16)
+		for _, declared := range []int{size, -1} {
+			recycle(slices.Clone(forgery))
+			got, err := readAll(&arrived{rest: content}, int64(declared), 1<<20)
+			if err != nil || !bytes.Equal(got, content) {
+				t.Errorf("declared %d: read %d bytes of %d, %v", declared, len(got), size, err)
+			}
+		}
+	}
+}
+
+func TestForgedBodiesAllocateNoBuffers(t *testing.T) {
+	const size = 64 << 10
+	content := make([]byte, size)
+	body := new(arrived)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	const bodies = 100
+	for range bodies {
+		body.rest = content
+		got, err := readAll(body, size, 1<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		recycle(got)
+	}
+	runtime.ReadMemStats(&after)
+	if each := (after.TotalAlloc - before.TotalAlloc) / bodies; each > size/2 {
+		t.Errorf("each allocates %d bytes", each)
+	}
 }
 
 func TestBodyThatIsLongerThanDeclaredIsReadWhole(t *testing.T) {

@@ -113,6 +113,7 @@ func (h *Handler) admit(state *requestState, w http.ResponseWriter, r *http.Requ
 	}
 	key := h.secrets.verify(body, signature)
 	if key == nil {
+		recycle(body)
 		return webhook.ReasonSignatureMismatch, errors.New("the signature is not that of the body under any of the secrets")
 	}
 	state.key, state.now = key, time.Now()
