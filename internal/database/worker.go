@@ -1,0 +1,218 @@
+package database
+
+import (
+	"errors"
+	"time"
+
+	"github.com/ncruces/go-sqlite3"
+)
+
+const (
+	// maxBatch bounds the changes of one transaction.
+	maxBatch = 1000
+	// minExpired is how many rows one transaction removes at least, if that
+	// many have expired. A change waits no longer than for one such transaction.
+	minExpired = 64
+	// Free pages are given back to the file system, vacuumStep at a time, once
+	// there are more than minFree and they are a quarter of the file.
+	vacuumStep, minFree = 64, 256
+)
+
+// read serves reads until the database is closed.
+func (db *DB) read(c *Conn) {
+	for {
+		select {
+		case r := <-db.reads:
+			err, broken := c.guard(r.call)
+			if err != nil {
+				db.note(err)
+			}
+			r.done <- err
+			if broken {
+				db.lose(err)
+				return
+			}
+		case <-db.ctx.Done():
+			return
+		}
+	}
+}
+
+// write makes changes until the database is closed.
+func (db *DB) write(c *Conn) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	tidying := true // there may be something to tidy up
+	for {
+		batch := db.next(nil)
+		select {
+		case <-tick.C:
+			tidying = true
+		default:
+		}
+		if len(batch) == 0 && !tidying {
+			select {
+			case r := <-db.writes:
+				batch = db.next([]*request{r})
+			case <-tick.C:
+				tidying = true
+			case <-db.ctx.Done():
+				return
+			}
+		}
+		db.busy.Store(time.Now().UnixNano())
+		err, broken := c.guard(func(c *Conn) error {
+			if len(batch) > 0 {
+				return db.commit(c, batch)
+			}
+			return nil
+		})
+		for _, r := range batch {
+			if err != nil {
+				r.err = err
+			}
+			r.done <- r.err
+		}
+		if err == nil && tidying {
+			err, broken = c.guard(func(c *Conn) (err error) {
+				tidying, err = db.tidy(c, max(minExpired, 2*len(batch)))
+				return err
+			})
+		}
+		db.busy.Store(0)
+		if err != nil {
+			tidying = false // until the next tick
+		}
+		db.note(err)
+		if err != nil {
+			db.mu.Lock()
+			db.setErr(err)
+			db.mu.Unlock()
+		}
+		if broken {
+			db.lose(err)
+			return
+		}
+	}
+}
+
+// next adds the changes that are waiting to a batch.
+func (db *DB) next(batch []*request) []*request {
+	for len(batch) < maxBatch {
+		select {
+		case r := <-db.writes:
+			batch = append(batch, r)
+		default:
+			return batch
+		}
+	}
+	return batch
+}
+
+// commit makes changes in one transaction. Each request has its own error,
+// unless commit returns one for all of them.
+func (db *DB) commit(c *Conn, batch []*request) error {
+	return transaction(c, func(c *Conn) error {
+		for _, r := range batch {
+			r.err = savepoint(c, r.call)
+			if r.err == nil {
+				continue
+			}
+			if c.raw.GetAutocommit() { // SQLite has rolled everything back, as it does on a full disk
+				return r.err
+			}
+			db.note(r.err)
+		}
+		return nil
+	})
+}
+
+func transaction(c *Conn, f func(*Conn) error) error {
+	if err := c.Exec("BEGIN IMMEDIATE"); err != nil {
+		return err
+	}
+	err := f(c)
+	if err == nil {
+		err = c.Exec("COMMIT")
+	}
+	if err != nil && !c.raw.GetAutocommit() {
+		err = errors.Join(err, c.Exec("ROLLBACK"))
+	}
+	return err
+}
+
+// savepoint calls f, and undoes what it did if it fails.
+func savepoint(c *Conn, f func(*Conn) error) error {
+	if err := c.Exec("SAVEPOINT one"); err != nil {
+		return err
+	}
+	err := f(c)
+	if err != nil {
+		if c.raw.GetAutocommit() {
+			return err
+		}
+		err = errors.Join(err, c.Exec("ROLLBACK TO one"))
+	}
+	return errors.Join(err, c.Exec("RELEASE one"))
+}
+
+// tidy removes what has expired, in a small transaction, and gives room back to
+// the file system. It reports whether there is more to do.
+func (db *DB) tidy(c *Conn, limit int) (more bool, err error) {
+	db.mu.Lock()
+	tables, failed := db.tables, db.err != nil
+	db.mu.Unlock()
+	if failed {
+		return false, db.probe(c)
+	}
+	for _, t := range tables {
+		if t.Expire == nil {
+			continue
+		}
+		var removed int
+		err := transaction(c, func(c *Conn) (err error) {
+			removed, err = t.Expire(c, limit)
+			return err
+		})
+		if err != nil {
+			return false, err
+		}
+		more = more || removed >= limit
+	}
+	if more {
+		return true, nil
+	}
+	return vacuum(c)
+}
+
+// probe tries whether the disk works again.
+func (db *DB) probe(c *Conn) error {
+	if err := transaction(c, touch); err != nil {
+		return err
+	}
+	// begins a new log: what transactions that failed have left in the old one
+	// would look like damage
+	_ = c.Query("PRAGMA wal_checkpoint(restart)", func(*sqlite3.Stmt) error { return nil })
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	db.hangs = false
+	db.setErr(nil)
+	return nil
+}
+
+func vacuum(c *Conn) (more bool, err error) {
+	pages, free := 0, 0
+	if err = c.Query("PRAGMA page_count", func(row *sqlite3.Stmt) error { pages = row.ColumnInt(0); return nil }); err != nil {
+		return false, err
+	}
+	if err = c.Query("PRAGMA freelist_count", func(row *sqlite3.Stmt) error { free = row.ColumnInt(0); return nil }); err != nil {
+		return false, err
+	}
+	if free < minFree || free < pages/4 {
+		return false, nil
+	}
+	return true, c.Exec("PRAGMA incremental_vacuum(64)")
+}
+
+// touch changes the file, but nothing in it.
+func touch(c *Conn) error { return c.Exec("PRAGMA user_version = 1") }
