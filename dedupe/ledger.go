@@ -30,14 +30,49 @@ type Limits struct {
 
 // Claim is [Store.Claim] within one process.
 func (l *Ledger) Claim(ctx context.Context, r Request, limits Limits) (Verdict, error) {
-	v, w, err := l.claimOrJoin(r, limits)
-	if w == nil {
-		return v, err
-	}
-	giveUp := time.Now().Add(r.Wait)
-	deadline := time.NewTimer(r.Wait)
-	defer deadline.Stop()
-	for w != nil {
+	return l.claim(ctx, r, limits, nil)
+}
+
+// ClaimFrom is Claim for a store that keeps the delivered IDs elsewhere. Of the
+// requests for an ID that is not in flight, one calls recall, which returns the
+// delivery that is remembered there, if any. The others wait for it, however
+// short their Wait is: recall must return soon.
+//
+// The ledger itself remembers only deliveries that are being replaced.
+func (l *Ledger) ClaimFrom(ctx context.Context, r Request, recall func() (Status, error)) (Verdict, error) {
+	return l.claim(ctx, r, Limits{}, recall)
+}
+
+func (l *Ledger) claim(ctx context.Context, r Request, limits Limits, recall func() (Status, error)) (Verdict, error) {
+	var giveUp time.Time
+	var deadline *time.Timer
+	for {
+		v, w, recalled, err := l.claimOrJoin(r, limits, recall != nil)
+		switch {
+		case recalled != nil:
+			if known := recalled.wait(); known != nil {
+				if v, ok := r.Compare(known.Digest); ok {
+					return v, nil
+				}
+			}
+			continue
+		case w == nil && err == nil && v.State == Claimed && recall != nil:
+			for {
+				known, err := recall()
+				if v, err, ok := l.endRecall(v, known, err); ok {
+					return v, err
+				}
+			}
+		case w == nil:
+			return v, err
+		}
+		if deadline == nil {
+			giveUp = time.Now().Add(r.Wait)
+			deadline = time.NewTimer(r.Wait)
+			defer deadline.Stop()
+		} else {
+			deadline.Reset(time.Until(giveUp)) // it may have passed in the meantime
+		}
 		got, ended := l.await(ctx, w, deadline.C)
 		if !ended {
 			return Verdict{}, ErrInFlight
@@ -48,17 +83,31 @@ func (l *Ledger) Claim(ctx context.Context, r Request, limits Limits) (Verdict, 
 		if v, known := r.Compare(got.digest); known {
 			return v, nil
 		}
-		deadline.Reset(time.Until(giveUp)) // it may have passed in the meantime
-		v, w, err = l.claimOrJoin(r, limits)
 	}
-	return v, err
 }
 
-// claimOrJoin answers r, or returns a waiter for the delivery in flight.
-func (l *Ledger) claimOrJoin(r Request, limits Limits) (Verdict, *waiter, error) {
+// claimOrJoin answers r, or returns a waiter for the delivery in flight, or for
+// another request that recalls the ID.
+func (l *Ledger) claimOrJoin(r Request, limits Limits, recalls bool) (Verdict, *waiter, *recalling, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.registry.claimOrJoin(r, limits, time.Now().UnixNano())
+	now := time.Now().UnixNano()
+	if f := l.registry.recalling(r); f != nil {
+		return Verdict{}, nil, f, nil
+	}
+	v, w, err := l.registry.claimOrJoin(r, limits, now)
+	if recalls && w == nil && err == nil && v.State == Claimed {
+		l.registry.beginRecall(v.Claim)
+	}
+	return v, w, nil, err
+}
+
+// endRecall answers a request with what it has recalled, unless that is out of
+// date.
+func (l *Ledger) endRecall(v Verdict, known Status, err error) (_ Verdict, _ error, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.registry.endRecall(v, known, err, time.Now().UnixNano())
 }
 
 // await waits until the delivery ends, the deadline passes, or ctx is done. It

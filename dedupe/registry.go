@@ -26,6 +26,20 @@ type scope struct {
 type flight struct {
 	token   uint64     // of the current claim
 	waiters *list.List // of chan result, in order of arrival; nil as long as nobody waits
+	recall  *recalling // nil unless its owner is recalling the ID
+}
+
+// recalling is the state of a flight whose owner finds out whether the ID was
+// delivered. Nobody else decides anything about the ID until done is closed.
+type recalling struct {
+	done  chan struct{}
+	known *Status // set before done is closed, if the ID was delivered
+	stale bool    // something was recorded or forgotten since recalling began
+}
+
+func (r *recalling) wait() *Status {
+	<-r.done
+	return r.known
 }
 
 // waiter is a caller that waits for the end of a flight.
@@ -68,6 +82,61 @@ func (g *registry) claimOrJoin(r Request, limits Limits, now int64) (Verdict, *w
 	return r.claimed(token, replaces), nil, nil
 }
 
+// recalling returns what to wait for before r can be answered, or nil.
+func (g *registry) recalling(r Request) *recalling {
+	if s := g.scopes[r.Scope]; s != nil {
+		return s.inFlight[r.Key].recall
+	}
+	return nil
+}
+
+func (g *registry) beginRecall(c Claim) {
+	g.scopes[c.Scope].setRecall(c.Key, &recalling{done: make(chan struct{})})
+}
+
+func (s *scope) setRecall(key Key, r *recalling) {
+	f := s.inFlight[key]
+	f.recall = r
+	s.inFlight[key] = f
+}
+
+// endRecall answers the request of a claim with what it has recalled, unless
+// that is out of date.
+func (g *registry) endRecall(v Verdict, known Status, err error, now int64) (_ Verdict, _ error, ok bool) {
+	r := v.Claim.Request
+	s := g.scopes[r.Scope]
+	recall := s.inFlight[r.Key].recall
+	if recall.stale {
+		recall.stale = false
+		return v, nil, false
+	}
+	defer close(recall.done)
+	if err != nil {
+		delete(s.inFlight, r.Key)
+		return Verdict{}, err, true
+	}
+	if known.Delivered {
+		recall.known = &known
+		if answer, ok := r.Compare(known.Digest); ok {
+			delete(s.inFlight, r.Key)
+			return answer, nil, true
+		}
+		// until the flight ends, it answers other requests
+		v.Claim.Replaces = known.Digest
+		earlier := Request{Key: r.Key, Digest: known.Digest, Retention: time.Duration(known.Expires.UnixNano() - now)}
+		g.remember(s, earlier, Limits{}, now, now)
+	}
+	s.setRecall(r.Key, nil)
+	return v, nil, true
+}
+
+// changed notes that something was recorded or forgotten about an ID.
+func (s *scope) changed(key Key) {
+	if r := s.inFlight[key].recall; r != nil {
+		r.stale = true
+	}
+}
+
 func (r Request) claimed(token uint64, replaces Digest) Verdict {
 	return Verdict{State: Claimed, Claim: Claim{Request: r, Token: token, Replaces: replaces}}
 }
@@ -87,6 +156,7 @@ func (g *registry) settle(c Claim, delivered bool, at int64, limits Limits, now 
 		return false
 	}
 	g.remember(s, c.Request, limits, at, now)
+	s.changed(c.Key)
 	s.inFlight[c.Key].tellAll(result{digest: c.Digest})
 	if current {
 		delete(s.inFlight, c.Key)
@@ -176,7 +246,8 @@ func (g *registry) status(name string, key Key, now int64) Status {
 }
 
 func (s *scope) status(key Key, now int64) (known Status) {
-	_, known.InFlight = s.inFlight[key]
+	f, ok := s.inFlight[key]
+	known.InFlight = ok && f.recall == nil
 	if d := s.delivered.find(key); d != nil && d.expires > now {
 		known.Delivered, known.Digest, known.Expires = true, d.digest, time.Unix(0, d.expires)
 	}
@@ -189,6 +260,7 @@ func (g *registry) forget(name string, key Key, now int64) (before Status) {
 	if s == nil {
 		return Status{}
 	}
+	s.changed(key)
 	before = s.status(key, now)
 	if d := s.delivered.find(key); d != nil {
 		s.delivered.remove(d)

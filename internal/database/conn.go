@@ -13,7 +13,13 @@ import (
 type Conn struct {
 	raw   *sqlite3.Conn
 	stmts map[string]*sqlite3.Stmt
+
+	onCommit []func()
 }
+
+// OnCommit calls f when the change that is being made is on the disk, before any
+// later change is made and before [DB.Write] returns. It must return soon.
+func (c *Conn) OnCommit(f func()) { c.onCommit = append(c.onCommit, f) }
 
 // busyTimeout is how long to wait for another program that locks the database.
 const busyTimeout = time.Second

@@ -162,7 +162,7 @@ type request struct {
 // one. If change returns an error, nothing of it is kept, and the others are
 // not affected.
 //
-// If ctx ends earlier, the change may be made nevertheless.
+// If ctx ends earlier, the change may be made nevertheless. See [Conn.OnCommit].
 func (db *DB) Write(ctx context.Context, change func(*Conn) error) error {
 	return db.ask(ctx, db.writes, change)
 }
@@ -232,7 +232,7 @@ func (db *DB) setErr(err error) {
 
 // note keeps what an error says about the file.
 func (db *DB) note(err error) {
-	if !errors.Is(err, sqlite3.CORRUPT) && !errors.Is(err, sqlite3.NOTADB) && !errors.Is(err, sqlite3.IOERR_DATA) && !errors.Is(err, errDamaged) {
+	if !errors.Is(err, sqlite3.CORRUPT) && !errors.Is(err, sqlite3.NOTADB) && !errors.Is(err, sqlite3.IOERR_DATA) && !errors.Is(err, ErrDamaged) {
 		return
 	}
 	db.mu.Lock()

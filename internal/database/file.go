@@ -40,7 +40,7 @@ const (
 	runningSuffix = "-running"
 )
 
-var errDamaged = errors.New("damaged")
+var ErrDamaged = errors.New("damaged")
 
 func damaged(path string, err error) error {
 	return fmt.Errorf("%s is damaged (%w): restore a backup, or move all of %s* away to start with nothing; then duplicates of earlier events are delivered", path, err, path)
@@ -165,7 +165,7 @@ func (db *DB) start() error {
 func explain(path string, err error) error {
 	switch {
 	case errors.Is(err, sqlite3.CORRUPT), errors.Is(err, sqlite3.NOTADB), errors.Is(err, sqlite3.IOERR_DATA),
-		errors.Is(err, sqlite3.IOERR_SHORT_READ), errors.Is(err, errDamaged):
+		errors.Is(err, sqlite3.IOERR_SHORT_READ), errors.Is(err, ErrDamaged):
 		return damaged(path, err)
 	case errors.Is(err, sqlite3.BUSY):
 		return fmt.Errorf("%s is locked by another program: close it", path)
@@ -203,7 +203,7 @@ func (db *DB) checkNowOrLater(check func(*Conn) error) error {
 func integrity(c *Conn) error {
 	return c.Query("PRAGMA integrity_check(1)", func(row *sqlite3.Stmt) error {
 		if found := row.ColumnText(0); found != "ok" {
-			return fmt.Errorf("%w: %s", errDamaged, found)
+			return fmt.Errorf("%w: %s", ErrDamaged, found)
 		}
 		return nil
 	})

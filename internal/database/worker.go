@@ -112,12 +112,15 @@ func (db *DB) next(batch []*request) []*request {
 // commit makes changes in one transaction. Each request has its own error,
 // unless commit returns one for all of them.
 func (db *DB) commit(c *Conn, batch []*request) error {
-	return transaction(c, func(c *Conn) error {
+	c.onCommit = c.onCommit[:0]
+	err := transaction(c, func(c *Conn) error {
 		for _, r := range batch {
+			before := len(c.onCommit)
 			r.err = savepoint(c, r.call)
 			if r.err == nil {
 				continue
 			}
+			c.onCommit = c.onCommit[:before]
 			if c.raw.GetAutocommit() { // SQLite has rolled everything back, as it does on a full disk
 				return r.err
 			}
@@ -125,6 +128,13 @@ func (db *DB) commit(c *Conn, batch []*request) error {
 		}
 		return nil
 	})
+	if err == nil {
+		for _, f := range c.onCommit {
+			f()
+		}
+	}
+	clear(c.onCommit)
+	return err
 }
 
 func transaction(c *Conn, f func(*Conn) error) error {
