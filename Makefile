@@ -38,7 +38,7 @@ CROSS := windows/amd64 darwin/arm64 linux/arm64 linux/arm
 REDIS_PACKAGE := $(shell if command -v apt-get >/dev/null; then echo redis-server; else echo redis; fi)
 
 MODULES := http.handlers.buzzbip_webhook http.matchers.buzzbip_event \
-	http.buzzbip_webhook.stores.memory http.buzzbip_webhook.stores.bolt \
+	http.buzzbip_webhook.stores.memory http.buzzbip_webhook.stores.sqlite \
 	http.buzzbip_webhook.stores.redis buzzbip_webhook
 
 .PHONY: help test redis jq check announce lint cross fuzz monitoring browser screenshots newest-caddy xcaddy deployment release bench bench-check clean

@@ -260,11 +260,11 @@ func TestExampleLoadBalanced(t *testing.T) {
 func TestExampleDurable(t *testing.T) {
 	t.Setenv("BUZZBIP_SECRET", caddytest.Secret)
 	b := newBackend(t, nil)
-	path := filepath.Join(t.TempDir(), "events.db")
+	path := filepath.Join(t.TempDir(), "webhook.db")
 	client := newClient(t, "HTTP/2.0")
 	body := caddytest.NewEvent()
 	for restart, want := range []webhook.Result{"", webhook.ResultDuplicate} {
-		s := startExample(t, "durable", "127.0.0.1:9000", b.address(), "/var/lib/caddy/buzzbip/events.db", path)
+		s := startExample(t, "durable", "127.0.0.1:9000", b.address(), "/var/lib/caddy/buzzbip/webhook.db", path)
 		expect(t, send(client, signed(s.url, body)), http.StatusOK, want)
 		if restart == 0 {
 			if err := caddy.Stop(); err != nil {

@@ -15,9 +15,9 @@ import (
 	"github.com/buzzbip/caddy-webhook/internal/webhook"
 
 	// the stores and the command line
-	_ "github.com/buzzbip/caddy-webhook/dedupe/bolt"
 	_ "github.com/buzzbip/caddy-webhook/dedupe/memory"
 	_ "github.com/buzzbip/caddy-webhook/dedupe/redis"
+	_ "github.com/buzzbip/caddy-webhook/dedupe/sqlite"
 	_ "github.com/buzzbip/caddy-webhook/internal/cli"
 )
 

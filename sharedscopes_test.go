@@ -49,7 +49,7 @@ func TestScopes(t *testing.T) {
 	})
 	t.Run("different stores share nothing", func(t *testing.T) {
 		name := caddytest.NewID()
-		s := start(t, sites("scope "+name, "scope "+name+"\nstore bolt "+filepath.Join(t.TempDir(), "events.db")))
+		s := start(t, sites("scope "+name, "scope "+name+"\nstore sqlite "+filepath.Join(t.TempDir(), "webhook.db")))
 		if strings.Contains(s.logs(), "scope") {
 			t.Errorf("a needless warning: %s", s.logs())
 		}

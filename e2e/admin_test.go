@@ -125,7 +125,7 @@ func TestAdminAPIShowsAnEventAndForgetsIt(t *testing.T) {
 		}
 	})
 	tr := &tour{t: t, address: caddytest.FreeAddress(t)}
-	file := filepath.Join(t.TempDir(), "events.db")
+	file := filepath.Join(t.TempDir(), "webhook.db")
 	tr.Caddy = caddytest.Start(t, "", "", fmt.Sprintf(`
 http://%[1]s {
 	handle /main {
@@ -139,7 +139,7 @@ http://%[1]s {
 	handle /durable {
 		buzzbip_webhook {
 			secret %[5]s main
-			store bolt %[6]s
+			store sqlite %[6]s
 		}
 		reverse_proxy %[4]s
 	}
@@ -147,7 +147,7 @@ http://%[1]s {
 		buzzbip_webhook {
 			secret %[2]s main
 			scope shop
-			store bolt %[6]s
+			store sqlite %[6]s
 		}
 		reverse_proxy %[4]s
 	}
@@ -164,7 +164,7 @@ http://%[1]s {
 		}
 	}
 	everywhere := func(main, named string) map[string]string {
-		return map[string]string{"secret:main (2) in memory": main, "secret:old in memory": "unseen", "secret:main in bolt": "unseen", "shop in bolt": named}
+		return map[string]string{"secret:main (2) in memory": main, "secret:old in memory": "unseen", "secret:main in sqlite": "unseen", "shop in sqlite": named}
 	}
 	expect("at first", tr.states(http.MethodGet, escaped, http.StatusOK), everywhere("unseen", "unseen"))
 	send := func(body string) {
@@ -196,7 +196,7 @@ http://%[1]s {
 		t.Error("a duplicate was delivered")
 	}
 	forgotten := everywhere("forgotten: true", "forgotten: true")
-	forgotten["secret:old in memory"], forgotten["secret:main in bolt"] = "forgotten: false", "forgotten: false"
+	forgotten["secret:old in memory"], forgotten["secret:main in sqlite"] = "forgotten: false", "forgotten: false"
 	expect("forgotten", tr.states(http.MethodDelete, escaped, http.StatusOK), forgotten)
 	expect("afterwards", tr.states(http.MethodGet, escaped, http.StatusOK), everywhere("unseen", "unseen"))
 	tr.sends("/named", caddytest.Secret, event(`{}`), http.StatusOK)
@@ -262,11 +262,11 @@ http://%[1]s {
 	handle /durable {
 		buzzbip_webhook {
 			secret %[2]s main
-			store bolt %[5]s
+			store sqlite %[5]s
 		}
 		reverse_proxy %[4]s
 	}
-}`, tr.address, caddytest.Secret, oldSecret, b.Address(), filepath.Join(t.TempDir(), "events.db")))
+}`, tr.address, caddytest.Secret, oldSecret, b.Address(), filepath.Join(t.TempDir(), "webhook.db")))
 	body := caddytest.NewEvent()
 	id := regexp.MustCompile(`evt_\w+`).FindString(body)
 	send := func(mode string, status int) {
@@ -282,7 +282,7 @@ http://%[1]s {
 		return regexp.MustCompile(` +`).ReplaceAllString(ran.out, " ")
 	}
 	states := func(main string) map[string]string {
-		return map[string]string{"secret:main in memory": main, "secret:old in memory": "unseen", "secret:main in bolt": "unseen"}
+		return map[string]string{"secret:main in memory": main, "secret:old in memory": "unseen", "secret:main in sqlite": "unseen"}
 	}
 	expect := func(when, state, said string) {
 		t.Helper()

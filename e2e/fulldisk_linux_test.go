@@ -16,7 +16,7 @@ import (
 func TestFullDiskIsSeenAndLosesNothing(t *testing.T) {
 	b := caddytest.NewBackend(t, nil)
 	data, address := t.TempDir(), caddytest.FreeAddress(t)
-	site := onBolt(address, data, b)
+	site := onSQLite(address, data, b)
 	c := caddytest.Start(t, data, "", site)
 	deliver := func(body, result string) {
 		t.Helper()
@@ -27,7 +27,7 @@ func TestFullDiskIsSeenAndLosesNothing(t *testing.T) {
 	bodies := []string{caddytest.NewEvent()}
 	deliver(bodies[0], "")
 
-	info, err := os.Stat(data + "/events.db")
+	info, err := os.Stat(data + "/webhook.db")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,7 +36,7 @@ func TestFullDiskIsSeenAndLosesNothing(t *testing.T) {
 	if err := unix.Prlimit(c.Cmd.Process.Pid, unix.RLIMIT_FSIZE, &full, &was); err != nil {
 		t.Fatal(err)
 	}
-	for c.Metric(`store_up{store="bolt"}`) == 1 {
+	for c.Metric(`store_up{store="sqlite"}`) == 1 {
 		if len(bodies) > 10_000 {
 			t.Fatal("the disk does not become full")
 		}
@@ -44,14 +44,14 @@ func TestFullDiskIsSeenAndLosesNothing(t *testing.T) {
 		deliver(bodies[len(bodies)-1], "")
 	}
 	deliver(bodies[len(bodies)-1], "duplicate")
-	if failed := c.Metric(`store_errors_total{operation="settle",store="bolt"}`); failed == 0 {
+	if failed := c.Metric(`store_errors_total{operation="settle",store="sqlite"}`); failed == 0 {
 		t.Error("no metric says that a delivery is not on the disk")
 	}
 
 	if err := unix.Prlimit(c.Cmd.Process.Pid, unix.RLIMIT_FSIZE, &was, nil); err != nil {
 		t.Fatal(err)
 	}
-	caddytest.WaitFor(t, "the disk to work again", func() bool { return c.Metric(`store_up{store="bolt"}`) == 1 })
+	caddytest.WaitFor(t, "the disk to work again", func() bool { return c.Metric(`store_up{store="sqlite"}`) == 1 })
 	for _, said := range []string{"failed to write delivered IDs to the disk", "the disk works again"} {
 		if !strings.Contains(c.Log.String(), said) {
 			t.Errorf("the log does not say %q", said)

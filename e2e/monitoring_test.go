@@ -845,7 +845,7 @@ func (p *prometheus) checkDashboard(t *testing.T, c *caddytest.Caddy, start time
 		t.Errorf("by cause Prometheus counts %v, want %v", got, l.results["failed"])
 	}
 	compare("Conflicts", "", map[string]float64{"": l.results["conflict"]})
-	compare("Store", "store", map[string]float64{"bolt": 1, "memory": 1, "redis": 0})
+	compare("Store", "store", map[string]float64{"sqlite": 1, "memory": 1, "redis": 0})
 	compare("Firing alerts", "alertname", map[string]float64{"BuzzBipConflict": 1, "BuzzBipStoreRejects": 1})
 	if last := p.query(v.interpolate(d.query(t, "Last event"))); len(last) != 1 || last[0].Value.value() > 60 {
 		t.Errorf("the last event was %v ago", last)

@@ -16,7 +16,7 @@ func TestOperatorsSeeTheOldConfigurationAfterAReloadThatFails(t *testing.T) {
 	b := caddytest.NewBackend(t, nil)
 	address := caddytest.FreeAddress(t)
 	site := func(address, scope, path string) string {
-		return strings.Replace(onBolt(address, path, b), "store bolt", "scope "+scope+"\n\t\tstore bolt", 1)
+		return strings.Replace(onSQLite(address, path, b), "store sqlite", "scope "+scope+"\n\t\tstore sqlite", 1)
 	}
 	first := t.TempDir()
 	c := caddytest.Start(t, "", "", site(address, "first", first))
@@ -54,7 +54,7 @@ func TestOperatorsSeeTheOldConfigurationAfterAReloadThatFails(t *testing.T) {
 			if status, text := c.Ask(http.MethodGet, "/buzzbip_webhook/scopes"); status != http.StatusOK || !strings.Contains(text, `"first"`) || strings.Contains(text, `"second"`) {
 				t.Fatalf("%s: the scopes are answered %d %s", why, status, text)
 			}
-			if remembered := c.Metric(`remembered_events{store="bolt"}`); remembered != 1 {
+			if remembered := c.Metric(`remembered_events{store="sqlite"}`); remembered != 1 {
 				t.Fatalf("%s: %v events are remembered", why, remembered)
 			}
 		}

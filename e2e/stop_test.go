@@ -33,7 +33,7 @@ func TestStopWaitsForDeliveriesWhoseSenderHasDisconnected(t *testing.T) {
 			}()
 			data, address := t.TempDir(), caddytest.FreeAddress(t)
 			globals := "servers {\n\tprotocols h1 h2c\n}"
-			c := caddytest.Start(t, data, globals, onBolt(address, data, b))
+			c := caddytest.Start(t, data, globals, onSQLite(address, data, b))
 
 			conn, err := net.Dial("tcp", address)
 			if err != nil {
@@ -85,7 +85,7 @@ func TestStopWaitsForDeliveriesWhoseSenderHasDisconnected(t *testing.T) {
 			close(release)
 			ended()
 
-			caddytest.Start(t, data, globals, onBolt(address, data, b))
+			caddytest.Start(t, data, globals, onSQLite(address, data, b))
 			if got := caddytest.Post(t.Context(), "http://"+address, body); got.Status != http.StatusOK || got.Result != "duplicate" {
 				t.Errorf("after a restart the event is answered %d %q", got.Status, got.Result)
 			}

@@ -63,7 +63,7 @@ func TestSystemd(t *testing.T) {
 	credential, _, _ := strings.Cut(setting(t, "LoadCredential"), ":")
 	caddytest.Replace(t, caddyfile,
 		"secret_file {env.CREDENTIALS_DIRECTORY}/"+credential+"\n", "",
-		"store bolt /var/lib/"+setting(t, "StateDirectory")+"/", "")
+		"store sqlite /var/lib/"+setting(t, "StateDirectory")+"/", "")
 }
 
 func TestSystemdRuns(t *testing.T) {

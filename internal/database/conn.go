@@ -1,6 +1,7 @@
 package database
 
 import (
+	"errors"
 	"fmt"
 	"runtime/debug"
 	"time"
@@ -36,7 +37,7 @@ func connect(path string) (*Conn, error) {
 	c := &Conn{raw: raw, stmts: make(map[string]*sqlite3.Stmt)}
 	err = raw.BusyTimeout(busyTimeout)
 	if err == nil {
-		err = raw.Exec(fmt.Sprintf("PRAGMA synchronous = full; PRAGMA temp_store = memory; PRAGMA cache_size = -%d; PRAGMA journal_size_limit = %d", cacheSize, maxLog))
+		err = raw.Exec(fmt.Sprintf("PRAGMA synchronous = full; PRAGMA temp_store = memory; PRAGMA cache_size = -%d", cacheSize))
 	}
 	if err != nil {
 		_ = raw.Close()
@@ -94,6 +95,16 @@ func (c *Conn) Query(sql string, each func(row *sqlite3.Stmt) error, args ...any
 
 // Changes returns how many rows the last statement has changed.
 func (c *Conn) Changes() int { return int(c.raw.Changes()) }
+
+// checkpoint moves the log into the database, as far as other connections do not
+// need it.
+func (c *Conn) checkpoint(mode string) error {
+	if err := c.raw.BusyTimeout(0); err != nil {
+		return err
+	}
+	err := c.Query("PRAGMA wal_checkpoint("+mode+")", func(*sqlite3.Stmt) error { return nil })
+	return errors.Join(err, c.raw.BusyTimeout(busyTimeout))
+}
 
 // guard calls f. A fault in memory that is mapped to a file, as on a disk that
 // fails, does not end the process, but c cannot be used after it.

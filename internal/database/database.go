@@ -46,13 +46,15 @@ type DB struct {
 	workers sync.WaitGroup
 	writer  *Conn
 	readers []*Conn
-	small   bool // checked as a whole before it is used
+	logSize int64 // as noted; see setRunning
+	small   bool  // checked as a whole before it is used
 
 	mu     sync.Mutex
 	tables []Tables
 	err    error // of the last commit, or of a disk that does not respond
 	hangs  bool  // err is that the disk does not respond
 	damage error // found since the database was opened
+	moved  error // the path leads to another file, or none
 	lost   error // the file is not to be used any more
 }
 
@@ -86,7 +88,7 @@ func (db *DB) Path() string { return db.path }
 func (db *DB) Err() error {
 	db.mu.Lock()
 	defer db.mu.Unlock()
-	for _, err := range []error{db.lost, db.damage, db.err} {
+	for _, err := range []error{db.lost, db.moved, db.damage, db.err} {
 		if err != nil {
 			return err
 		}
@@ -137,7 +139,7 @@ func (db *DB) Use(t Tables) error {
 	}
 	if t.Check != nil {
 		if err := db.checkNowOrLater(t.Check); err != nil {
-			return err
+			return explain(db.path, err)
 		}
 	}
 	db.mu.Lock()
@@ -179,6 +181,9 @@ func (db *DB) ask(ctx context.Context, queue chan *request, call func(*Conn) err
 	err := db.lost
 	if err == nil && db.hangs {
 		err = db.err
+	}
+	if err == nil && queue == db.writes {
+		err = db.moved
 	}
 	db.mu.Unlock()
 	if err != nil {
@@ -253,19 +258,12 @@ func (db *DB) lose(err error) {
 	}
 }
 
-// watch looks whether the files are still those that were opened. Changes to
-// others would be lost.
-func (db *DB) watch(files []string) {
-	var opened []os.FileInfo
-	for _, name := range files {
-		info, err := os.Stat(name)
-		if err != nil {
-			db.lose(err)
-			return
-		}
-		opened = append(opened, info)
-	}
-	tick := time.NewTicker(time.Second)
+var watchInterval = time.Second
+
+// watch looks whether the files are still those that were opened. If not, what
+// is written would be lost.
+func (db *DB) watch(files map[string]os.FileInfo) {
+	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
 	for {
 		select {
@@ -273,12 +271,21 @@ func (db *DB) watch(files []string) {
 		case <-db.ctx.Done():
 			return
 		}
-		for i, name := range files {
-			if info, err := os.Stat(name); err != nil || !os.SameFile(info, opened[i]) {
-				db.lose(fmt.Errorf("%s was removed or replaced while Caddy was using it: restart Caddy, after putting it back if possible", name))
-				return
+		var moved error
+		for name, opened := range files {
+			if info, err := os.Stat(name); err != nil || !os.SameFile(info, opened) {
+				moved = fmt.Errorf("%s was removed or replaced while Caddy was using it: put it back, or restart Caddy", name)
 			}
 		}
+		db.mu.Lock()
+		switch {
+		case moved != nil && db.moved == nil:
+			logger().Error("the database cannot be written to", zap.Error(moved))
+		case moved == nil && db.moved != nil:
+			logger().Info("the database can be written to again", zap.String("path", db.path))
+		}
+		db.moved = moved
+		db.mu.Unlock()
 	}
 }
 
@@ -293,10 +300,10 @@ func (db *DB) Destruct() error {
 		}
 	}
 	db.mu.Lock()
-	lost := db.lost
+	lost := errors.Join(db.lost, db.moved)
 	db.mu.Unlock()
 	if lost == nil && errors.Join(errs...) == nil {
-		errs = append(errs, setRunning(db.path, false))
+		errs = append(errs, os.Remove(db.path+runningSuffix))
 	}
 	return errors.Join(append(errs, db.lock.Close())...)
 }

@@ -4,14 +4,30 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
+	"runtime"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/ncruces/go-sqlite3"
+	"go.uber.org/goleak"
 )
 
+// patience is how long a test waits for what must happen; it never decides
+// whether a test passes on a slow machine.
+const patience = 30 * time.Second
+
+func TestMain(m *testing.M) {
+	watchInterval = 5 * time.Millisecond
+	goleak.VerifyTestMain(m)
+}
+
 func newPath(t testing.TB) string {
+	t.Helper()
 	path, err := Canonical(filepath.Join(t.TempDir(), "new", "test.db"))
 	if err != nil {
 		t.Fatal(err)
@@ -19,6 +35,9 @@ func newPath(t testing.TB) string {
 	return path
 }
 
+var numbers = Tables{Name: "test", Migrations: []string{"CREATE TABLE numbers(n INTEGER PRIMARY KEY, text TEXT)"}}
+
+// start opens a database with the table numbers.
 func start(t testing.TB, path string) *DB {
 	t.Helper()
 	db, err := Open(path)
@@ -31,10 +50,38 @@ func start(t testing.TB, path string) *DB {
 	return db
 }
 
-var numbers = Tables{Name: "test", Migrations: []string{"CREATE TABLE numbers(n INTEGER PRIMARY KEY, text TEXT)"}}
+func stop(t testing.TB, db *DB) {
+	t.Helper()
+	if err := db.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// fails expects that a database cannot be opened.
+func fails(t *testing.T, path string, want ...string) {
+	t.Helper()
+	db, err := Open(path)
+	if err == nil {
+		stop(t, db)
+		t.Errorf("it is opened, want an error with %q", want)
+		return
+	}
+	for _, w := range want {
+		if !strings.Contains(err.Error(), w) {
+			t.Errorf("got %v, want %q", err, w)
+		}
+	}
+}
 
 func insert(n int) func(*Conn) error {
 	return func(c *Conn) error { return c.Exec("INSERT INTO numbers(n, text) VALUES(?, ?)", n, fmt.Sprint(n)) }
+}
+
+func write(t testing.TB, db *DB, change func(*Conn) error) {
+	t.Helper()
+	if err := db.Write(t.Context(), change); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func count(t testing.TB, db *DB) (n int) {
@@ -48,19 +95,36 @@ func count(t testing.TB, db *DB) (n int) {
 	return n
 }
 
-func TestChangeThatFailsFailsAlone(t *testing.T) {
-	db := start(t, newPath(t))
-	defer db.Close()
-	own := errors.New("own")
-	hold, held := make(chan struct{}), make(chan struct{})
+// hold keeps the writer busy until the function that it returns is called.
+func hold(db *DB) (release func()) {
+	held, ended := make(chan struct{}), make(chan struct{})
 	go func() {
-		_ = db.Write(context.Background(), func(*Conn) error { close(held); <-hold; return nil })
+		_ = db.Write(context.Background(), func(*Conn) error { close(held); <-ended; return nil })
 	}()
 	<-held
+	return func() { close(ended) }
+}
+
+func waitFor(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
+func TestChangeThatFailsFailsAlone(t *testing.T) {
+	db := start(t, newPath(t))
+	defer stop(t, db)
+	own := errors.New("own")
+	var shown sync.Map
+	release := hold(db)
 	var all sync.WaitGroup
 	for n := range 100 {
 		all.Go(func() {
 			err := db.Write(t.Context(), func(c *Conn) error {
+				c.OnCommit(func() { shown.Store(n, true) })
 				if err := insert(n)(c); err != nil || n%10 != 0 {
 					return err
 				}
@@ -69,9 +133,12 @@ func TestChangeThatFailsFailsAlone(t *testing.T) {
 			if want := n%10 == 0; errors.Is(err, own) != want || err != nil && !want {
 				t.Errorf("%d: got %v", n, err)
 			}
+			if _, ok := shown.Load(n); ok != (err == nil) {
+				t.Errorf("%d: OnCommit was called: %v, error %v", n, ok, err)
+			}
 		})
 	}
-	close(hold)
+	release()
 	all.Wait()
 	if got := count(t, db); got != 90 {
 		t.Errorf("%d rows are there, want 90", got)
@@ -84,27 +151,332 @@ func TestChangeThatFailsFailsAlone(t *testing.T) {
 	}
 }
 
+// Each sync of the disk takes as long for many changes as for one.
+func TestConcurrentChangesShareATransaction(t *testing.T) {
+	db := start(t, newPath(t))
+	defer stop(t, db)
+	commits := 0
+	db.writer.raw.CommitHook(func() bool { commits++; return true })
+	release := hold(db)
+	const changes = 100
+	var all sync.WaitGroup
+	var arrived sync.WaitGroup
+	for n := range changes {
+		arrived.Add(1)
+		all.Go(func() {
+			arrived.Done()
+			if err := db.Write(t.Context(), insert(n)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	arrived.Wait()
+	time.Sleep(50 * time.Millisecond) // more of them share one, but the number below holds anyway
+	release()
+	all.Wait()
+	if err := db.Read(t.Context(), func(*Conn) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if commits > changes/2 {
+		t.Errorf("%d changes took %d transactions", changes, commits)
+	}
+}
+
 func TestUsersOfOnePathShareADatabase(t *testing.T) {
 	path := newPath(t)
 	a, b := start(t, path), start(t, path)
 	if a != b {
 		t.Error("they are two")
 	}
-	if err := a.Write(t.Context(), insert(1)); err != nil {
-		t.Fatal(err)
-	}
-	if err := a.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if err := b.Write(t.Context(), insert(2)); err != nil {
-		t.Fatal(err)
-	}
-	if err := b.Close(); err != nil {
-		t.Fatal(err)
-	}
+	write(t, a, insert(1))
+	stop(t, a)
+	write(t, b, insert(2))
+	stop(t, b)
 	c := start(t, path)
-	defer c.Close()
+	defer stop(t, c)
 	if got := count(t, c); got != 2 {
 		t.Errorf("%d rows are there, want 2", got)
+	}
+}
+
+func TestChangeIsOnTheDiskWhenWriteReturns(t *testing.T) {
+	path := newPath(t)
+	db := start(t, path)
+	defer stop(t, db)
+	write(t, db, insert(1))
+	after := start(t, crashed(t, path))
+	defer stop(t, after)
+	if count(t, after) != 1 {
+		t.Error("it is lost")
+	}
+}
+
+// crashed copies what is on the disk, as a crash would leave it.
+func crashed(t testing.TB, path string) (copied string) {
+	t.Helper()
+	copied = newPath(t)
+	if err := os.MkdirAll(filepath.Dir(copied), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, suffix := range []string{"", logSuffix, runningSuffix} {
+		content, err := os.ReadFile(path + suffix)
+		if err == nil {
+			err = os.WriteFile(copied+suffix, content, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return copied
+}
+
+func TestFilesAreForTheirOwnerOnly(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("Windows has no such modes")
+	}
+	path := newPath(t)
+	db := start(t, path)
+	defer stop(t, db)
+	for name, want := range map[string]fs.FileMode{
+		filepath.Dir(path): 0o700, path: 0o600, path + logSuffix: 0o600, path + indexSuffix: 0o600, path + lockSuffix: 0o600, path + runningSuffix: 0o600,
+	} {
+		if info, err := os.Stat(name); err != nil || info.Mode().Perm() != want {
+			t.Errorf("%s: %v, error %v; want %v", name, info.Mode(), err, want)
+		}
+	}
+}
+
+func TestFileInUseIsAClearError(t *testing.T) {
+	path := newPath(t)
+	db := start(t, path)
+	defer stop(t, db)
+	_, err := open(path) // as from another process: it is not in our pool
+	if err == nil || !strings.Contains(err.Error(), path+" is in use by another process: give each Caddy") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// As sqlite3 would, with the option -readonly.
+func TestOtherProgramsMayReadTheDatabaseWhileItIsInUse(t *testing.T) {
+	path := newPath(t)
+	db := start(t, path)
+	defer stop(t, db)
+	write(t, db, insert(1))
+	c, err := sqlite3.OpenFlags(path, sqlite3.OPEN_READONLY)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, _, err := c.Prepare("SELECT count(*) FROM numbers")
+	if err != nil || !s.Step() || s.ColumnInt(0) != 1 {
+		t.Errorf("it reads %v, error %v", s, err)
+	}
+	write(t, db, insert(2)) // while it reads
+	if err := errors.Join(s.Close(), c.Close()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestFileOfAnotherProgramOrVersionIsLeftAlone(t *testing.T) {
+	path := newPath(t)
+	stop(t, start(t, path))
+	change := func(sql string) {
+		t.Helper()
+		c, err := sqlite3.OpenFlags(path, sqlite3.OPEN_READWRITE)
+		if err == nil {
+			err = errors.Join(c.Exec(sql), c.Close())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	change("PRAGMA user_version = 2")
+	fails(t, path, path+" was written by a newer version of this plugin", "use that version, or move")
+	change("PRAGMA user_version = 1; UPDATE formats SET version = 9")
+	db, err := Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Use(numbers); err == nil || !strings.Contains(err.Error(), "was written by a newer version of this plugin (test has format 9, known is 1)") {
+		t.Errorf("got %v", err)
+	}
+	stop(t, db)
+	change("PRAGMA application_id = 7")
+	fails(t, path, path+" is a database of another program: use another path")
+	if err := os.WriteFile(path, []byte(strings.Repeat("something else\n", 500)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	fails(t, path, path+" is no SQLite database")
+	if err := os.Truncate(path, 0); err != nil {
+		t.Fatal(err)
+	}
+	fails(t, path, path+" is damaged (it is empty)")
+}
+
+func TestMissingFileThatLeftItsLogIsNoNewFile(t *testing.T) {
+	path := newPath(t)
+	db := start(t, path)
+	left := crashed(t, path)
+	stop(t, db)
+	content, err := os.ReadFile(left)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(left); err != nil {
+		t.Fatal(err)
+	}
+	fails(t, left, left+" is missing, but not "+left+"-wal", "move all of")
+	if err := os.Remove(left + logSuffix); err != nil {
+		t.Fatal(err)
+	}
+	fails(t, left, left+" is missing, but not "+left+"-running", "move all of")
+	if err := os.WriteFile(left, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	fails(t, left, left+" is damaged (its log "+left+"-wal is missing)", "restore a backup, or move all of")
+}
+
+func TestMigrationsRunOnce(t *testing.T) {
+	path := newPath(t)
+	db := start(t, path)
+	write(t, db, insert(1))
+	stop(t, db)
+	more := numbers
+	more.Migrations = append(more.Migrations, "ALTER TABLE numbers ADD COLUMN more INTEGER DEFAULT 7")
+	for range 2 {
+		db, err := Open(path)
+		if err == nil {
+			err = db.Use(more)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(t, db, func(c *Conn) error { return c.Exec("UPDATE numbers SET more = more + 1") })
+		if got := count(t, db); got != 1 {
+			t.Errorf("%d rows are there", got)
+		}
+		stop(t, db)
+	}
+	db, err := Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop(t, db)
+	if err := db.Use(numbers); err == nil || !strings.Contains(err.Error(), "newer version") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestFileRemovedOrReplacedIsNoticed(t *testing.T) {
+	for _, suffix := range []string{"", logSuffix} {
+		path := newPath(t)
+		db := start(t, path)
+		write(t, db, insert(1))
+		away := path + suffix + ".away"
+		if err := os.Rename(path+suffix, away); err != nil {
+			t.Skip("this system does not let go of files in use:", err)
+		}
+		waitFor(t, "the loss to be noticed", func() bool { return db.Err() != nil })
+		if err := db.Write(t.Context(), insert(2)); err == nil || !strings.Contains(err.Error(), path+suffix+" was removed or replaced") {
+			t.Errorf("got %v", err)
+		}
+		if got := count(t, db); got != 1 { // what is known stays known
+			t.Errorf("%d rows are read", got)
+		}
+		if err := os.WriteFile(path+suffix, []byte("another"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * watchInterval)
+		if db.Err() == nil {
+			t.Error("another file is taken for the one that was opened")
+		}
+		if err := os.Rename(away, path+suffix); err != nil {
+			t.Fatal(err)
+		}
+		waitFor(t, "the file to be back", func() bool { return db.Err() == nil })
+		write(t, db, insert(2))
+		stop(t, db)
+	}
+}
+
+func TestDiskThatHangsKeepsNobodyWaiting(t *testing.T) {
+	db := start(t, newPath(t))
+	defer stop(t, db)
+	release := hold(db)
+	ctx, cancel := context.WithTimeout(t.Context(), hangTime+100*time.Millisecond)
+	defer cancel()
+	if err := db.Write(ctx, insert(1)); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "the disk did not respond in time") {
+		t.Errorf("got %v", err)
+	}
+	if db.Err() == nil {
+		t.Error("nobody says that the disk hangs")
+	}
+	// the others do not wait for it, although their context does not end
+	if err := db.Write(context.Background(), insert(2)); err == nil {
+		t.Error("it is said to be written")
+	}
+	release()
+	waitFor(t, "the disk to work again", func() bool { return db.Err() == nil })
+	write(t, db, insert(3))
+}
+
+func TestCallerThatGivesUpEarlyDoesNotMakeTheDiskHang(t *testing.T) {
+	db := start(t, newPath(t))
+	defer stop(t, db)
+	defer hold(db)()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := db.Write(ctx, insert(1)); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	if err := db.Err(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestChangeThatPanicsDoesNotEndTheProcess(t *testing.T) {
+	db := start(t, newPath(t))
+	err := db.Write(t.Context(), func(*Conn) error { panic("fault") })
+	if err == nil || !strings.Contains(err.Error(), "the database failed (fault): restart Caddy") {
+		t.Errorf("got %v", err)
+	}
+	waitFor(t, "the database to be lost", func() bool { return db.Err() != nil })
+	if err := db.Write(t.Context(), insert(1)); err == nil {
+		t.Error("it is said to be written")
+	}
+	_ = db.Close()
+}
+
+func TestNewFileIsThereCompletelyOrNotAtAll(t *testing.T) {
+	path := newPath(t)
+	stop(t, start(t, path))
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, size := range []int{0, 100, len(whole)} { // what a crash may leave of a file that was not finished
+		if err := errors.Join(os.Remove(path), os.WriteFile(path+"-new", whole[:size], 0o600), os.WriteFile(path+"-new-journal", whole[:size], 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		db := start(t, path)
+		write(t, db, insert(1))
+		stop(t, db)
+		entries, err := os.ReadDir(filepath.Dir(path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			if name := e.Name(); name != "test.db" && name != "test.db-lock" {
+				t.Errorf("%s is left", name)
+			}
+		}
+	}
+}
+
+func TestPathThatCannotBeWrittenIsAClearError(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("these paths are for Linux")
+	}
+	for _, path := range []string{"/proc/test.db", "/dev/null/test.db", "/proc/sys/new/test.db"} {
+		fails(t, path, "/")
 	}
 }

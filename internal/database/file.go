@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/ncruces/go-sqlite3"
@@ -24,9 +26,9 @@ const (
 	// smallFile is the size up to which a file is checked as a whole before it
 	// is used: that takes well under a second.
 	smallFile = 32 << 20
-	// maxLog is the size to which the write-ahead log is truncated once its
-	// content is in the database.
-	maxLog = 8 << 20
+	// maxLog is the size above which the write-ahead log is truncated. Usually
+	// SQLite begins it again at 4 MB.
+	maxLog = 32 << 20
 
 	readConnections = 2
 	lockTimeout     = 2 * time.Second
@@ -115,11 +117,17 @@ func open(path string) (_ *DB, err error) {
 	if err != nil {
 		return nil, explain(path, err)
 	}
+	files := make(map[string]os.FileInfo)
+	for _, name := range []string{path, path + logSuffix} {
+		if files[name], err = os.Stat(name); err != nil {
+			return nil, err
+		}
+	}
 	db.workers.Go(func() { db.write(db.writer) })
 	for _, c := range db.readers {
 		db.workers.Go(func() { db.read(c) })
 	}
-	db.workers.Go(func() { db.watch([]string{path, path + logSuffix}) })
+	db.workers.Go(func() { db.watch(files) })
 	return db, nil
 }
 
@@ -141,11 +149,13 @@ func (db *DB) start() error {
 	if err := db.checkNowOrLater(integrity); err != nil {
 		return err
 	}
-	// from now on the log is not empty: see checkLog
-	if err := touch(db.writer); err != nil {
+	if err := touch(db.writer); err != nil { // tells whether the file can be written to
 		return err
 	}
-	if err := setRunning(db.path, true); err != nil {
+	if err := db.noteLog(); err != nil {
+		return err
+	}
+	if err := syncDir(filepath.Dir(db.path)); err != nil {
 		return err
 	}
 	for range readConnections {
@@ -227,7 +237,7 @@ func lock(path string) (*sqlite3.Conn, error) {
 	}
 	err = c.BusyTimeout(lockTimeout)
 	if err == nil {
-		err = c.Exec("BEGIN EXCLUSIVE")
+		err = c.Exec("PRAGMA journal_mode = memory; BEGIN EXCLUSIVE")
 	}
 	if err != nil {
 		_ = c.Close()
@@ -260,8 +270,11 @@ func prepare(path string) error {
 	case bytes.Equal(header[68:72], []byte{0x42, 0x7a, 0x42, 0x70}) && header[20] != 8: // pages have no checksums
 		return damaged(path, errors.New("its header is wrong"))
 	}
-	_, notRunning := os.Stat(path + runningSuffix)
-	if err := checkLog(path+logSuffix, notRunning == nil); err != nil {
+	size, running, err := running(path)
+	if err != nil {
+		return err
+	}
+	if err := checkLog(path+logSuffix, size, running); err != nil {
 		return damaged(path, err)
 	}
 	for _, suffix := range []string{logSuffix, indexSuffix} { // SQLite would create them for all to read
@@ -288,7 +301,7 @@ func create(path string) error {
 		}
 	}
 	unfinished := path + "-new"
-	for _, suffix := range []string{"", logSuffix, indexSuffix} { // left by a crash
+	for _, suffix := range []string{"", "-journal", logSuffix, indexSuffix} { // left by a crash
 		if err := os.Remove(unfinished + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -333,21 +346,31 @@ func fill(path string) error {
 	return errors.Join(err, c.Close())
 }
 
-// setRunning notes, on the disk, whether the database is in use. If it still is
-// when it is opened, its last process was killed, and there must be a log.
-func setRunning(path string, running bool) error {
-	name := path + runningSuffix
-	if !running {
-		return os.Remove(name)
+// running reads what setRunning wrote.
+func running(path string) (logSize int64, running bool, err error) {
+	content, err := os.ReadFile(path + runningSuffix)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, false, nil
 	}
-	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
+	if err == nil {
+		logSize, err = strconv.ParseInt(strings.TrimSpace(string(content)), 10, 64)
+	}
+	if err != nil {
+		return 0, true, damaged(path, fmt.Errorf("%s%s cannot be read: %w", path, runningSuffix, err))
+	}
+	return logSize, true, nil
+}
+
+// setRunning notes beside the database that it is in use, and how large its
+// write-ahead log is at least. If that is still there when the database is
+// opened, its last process was killed, and a smaller log is damaged.
+func setRunning(path string, logSize int64) error {
+	f, err := os.OpenFile(path+runningSuffix, os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
+	_, err = fmt.Fprintf(f, "%020d\n", logSize) // always as long, so that it is replaced in one write
+	return errors.Join(err, f.Sync(), f.Close())
 }
 
 func syncDir(path string) error {

@@ -21,9 +21,11 @@ const (
 // crash may have cut off the last transaction. But if another transaction
 // follows, the one before it was on the disk.
 //
+// Size is that of the log when the process that was killed noted it last.
+//
 // Damage to the last transaction cannot be told from a crash while it was
-// written.
-func checkLog(name string, running bool) error {
+// written, nor can the loss of what was written after size was noted.
+func checkLog(name string, size int64, running bool) error {
 	f, err := os.Open(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		if running {
@@ -35,10 +37,13 @@ func checkLog(name string, running bool) error {
 		return err
 	}
 	defer f.Close()
+	if info, err := f.Stat(); err != nil || info.Size() < size {
+		return errors.Join(errors.New("its log "+name+" is cut off"), err)
+	}
 	r := bufio.NewReaderSize(f, 1<<20)
 	header := make([]byte, logHeader)
 	if n, err := io.ReadFull(r, header); err != nil {
-		if n == 0 && !running {
+		if n == 0 && size == 0 {
 			return nil
 		}
 		return errors.New("its log " + name + " is cut off")

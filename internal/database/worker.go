@@ -2,6 +2,8 @@ package database
 
 import (
 	"errors"
+	"fmt"
+	"os"
 	"time"
 
 	"github.com/ncruces/go-sqlite3"
@@ -15,7 +17,7 @@ const (
 	minExpired = 64
 	// Free pages are given back to the file system, vacuumStep at a time, once
 	// there are more than minFree and they are a quarter of the file.
-	vacuumStep, minFree = 64, 256
+	vacuumStep, minFree = 64, 64
 )
 
 // read serves reads until the database is closed.
@@ -175,6 +177,14 @@ func (db *DB) tidy(c *Conn, limit int) (more bool, err error) {
 	if failed {
 		return false, db.probe(c)
 	}
+	if err := db.noteLog(); err != nil {
+		return false, err
+	}
+	if db.logSize > maxLog {
+		if err := db.truncateLog(c); err != nil {
+			return false, err
+		}
+	}
 	for _, t := range tables {
 		if t.Expire == nil {
 			continue
@@ -202,12 +212,31 @@ func (db *DB) probe(c *Conn) error {
 	}
 	// begins a new log: what transactions that failed have left in the old one
 	// would look like damage
-	_ = c.Query("PRAGMA wal_checkpoint(restart)", func(*sqlite3.Stmt) error { return nil })
+	_ = c.checkpoint("restart")
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	db.hangs = false
 	db.setErr(nil)
 	return nil
+}
+
+// noteLog notes how large the log is, if it has grown.
+func (db *DB) noteLog() error {
+	info, err := os.Stat(db.path + logSuffix)
+	if err != nil || info.Size() <= db.logSize {
+		return err
+	}
+	db.logSize = info.Size()
+	return setRunning(db.path, db.logSize)
+}
+
+// truncateLog truncates the log, unless another connection is still reading it.
+func (db *DB) truncateLog(c *Conn) error {
+	db.logSize = 0
+	if err := setRunning(db.path, 0); err != nil {
+		return err
+	}
+	return c.checkpoint("truncate")
 }
 
 func vacuum(c *Conn) (more bool, err error) {
@@ -221,7 +250,7 @@ func vacuum(c *Conn) (more bool, err error) {
 	if free < minFree || free < pages/4 {
 		return false, nil
 	}
-	return true, c.Exec("PRAGMA incremental_vacuum(64)")
+	return true, c.Exec(fmt.Sprintf("PRAGMA incremental_vacuum(%d)", vacuumStep))
 }
 
 // touch changes the file, but nothing in it.

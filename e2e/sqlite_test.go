@@ -16,12 +16,12 @@ import (
 	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 )
 
-// onBolt is a site that remembers in a file below data.
-func onBolt(address, data string, b *caddytest.Backend) string {
+// onSQLite is a site that remembers in a file below data.
+func onSQLite(address, data string, b *caddytest.Backend) string {
 	return fmt.Sprintf(`
 http://%s {
 	buzzbip_webhook %s {
-		store bolt %s/events.db
+		store sqlite %s/webhook.db
 	}
 	reverse_proxy %s
 }`, address, caddytest.Secret, data, b.Address())
@@ -35,7 +35,7 @@ func TestKilledCaddyForgetsNoAcknowledgedEvent(t *testing.T) {
 	var acknowledged []string
 	const rounds = 8
 	for round := range rounds {
-		c := caddytest.Start(t, data, "", onBolt(address, data, b))
+		c := caddytest.Start(t, data, "", onSQLite(address, data, b))
 
 		mu.Lock()
 		known := acknowledged
@@ -78,15 +78,15 @@ func TestKilledCaddyForgetsNoAcknowledgedEvent(t *testing.T) {
 func TestSecondCaddyOnTheSameFileFailsToLoad(t *testing.T) {
 	b := caddytest.NewBackend(t, nil)
 	data := t.TempDir()
-	first := caddytest.Start(t, data, "", onBolt(caddytest.FreeAddress(t), data, b))
+	first := caddytest.Start(t, data, "", onSQLite(caddytest.FreeAddress(t), data, b))
 
-	second := caddytest.Launch(t, "", "", onBolt(caddytest.FreeAddress(t), data, b))
+	second := caddytest.Launch(t, "", "", onSQLite(caddytest.FreeAddress(t), data, b))
 	select {
 	case <-second.Ended:
 	case <-time.After(caddytest.Patience):
 		t.Fatal("the second Caddy does not end")
 	}
-	if log := second.Log.String(); !strings.Contains(log, filepath.Join(data, "events.db")+" is in use by another process") {
+	if log := second.Log.String(); !strings.Contains(log, filepath.Join(data, "webhook.db")+" is in use by another process") {
 		t.Errorf("the second Caddy does not say why it ends: %s", log)
 	}
 	// to check the configuration of a running Caddy is no second use
@@ -100,12 +100,12 @@ func TestDamagedFileFailsTheLoad(t *testing.T) {
 	b := caddytest.NewBackend(t, nil)
 	data := t.TempDir()
 	address := caddytest.FreeAddress(t)
-	c := caddytest.Start(t, data, "", onBolt(address, data, b))
+	c := caddytest.Start(t, data, "", onSQLite(address, data, b))
 	for range 100 {
 		caddytest.Post(t.Context(), "http://"+address, caddytest.NewEvent())
 	}
 	c.Stop()
-	path := filepath.Join(data, "events.db")
+	path := filepath.Join(data, "webhook.db")
 	info, err := os.Stat(path)
 	if err != nil {
 		t.Fatal(err)
@@ -113,7 +113,7 @@ func TestDamagedFileFailsTheLoad(t *testing.T) {
 	if err := os.Truncate(path, info.Size()/2); err != nil {
 		t.Fatal(err)
 	}
-	c = caddytest.Launch(t, data, "", onBolt(address, data, b))
+	c = caddytest.Launch(t, data, "", onSQLite(address, data, b))
 	select {
 	case <-c.Ended:
 	case <-time.After(caddytest.Patience):

@@ -1,0 +1,148 @@
+package sqlite
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/buzzbip/caddy-webhook/dedupe"
+)
+
+var benchID atomic.Uint64
+
+func BenchmarkDeliver(b *testing.B) {
+	for _, parallel := range []int{1, 64, 256} {
+		b.Run(fmt.Sprint(parallel, " at a time"), func(b *testing.B) {
+			s := start(b, newPath(b))
+			b.SetParallelism(max(parallel/runtime.GOMAXPROCS(0), 1))
+			b.ReportAllocs()
+			if parallel == 1 {
+				for b.Loop() {
+					deliver(b, s, numbered(benchID.Add(1)))
+				}
+			} else {
+				b.RunParallel(func(pb *testing.PB) {
+					for pb.Next() {
+						v, err := s.Claim(context.Background(), numbered(benchID.Add(1)))
+						if err == nil {
+							err = s.Settle(context.Background(), v.Claim, true)
+						}
+						if err != nil {
+							b.Error(err)
+						}
+					}
+				})
+			}
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "deliveries/s")
+			stop(b, s)
+		})
+	}
+}
+
+func BenchmarkDuplicate(b *testing.B) {
+	s := start(b, newPath(b))
+	deliver(b, s, numbered(1))
+	b.ReportAllocs()
+	for b.Loop() {
+		if v, err := s.Claim(context.Background(), numbered(1)); err != nil || v.State == dedupe.Claimed {
+			b.Fatal(v, err)
+		}
+	}
+	stop(b, s)
+}
+
+// BenchmarkTenMillionIDs starts with a file of 10 million IDs. Set
+// BUZZBIP_BENCH_IDS to another number.
+func BenchmarkTenMillionIDs(b *testing.B) {
+	ids := uint64(10_000_000)
+	if n := os.Getenv("BUZZBIP_BENCH_IDS"); n != "" {
+		fmt.Sscan(n, &ids)
+	}
+	path := newPath(b)
+	s := start(b, path)
+	record(b, s, 0, ids, time.Now().Add(time.Hour))
+	stop(b, s)
+	info, err := os.Stat(path)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Run("start", func(b *testing.B) {
+		for b.Loop() {
+			stop(b, start(b, path))
+		}
+		b.ReportMetric(float64(info.Size())/float64(ids), "disk-B/id")
+	})
+	s = start(b, path)
+	b.Run("duplicate", func(b *testing.B) {
+		for n := uint64(0); b.Loop(); n++ {
+			if v, err := s.Claim(context.Background(), numbered(n*7919%ids)); err != nil || v.State == dedupe.Claimed {
+				b.Fatal(v, err)
+			}
+		}
+	})
+	b.Run("deliver", func(b *testing.B) {
+		for b.Loop() {
+			deliver(b, s, numbered(ids+benchID.Add(1)))
+		}
+	})
+	b.ReportMetric(float64(rss(b))/(1<<20), "MB-RSS")
+	stop(b, s)
+}
+
+// BenchmarkDeliverWhileAMillionExpire reports how long deliveries take while a
+// burst of earlier ones expires.
+func BenchmarkDeliverWhileAMillionExpire(b *testing.B) {
+	path := newPath(b)
+	s := start(b, path)
+	record(b, s, 0, 1_000_000, time.Now().Add(3*time.Second))
+	full, err := os.Stat(path)
+	if err != nil {
+		b.Fatal(err)
+	}
+	began := time.Now()
+	var took []time.Duration
+	for b.Loop() {
+		for counted(b, s) > 1000 || len(took) == 0 {
+			for range 100 {
+				before := time.Now()
+				deliver(b, s, func() dedupe.Request {
+					r := numbered(1<<32 + benchID.Add(1))
+					r.Retention = time.Millisecond
+					return r
+				}())
+				took = append(took, time.Since(before))
+				time.Sleep(time.Millisecond)
+			}
+		}
+	}
+	slices.Sort(took)
+	b.ReportMetric(time.Since(began).Seconds(), "s-until-gone")
+	b.ReportMetric(float64(took[len(took)/2].Microseconds()), "µs-p50")
+	b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "µs-p99")
+	b.ReportMetric(float64(took[len(took)-1].Microseconds()), "µs-max")
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		if now, err := os.Stat(path); err == nil && now.Size() < full.Size()/4 {
+			break
+		}
+	}
+	now, _ := os.Stat(path)
+	b.ReportMetric(float64(full.Size())/(1<<20), "MB-before")
+	b.ReportMetric(float64(now.Size())/(1<<20), "MB-after")
+	stop(b, s)
+}
+
+// rss returns the memory that the process occupies.
+func rss(b *testing.B) (bytes int) {
+	statm, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		b.Skip(err)
+	}
+	var size int
+	fmt.Sscan(string(statm), &size, &bytes)
+	return bytes * os.Getpagesize()
+}

@@ -1,0 +1,278 @@
+package sqlite
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/buzzbip/caddy-webhook/dedupe"
+)
+
+const pageSize = 4096
+
+// suffixes of the files that make up a database.
+var suffixes = []string{"", "-wal", "-running"}
+
+func readFiles(t *testing.T, path string) (files [3][]byte) {
+	t.Helper()
+	for i, suffix := range suffixes {
+		content, err := os.ReadFile(path + suffix)
+		if err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+		files[i] = content
+	}
+	return files
+}
+
+func writeFiles(t *testing.T, path string, files [3][]byte) {
+	t.Helper()
+	for i, suffix := range suffixes {
+		if err := os.Remove(path + suffix); err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+		if files[i] == nil {
+			continue
+		}
+		if err := os.WriteFile(path+suffix, files[i], 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// tryDamaged starts a store with damaged files, and fails the test unless that
+// is a clear error, or at most the last of the numbered IDs from 0 are missing,
+// as many as may be. It reports whether it was an error.
+func tryDamaged(t *testing.T, path, what string, files [3][]byte, ids uint64, mayMiss int) (refused bool) {
+	t.Helper()
+	writeFiles(t, path, files)
+	s, err := load(t, at(path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Start(); err != nil {
+		if text := err.Error(); !strings.Contains(text, path+" is damaged") && !strings.Contains(text, path+" is no SQLite database") || !strings.Contains(text, "restore a backup, or move") {
+			t.Errorf("%s: %v", what, err)
+		}
+		return true
+	}
+	missing := 0
+	for n := range ids {
+		known, err := s.Lookup(t.Context(), "scope", numbered(n).Key)
+		if err != nil || !known.Delivered {
+			missing++
+		} else if missing > 0 {
+			t.Errorf("%s: ID %d is known, but an earlier one is not", what, n)
+		}
+	}
+	if missing > mayMiss {
+		t.Errorf("%s: %d of %d IDs are missing, and nobody says so", what, missing, ids)
+	}
+	if n := counted(t, s); n != int(ids)-missing {
+		t.Errorf("%s: %d IDs are counted, %d are there", what, n, int(ids)-missing)
+	}
+	stop(t, s)
+	return false
+}
+
+// A file that is damaged anywhere is refused, or nothing in it is missing.
+func TestDamagedFileIsRefusedOrComplete(t *testing.T) {
+	path := newPath(t)
+	s := start(t, path)
+	const ids = 2000
+	record(t, s, 0, ids-300, time.Now().Add(time.Hour))
+	stop(t, s)
+	old := readFiles(t, path)
+	s = start(t, path)
+	record(t, s, ids-300, 300, time.Now().Add(time.Hour))
+	stop(t, s)
+	good := readFiles(t, path)
+	pages := len(good[0]) / pageSize
+
+	refused, complete := 0, 0
+	try := func(what string, damage func(file []byte) []byte) {
+		t.Helper()
+		files := good
+		if files[0] = damage(bytes.Clone(good[0])); bytes.Equal(files[0], good[0]) {
+			return
+		}
+		if tryDamaged(t, path, what, files, ids, 0) {
+			refused++
+		} else {
+			complete++
+		}
+	}
+	random := rand.New(rand.NewPCG(1, 2))
+	for _, size := range []int{0, 1, 99, 100, 512, pageSize - 1, pageSize, len(good[0]) / 2, len(good[0]) - pageSize, len(good[0]) - 1} {
+		try(fmt.Sprint("cut to ", size), func(file []byte) []byte { return file[:size] })
+	}
+	for at := range 100 {
+		try(fmt.Sprint("byte ", at, " of the header"), func(file []byte) []byte { file[at] ^= 1 << random.IntN(8); return file })
+	}
+	for i := range pages {
+		page := func(file []byte, i int) []byte { return file[i*pageSize : (i+1)*pageSize] }
+		try(fmt.Sprint("page ", i, " zeroed"), func(file []byte) []byte { clear(page(file, i)); return file })
+		for range 6 {
+			at, bit := random.IntN(pageSize), byte(1)<<random.IntN(8)
+			try(fmt.Sprint("byte ", at, " of page ", i), func(file []byte) []byte { page(file, i)[at] ^= bit; return file })
+		}
+		try(fmt.Sprint("page ", i, " swapped"), func(file []byte) []byte {
+			other := (i + 1 + random.IntN(pages-1)) % pages
+			a, b := bytes.Clone(page(file, i)), page(file, other)
+			copy(page(file, i), b)
+			copy(b, a)
+			return file
+		})
+		try(fmt.Sprint("page ", i, " stale"), func(file []byte) []byte {
+			if (i+1)*pageSize <= len(old[0]) {
+				copy(page(file, i), page(old[0], i))
+			}
+			return file
+		})
+	}
+	t.Logf("%d pages: %d damages refused, %d without effect", pages, refused, complete)
+	if refused < 400 {
+		t.Error("too few to prove anything")
+	}
+	writeFiles(t, path, good)
+	stop(t, start(t, path))
+}
+
+// What is in the log only, because Caddy was killed, is there, or the file is
+// refused. Damage to the end of the log cannot be told from a crash while that
+// was written.
+func TestDamagedLogIsRefusedOrComplete(t *testing.T) {
+	path := newPath(t)
+	s := start(t, path)
+	const ids = 60
+	ends := make([]int64, 0, ids) // of the log, after each ID
+	for n := range uint64(ids) {
+		deliver(t, s, numbered(n))
+		info, err := os.Stat(path + "-wal")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ends = append(ends, info.Size())
+	}
+	time.Sleep(1500 * time.Millisecond) // until the size of the log is noted
+	killed := readFiles(t, path)
+	stop(t, s)
+	if tryDamaged(t, path, "not damaged", killed, ids, 0) {
+		t.Fatal("a killed process is taken for damage")
+	}
+
+	log := killed[1]
+	secondLast := int(ends[ids-3])
+	refused, complete := 0, 0
+	try := func(what string, mayMiss int, damage func(log []byte) []byte) {
+		t.Helper()
+		files := killed
+		files[1] = damage(bytes.Clone(log))
+		if tryDamaged(t, path, what, files, ids, mayMiss) {
+			refused++
+		} else {
+			complete++
+		}
+	}
+	try("removed", 0, func([]byte) []byte { return nil })
+	try("emptied", 0, func([]byte) []byte { return []byte{} })
+	for range 30 {
+		size := rand.IntN(len(log))
+		try(fmt.Sprint("cut to ", size), 0, func(log []byte) []byte { return log[:size] })
+	}
+	for at := range 32 {
+		try(fmt.Sprint("byte ", at, " of its header"), 0, func(log []byte) []byte { log[at] ^= 1 << rand.IntN(8); return log })
+	}
+	for range 300 {
+		at, bit := 32+rand.IntN(len(log)-32), byte(1)<<rand.IntN(8)
+		mayMiss := 0
+		if at >= secondLast { // see checkLog
+			mayMiss = 2
+		}
+		try(fmt.Sprint("byte ", at, " of ", len(log)), mayMiss, func(log []byte) []byte { log[at] ^= bit; return log })
+	}
+	t.Logf("%d damages refused, %d without effect or at the end", refused, complete)
+	if refused < 300 {
+		t.Error("too few to prove anything")
+	}
+}
+
+// Each page of the last transaction may have reached the disk or not when the
+// power fails: nothing that was acknowledged is missing.
+func TestPowerLossIsNoDamage(t *testing.T) {
+	path := newPath(t)
+	s := start(t, path)
+	const ids = 40
+	for n := range uint64(ids) {
+		deliver(t, s, numbered(n))
+	}
+	before := readFiles(t, path)
+	record(t, s, ids, 50, time.Now().Add(time.Hour))
+	after := readFiles(t, path)
+	stop(t, s)
+	random := rand.New(rand.NewPCG(1, 2))
+	for attempt := range 40 {
+		files := before
+		files[1] = bytes.Clone(after[1])
+		const sector = 512
+		for at := len(before[1]); at < len(files[1]); at += sector {
+			if random.IntN(40) < attempt {
+				clear(files[1][at:min(at+sector, len(files[1]))])
+			}
+		}
+		if random.IntN(2) == 0 {
+			files[1] = files[1][:len(before[1])+random.IntN(len(files[1])-len(before[1]))]
+		}
+		if bytes.Equal(files[1], after[1]) {
+			continue // it was written completely
+		}
+		if tryDamaged(t, path, fmt.Sprint("attempt ", attempt), files, ids, 0) {
+			t.Errorf("attempt %d: a power loss is taken for damage", attempt)
+		}
+	}
+}
+
+func TestDamageThatIsFoundLaterIsAnErrorForWhatItAffects(t *testing.T) {
+	path := newPath(t)
+	s := start(t, path)
+	const ids = 5000
+	record(t, s, 0, ids, time.Now().Add(time.Hour))
+	stop(t, s)
+	s = start(t, path)
+	file, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for at := int64(20*pageSize + 2000); at < info.Size(); at += 20 * pageSize {
+		if _, err := file.WriteAt([]byte{1, 2, 3, 4}, at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	failed := 0
+	for n := range uint64(ids) {
+		v, err := s.Claim(t.Context(), numbered(n))
+		switch {
+		case err != nil:
+			failed++
+		case v.State != dedupe.Delivered:
+			t.Fatalf("an acknowledged ID is %v", v.State)
+		}
+	}
+	t.Logf("%d of %d IDs cannot be looked up", failed, ids)
+	if failed == 0 || failed == ids {
+		t.Errorf("%d of %d IDs cannot be looked up", failed, ids)
+	}
+	if err := s.Stats().Err; err == nil || !strings.Contains(err.Error(), path+" is damaged") {
+		t.Errorf("the store says %v", err)
+	}
+	_ = s.Cleanup()
+}
