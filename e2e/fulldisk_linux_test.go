@@ -11,7 +11,7 @@ import (
 	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 )
 
-// A process that may not write beyond the present size of the file is, for that
+// A process that may not write beyond the present size of the log is, for that
 // file, one on a full disk.
 func TestFullDiskIsSeenAndLosesNothing(t *testing.T) {
 	b := caddytest.NewBackend(t, nil)
@@ -27,7 +27,7 @@ func TestFullDiskIsSeenAndLosesNothing(t *testing.T) {
 	bodies := []string{caddytest.NewEvent()}
 	deliver(bodies[0], "")
 
-	info, err := os.Stat(data + "/webhook.db")
+	info, err := os.Stat(data + "/webhook.db-wal")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,7 +52,7 @@ func TestFullDiskIsSeenAndLosesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	caddytest.WaitFor(t, "the disk to work again", func() bool { return c.Metric(`store_up{store="sqlite"}`) == 1 })
-	for _, said := range []string{"failed to write delivered IDs to the disk", "the disk works again"} {
+	for _, said := range []string{"failed to write to the database", "the database can be written to again"} {
 		if !strings.Contains(c.Log.String(), said) {
 			t.Errorf("the log does not say %q", said)
 		}

@@ -117,9 +117,9 @@ func TestDamagedFileFailsTheLoad(t *testing.T) {
 	select {
 	case <-c.Ended:
 	case <-time.After(caddytest.Patience):
-		t.Fatal("Caddy runs with a damaged file")
+		t.Fatal("Caddy runs with a damaged database")
 	}
-	if log := c.Log.String(); !strings.Contains(log, path+" is damaged") || !strings.Contains(log, "move it away") {
+	if log := c.Log.String(); !strings.Contains(log, path+" is damaged") || !strings.Contains(log, "move all of") {
 		t.Errorf("Caddy does not say why it ends: %s", log)
 	}
 }
