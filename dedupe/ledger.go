@@ -50,10 +50,12 @@ func (l *Ledger) claim(ctx context.Context, r Request, limits Limits, recall fun
 		v, w, recalled, err := l.claimOrJoin(r, limits, recall != nil)
 		switch {
 		case recalled != nil:
-			if known := recalled.wait(); known != nil {
-				if v, ok := r.Compare(known.Digest); ok {
-					return v, nil
-				}
+			known, err := recalled.wait()
+			if err != nil {
+				return Verdict{}, err
+			}
+			if v, ok := r.Compare(known.Digest); known.Delivered && ok {
+				return v, nil
 			}
 			continue
 		case w == nil && err == nil && v.State == Claimed && recall != nil:

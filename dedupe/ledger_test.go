@@ -987,3 +987,96 @@ func TestStatsEvictNothingFromScopesWithOtherLimits(t *testing.T) {
 		}
 	})
 }
+
+// recaller is a place where deliveries are remembered, and which answers after a
+// second.
+type recaller struct {
+	known Status
+	err   error
+	asked int
+}
+
+func (r *recaller) recall() (Status, error) {
+	r.asked++
+	known, err := r.known, r.err
+	time.Sleep(time.Second)
+	return known, err
+}
+
+func (g *rig) claimFrom(r Request, from *recaller) *asyncClaim {
+	w := &asyncClaim{g: g, request: r}
+	go func() {
+		w.verdict, w.err = g.ClaimFrom(g.Context(), r, from.recall)
+		w.done.Store(true)
+	}()
+	synctest.Wait()
+	return w
+}
+
+// eventually is expect for a claim that waits for a recaller.
+func (w *asyncClaim) eventually(want any) Claim {
+	w.g.Helper()
+	time.Sleep(3 * time.Second)
+	return w.expect(want)
+}
+
+func TestOneRequestRecallsForAllOthersOfItsID(t *testing.T) {
+	bubble(t, func(g *rig) {
+		from := &recaller{known: Status{Delivered: true, Digest: 1, Expires: time.Now().Add(time.Hour)}}
+		var all []*asyncClaim
+		for range 10 { // none of them is told that the ID is in flight
+			all = append(all, g.claimFrom(noWait(arrival("a", 1)), from))
+		}
+		conflicting := g.claimFrom(noWait(arrival("a", 2)), from)
+		if known := g.Lookup("scope", KeyOf("a")); known.InFlight {
+			g.Error("an ID that is being recalled is looked up as in flight")
+		}
+		for _, a := range all {
+			a.eventually(Delivered)
+		}
+		conflicting.eventually(Conflicting)
+		if from.asked != 1 {
+			g.Errorf("%d requests have asked", from.asked)
+		}
+	})
+}
+
+func TestRecallThatFailsFailsAllThatWaitForIt(t *testing.T) {
+	bubble(t, func(g *rig) {
+		from := &recaller{err: errors.New("down")}
+		first, second := g.claimFrom(arrival("a", 1), from), g.claimFrom(arrival("a", 1), from)
+		first.eventually(from.err)
+		second.eventually(from.err)
+		from.err = nil
+		g.claimFrom(arrival("a", 1), from).eventually(Claimed)
+	})
+}
+
+func TestRecalledDeliveryAnswersWhileItIsReplaced(t *testing.T) {
+	bubble(t, func(g *rig) {
+		from := &recaller{known: Status{Delivered: true, Digest: 1, Expires: time.Now().Add(time.Hour)}}
+		c := g.claimFrom(redeliver(arrival("a", 2)), from).eventually(Claimed)
+		if c.Replaces != 1 {
+			g.Errorf("the claim replaces %d", c.Replaces)
+		}
+		g.claimFrom(noWait(arrival("a", 1)), from).eventually(Delivered)
+		g.claimFrom(noWait(redeliver(arrival("a", 2))), from).eventually(ErrInFlight)
+		c.Retention = 0
+		g.settle(c, true)
+		from.known.Digest = 2
+		g.claimFrom(noWait(arrival("a", 2)), from).eventually(Delivered)
+		if from.asked != 2 {
+			g.Errorf("%d requests have asked", from.asked)
+		}
+	})
+}
+
+func TestRecallThatIsOutOfDateIsRepeated(t *testing.T) {
+	bubble(t, func(g *rig) {
+		from := &recaller{known: Status{Delivered: true, Digest: 1, Expires: time.Now().Add(time.Hour)}}
+		a := g.claimFrom(arrival("a", 1), from)
+		from.known = Status{}
+		g.Forget("scope", KeyOf("a")) // in that place first, and now here
+		a.eventually(Claimed)
+	})
+}

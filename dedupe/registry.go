@@ -33,13 +33,14 @@ type flight struct {
 // delivered. Nobody else decides anything about the ID until done is closed.
 type recalling struct {
 	done  chan struct{}
-	known *Status // set before done is closed, if the ID was delivered
-	stale bool    // something was recorded or forgotten since recalling began
+	known Status // set before done is closed, as is err
+	err   error
+	stale bool // something was recorded or forgotten since recalling began
 }
 
-func (r *recalling) wait() *Status {
+func (r *recalling) wait() (Status, error) {
 	<-r.done
-	return r.known
+	return r.known, r.err
 }
 
 // waiter is a caller that waits for the end of a flight.
@@ -112,11 +113,12 @@ func (g *registry) endRecall(v Verdict, known Status, err error, now int64) (_ V
 	}
 	defer close(recall.done)
 	if err != nil {
+		recall.err = err
 		delete(s.inFlight, r.Key)
 		return Verdict{}, err, true
 	}
 	if known.Delivered {
-		recall.known = &known
+		recall.known = known
 		if answer, ok := r.Compare(known.Digest); ok {
 			delete(s.inFlight, r.Key)
 			return answer, nil, true

@@ -123,3 +123,45 @@ func TestDamagedFileFailsTheLoad(t *testing.T) {
 		t.Errorf("Caddy does not say why it ends: %s", log)
 	}
 }
+
+func TestRemovedFileIsSeenAndEventsPass(t *testing.T) {
+	b := caddytest.NewBackend(t, nil)
+	data := t.TempDir()
+	address := caddytest.FreeAddress(t)
+	site := onSQLite(address, data, b)
+	c := caddytest.Start(t, data, "", site)
+	path := filepath.Join(data, "webhook.db")
+	if log := c.Log.String(); !strings.Contains(log, "created a new database") {
+		t.Errorf("the log does not say that the file is new: %s", log)
+	}
+	bodies := []string{caddytest.NewEvent(), caddytest.NewEvent()}
+	deliver := func(body, result string) {
+		t.Helper()
+		if got := caddytest.Post(t.Context(), "http://"+address, body); got.Status != http.StatusOK || got.Result != result {
+			t.Fatalf("answered %d %q, want 200 %q", got.Status, got.Result, result)
+		}
+	}
+	deliver(bodies[0], "")
+	if err := os.Rename(path, path+".away"); err != nil {
+		t.Skip("this system does not let go of files in use:", err)
+	}
+	caddytest.WaitFor(t, "the loss to be noticed", func() bool { return c.Metric(`store_up{store="sqlite"}`) == 0 })
+	if log := c.Log.String(); !strings.Contains(log, path+" was removed or replaced") {
+		t.Errorf("the log does not say what has happened: %s", log)
+	}
+	deliver(bodies[1], "")
+	for _, body := range bodies {
+		deliver(body, "duplicate")
+	}
+	if err := os.Rename(path+".away", path); err != nil {
+		t.Fatal(err)
+	}
+	caddytest.WaitFor(t, "the file to be back", func() bool { return c.Metric(`store_up{store="sqlite"}`) == 1 })
+	// what was in memory is written within a second
+	time.Sleep(3 * time.Second)
+	c.Kill()
+	caddytest.Start(t, data, "", site)
+	for _, body := range bodies {
+		deliver(body, "duplicate")
+	}
+}
