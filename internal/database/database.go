@@ -41,13 +41,14 @@ type DB struct {
 	reads  chan *request
 	busy   atomic.Int64 // since when the writer has been working, as a Unix time in nanoseconds; 0: it waits
 
-	ctx     context.Context // done when the database is closing
-	stop    context.CancelFunc
-	workers sync.WaitGroup
-	writer  *Conn
-	readers []*Conn
-	logSize int64 // as noted; see setRunning
-	small   bool  // checked as a whole before it is used
+	ctx      context.Context // done when the database is closing
+	stop     context.CancelFunc
+	workers  sync.WaitGroup
+	writer   *Conn
+	readers  []*Conn
+	logSize  int64 // as noted; see setRunning
+	vacuumed bool  // since the file was made smaller
+	small    bool  // checked as a whole before it is used
 
 	mu     sync.Mutex
 	tables []Tables
@@ -254,6 +255,7 @@ func (db *DB) lose(err error) {
 	defer db.mu.Unlock()
 	if db.lost == nil {
 		db.lost = err
+		db.stop()
 		logger().Error("the database cannot be used any more", zap.Error(err))
 	}
 }
@@ -296,7 +298,8 @@ func (db *DB) Destruct() error {
 	var errs []error
 	for _, c := range append(db.readers, db.writer) {
 		if c != nil {
-			errs = append(errs, c.close())
+			err, _ := c.guard((*Conn).close)
+			errs = append(errs, err)
 		}
 	}
 	db.mu.Lock()

@@ -480,3 +480,69 @@ func TestPathThatCannotBeWrittenIsAClearError(t *testing.T) {
 		fails(t, path, "/")
 	}
 }
+
+func TestLargeFileIsCheckedInTheBackground(t *testing.T) {
+	defer func(was int64) { smallFile = was }(smallFile)
+	smallFile = 0
+	path := newPath(t)
+	db := start(t, path)
+	write(t, db, func(c *Conn) error {
+		for n := range 5000 {
+			if err := insert(n)(c); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	stop(t, db)
+	stop(t, start(t, path))
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte{1, 2, 3, 4}, 5*4096+1000); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	db, err = Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the damage to be found", func() bool { return db.Err() != nil })
+	if err := db.Err(); !strings.Contains(err.Error(), path+" is damaged") {
+		t.Errorf("got %v", err)
+	}
+	stop(t, db)
+}
+
+func TestLogIsTruncated(t *testing.T) {
+	defer func(was int64) { maxLog = was }(maxLog)
+	maxLog = 100_000
+	path := newPath(t)
+	db := start(t, path)
+	n := 0
+	size := func() int64 {
+		info, err := os.Stat(path + logSuffix)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Size()
+	}
+	for size() <= maxLog {
+		write(t, db, insert(n))
+		n++
+	}
+	waitFor(t, "the log to be truncated", func() bool { return size() < maxLog })
+	for range 3 {
+		after := start(t, crashed(t, path))
+		if got := count(t, after); got != n {
+			t.Errorf("%d of %d rows are there", got, n)
+		}
+		stop(t, after)
+		write(t, db, insert(n))
+		n++
+	}
+	stop(t, db)
+}

@@ -23,15 +23,17 @@ const (
 	// format is the version of what this package keeps in the file.
 	format = 1
 
-	// smallFile is the size up to which a file is checked as a whole before it
-	// is used: that takes well under a second.
-	smallFile = 32 << 20
-	// maxLog is the size above which the write-ahead log is truncated. Usually
-	// SQLite begins it again at 4 MB.
-	maxLog = 32 << 20
-
 	readConnections = 2
 	lockTimeout     = 2 * time.Second
+)
+
+var (
+	// smallFile is the size up to which a file is checked as a whole before it
+	// is used: that takes well under a second.
+	smallFile int64 = 32 << 20
+	// maxLog is the size above which the write-ahead log is truncated. Usually
+	// SQLite begins it again at 4 MB.
+	maxLog int64 = 32 << 20
 )
 
 // suffixes of the files beside the database.
@@ -195,15 +197,20 @@ func (db *DB) checkNowOrLater(check func(*Conn) error) error {
 		return db.Read(db.ctx, check)
 	}
 	db.workers.Go(func() {
+		began := time.Now()
 		c, err := connect(db.path)
-		if err != nil {
-			db.note(err)
-			return
+		if err == nil {
+			defer c.close()
+			c.raw.SetInterrupt(db.ctx)
+			err = check(c)
 		}
-		defer c.close()
-		c.raw.SetInterrupt(db.ctx)
-		if err := check(c); err != nil && db.ctx.Err() == nil {
+		switch {
+		case db.ctx.Err() != nil:
+		case err != nil:
 			db.note(err)
+			logger().Error("failed to check the database", zap.String("path", db.path), zap.Error(err))
+		default:
+			logger().Info("checked the database in the background", zap.String("path", db.path), zap.Duration("duration", time.Since(began)))
 		}
 	})
 	return nil
@@ -317,8 +324,12 @@ func create(path string) error {
 	if err == nil {
 		err = os.Rename(unfinished, path)
 	}
+	dir := filepath.Dir(path)
 	if err == nil {
-		err = syncDir(filepath.Dir(path))
+		err = syncDir(dir)
+	}
+	for parent := filepath.Dir(dir); parent != dir; dir, parent = parent, filepath.Dir(parent) {
+		_ = syncDir(parent) // those that are new can be read
 	}
 	if err != nil {
 		return fmt.Errorf("creating %s: %w", path, err)

@@ -202,7 +202,12 @@ func (db *DB) tidy(c *Conn, limit int) (more bool, err error) {
 	if more {
 		return true, nil
 	}
-	return vacuum(c)
+	more, err = vacuum(c)
+	if err == nil && !more && db.vacuumed {
+		err = c.checkpoint("passive") // only this makes the file smaller
+	}
+	db.vacuumed = more
+	return more, err
 }
 
 // probe tries whether the disk works again.
