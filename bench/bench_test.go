@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 func TestEverythingThatNeedsNoOtherProgramIsMeasured(t *testing.T) {
 	report, err := measureAll(t.Context(), options{
 		rounds: 2, duration: 100 * time.Millisecond, requests: 50, connections: 2, sizes: []int{1 << 10},
-		only: regexp.MustCompile(`^(memory|bolt|off|respond|duplicate|forged|filtered|collector|attack)`),
+		only: regexp.MustCompile(`^(memory|sqlite|off|respond|duplicate|forged|filtered|collector|attack)`),
 		ids:  1000, slow: 10, readTimeout: time.Second,
 	})
 	if err != nil {
@@ -38,7 +38,7 @@ func TestEverythingThatNeedsNoOtherProgramIsMeasured(t *testing.T) {
 		}
 	}
 	want := []string{
-		"plain http/1.1 1KiB", "memory http/1.1 1KiB", "memory+buffers http/1.1 1KiB", "bolt+buffers http/1.1 1KiB", "off http/1.1 1KiB",
+		"plain http/1.1 1KiB", "memory http/1.1 1KiB", "memory+buffers http/1.1 1KiB", "sqlite+buffers http/1.1 1KiB", "off http/1.1 1KiB",
 		"respond http/1.1 1KiB", "duplicate http/1.1 1KiB", "forged http/1.1 1KiB", "filtered http/1.1 1KiB",
 		"plain http/2 1KiB", "memory http/2 1KiB", "memory+buffers http/2 1KiB",
 	}

@@ -44,8 +44,8 @@ var stores = []struct {
 	name      string
 	directive func(context.Context, *environment) (string, error)
 }{
-	{"bolt", func(_ context.Context, e *environment) (string, error) {
-		return "store bolt " + filepath.ToSlash(e.dir) + "/events.db", nil
+	{"sqlite", func(_ context.Context, e *environment) (string, error) {
+		return "store sqlite " + filepath.ToSlash(e.dir) + "/events.db", nil
 	}},
 	{"redis", func(ctx context.Context, e *environment) (string, error) {
 		url, err := e.startRedis(ctx)
