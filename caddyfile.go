@@ -37,7 +37,8 @@ func parseCaddyfile(helper httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, e
 //		max_body_size    <size>
 //		read_timeout     <duration>
 //		delivery_timeout <duration>
-//		duplicate_wait   <duration>
+//		answer_within    <duration>
+//		max_in_flight    <size>
 //		max_age          <duration>
 //		retention        <duration>
 //		scope            <name>
@@ -108,8 +109,10 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, name string) (err erro
 		h.ReadTimeout, err = option.Duration(d)
 	case "delivery_timeout":
 		h.DeliveryTimeout, err = option.Duration(d)
-	case "duplicate_wait":
-		h.DuplicateWait, err = option.Duration(d)
+	case "answer_within":
+		h.AnswerWithin, err = option.Duration(d)
+	case "max_in_flight":
+		h.MaxInFlight, err = option.Size(d)
 	case "max_age":
 		h.MaxAge, err = option.Duration(d)
 	case "retention":
@@ -130,8 +133,8 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, name string) (err erro
 
 // options are those of buzzbip_webhook, as errors list them.
 var options = []string{
-	"secret", "secret_file", "events", "envelope", "max_body_size", "read_timeout", "delivery_timeout", "duplicate_wait",
-	"max_age", "retention", "scope", "store", "on_conflict", "dedupe",
+	"secret", "secret_file", "events", "envelope", "max_body_size", "read_timeout", "delivery_timeout", "answer_within",
+	"max_in_flight", "max_age", "retention", "scope", "store", "on_conflict", "dedupe",
 }
 
 // directives are those of Caddy that have no module of the same name. Its own

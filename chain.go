@@ -16,13 +16,13 @@ const deliveryHeader = "X-Buzzbip-Delivery" // as net/http spells it in a header
 
 // chains are the deliveries of this process that are with the next handlers. If
 // a site proxies to another site of the same Caddy, a delivery may come back to
-// another buzzbip_webhook with the same scope. A claim there would wait for the
-// end of the delivery, which waits for the claim.
+// another buzzbip_webhook. There it must wait neither for a claim, if the scope is
+// the same, nor for memory: it would wait for the end of deliveries that wait for it.
 var chains chainSet
 
 type chainSet struct {
-	mu    sync.Mutex
-	sends map[eventInStore]*sending // a linked list: usually of one
+	mu     sync.Mutex
+	events map[string]eventInStore // by the token of the delivery
 }
 
 // eventInStore is what handlers claim: those with the same one wait for each
@@ -33,45 +33,40 @@ type eventInStore struct {
 	key   dedupe.Key
 }
 
-func (c *chainSet) add(event eventInStore, s *sending) {
+func (c *chainSet) add(token string, event eventInStore) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.sends == nil {
-		c.sends = make(map[eventInStore]*sending)
+	if c.events == nil {
+		c.events = make(map[string]eventInStore)
 	}
-	s.next = c.sends[event]
-	c.sends[event] = s
+	c.events[token] = event
 }
 
-func (c *chainSet) remove(event eventInStore, s *sending) {
+func (c *chainSet) remove(token string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	first := c.sends[event]
-	for place := &first; *place != nil; place = &(*place).next {
-		if *place == s {
-			*place = s.next
-			break
-		}
-	}
-	if first == nil {
-		delete(c.sends, event)
-		return
-	}
-	c.sends[event] = first
+	delete(c.events, token)
 }
 
 // lead reports whether r is part of a delivery of the event.
 func (c *chainSet) lead(r *http.Request, event eventInStore) bool {
+	return c.any(r, func(delivered eventInStore) bool { return delivered == event })
+}
+
+// contain reports whether r is part of a delivery of any event.
+func (c *chainSet) contain(r *http.Request) bool {
+	return c.any(r, func(eventInStore) bool { return true })
+}
+
+func (c *chainSet) any(r *http.Request, matches func(eventInStore) bool) bool {
 	tokens := r.Header[deliveryHeader]
 	if len(tokens) == 0 {
 		return false
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for s := c.sends[event]; s != nil; s = s.next {
-		if slices.Contains(tokens, s.token[0]) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(tokens, func(token string) bool {
+		event, ok := c.events[token]
+		return ok && matches(event)
+	})
 }

@@ -12,7 +12,7 @@ import (
 )
 
 // A handler that verifies and deduplicates, and gives up soon.
-const impatient = "buzzbip_webhook {\nsecret " + caddytest.Secret + "\nduplicate_wait 50ms\n}\n"
+const impatient = "buzzbip_webhook {\nsecret " + caddytest.Secret + "\nanswer_within 50ms\n}\n"
 
 func TestTwoHandlersInOneRouteDeliver(t *testing.T) {
 	b := newBackend(t, nil)
@@ -50,7 +50,7 @@ func chained(t *testing.T, to string, b *backend, globals string) (s *site) {
 	t.Helper()
 	s = start(t, "respond gone 404")
 	inner := "http://" + caddytest.FreeAddress(t)
-	s.named = fmt.Sprintf("%s {\n%s\nbuzzbip_webhook %s {\nduplicate_wait 50ms\n}\nreverse_proxy %s\n}", inner, globals, caddytest.Secret, b.address())
+	s.named = fmt.Sprintf("%s {\n%s\nbuzzbip_webhook %s {\nanswer_within 50ms\n}\nreverse_proxy %s\n}", inner, globals, caddytest.Secret, b.address())
 	s.reload(impatient + "reverse_proxy " + strings.Replace(inner, "http://", to, 1) + " {\nheader_up Host {upstream_hostport}\n}")
 	return s
 }

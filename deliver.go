@@ -49,6 +49,7 @@ type attempt struct {
 	claimed   bool // and claim is not settled yet
 	delivered bool
 	start     time.Time
+	memory    int64 // what the delivery takes of underWay
 
 	values   valuesOf // of the sender's context
 	context  deliveryContext
@@ -78,18 +79,36 @@ func (a *attempt) hasClaimed(target eventInStore) bool {
 	return false
 }
 
+// acquireMemory takes memory for the delivery, which then starts.
+func (a *attempt) acquireMemory(r *http.Request) error {
+	a.memory = a.state.cost()
+	if a.state.attempt != nil || chains.contain(r) {
+		underWay.add(a.memory) // the delivery that it is part of would wait for itself
+		return nil
+	}
+	waited, err := underWay.acquire(r.Context(), a.memory, a.maxInFlight, a.waitLeft(a.state))
+	if waited {
+		a.state.now = time.Now()
+		a.start = a.state.now
+	}
+	return err
+}
+
 // run passes the event to the next handlers and settles the claim by their answer.
 func (a *attempt) run(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) (err error) {
+	if err := a.acquireMemory(r); err != nil {
+		a.settle()
+		return a.reject(a.state, w, r, webhook.ReasonOverloaded, err)
+	}
+	defer underWay.release(a.memory)
 	a.context.sender = r.Context()
 	a.values.Context = a.context.sender
 	// the delivery goes on if the sender disconnects
 	ctx, cancel := context.WithDeadline(&a.values, a.start.Add(a.deliveryTimeout))
 	defer cancel()
-	if a.store != nil {
-		a.sent.token[0] = rand.Text()
-		chains.add(a.target, &a.sent)
-		defer chains.remove(a.target, &a.sent)
-	}
+	a.sent.token[0] = rand.Text()
+	chains.add(a.sent.token[0], a.target)
+	defer chains.remove(a.sent.token[0])
 
 	a.state.result, a.state.timeout = webhook.ResultFailed, a.deliveryTimeout
 	a.outer, a.state.attempt = a.state.attempt, a

@@ -301,7 +301,7 @@ func TestRouteThatLeadsNowhereAcknowledgesNothing(t *testing.T) {
 }
 
 // broken is a store that fails to claim or to settle, does not return from Settle,
-// or finds a conflict after a while.
+// or finds a conflict with a delivery in flight.
 type broken struct {
 	dedupe.Store
 	What string `json:"what,omitempty"`
@@ -309,7 +309,7 @@ type broken struct {
 
 var errBroken = errors.New("the test broke it")
 
-// waits are those of the claims, of the store that finds a conflict.
+// waits are those of the claims that wait, of the store that finds a conflict.
 var waits []time.Duration
 
 // settles counts the calls of Settle, by their outcome.
@@ -335,6 +335,9 @@ func (b *broken) Claim(_ context.Context, r dedupe.Request) (dedupe.Verdict, err
 	case b.What == "claim":
 		return dedupe.Verdict{}, errBroken
 	case b.What == "conflict":
+		if r.Wait == 0 {
+			return dedupe.Verdict{}, dedupe.ErrInFlight
+		}
 		waits = append(waits, r.Wait)
 		time.Sleep(10 * time.Millisecond)
 		if !r.Redeliver {

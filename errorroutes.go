@@ -25,6 +25,9 @@ func (errorRoute) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return next.ServeHTTP(w, r)
 	}
 	if state.result == webhook.ResultFailed {
+		cost := state.cost()
+		underWay.add(cost)
+		defer underWay.release(cost)
 		// as the delivery, so that error routes can keep the event
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), state.timeout)
 		defer cancel()
@@ -78,37 +81,51 @@ func (state *requestState) rejectedBefore(r *http.Request) error {
 }
 
 // guardErrorRoutes puts errorRoute into all error routes that errors of the
-// handler that is being provisioned can reach: those of the server, and of
-// subroutes around the handler. Caddy provisions the routes of a server first,
-// then its error routes, which it compiles at once, and then its named routes.
-func guardErrorRoutes(ctx caddy.Context) error {
+// handler that is being provisioned can reach, and reports whether there are any.
+// Caddy provisions the routes of a server first, then its error routes, which it
+// compiles at once, and then its named routes.
+func guardErrorRoutes(ctx caddy.Context) (found bool, err error) {
+	var lists []caddyhttp.RouteList
 	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
-		if err := guardServer(ctx, server); err != nil {
-			return err
+		if server.Errors != nil && len(server.Errors.Routes) > 0 {
+			routes := server.Errors.Routes
+			compiled := !slices.ContainsFunc(routes, func(route caddyhttp.Route) bool { return !provisioned(route) })
+			if compiled && slices.ContainsFunc(routes, cannotBeGuarded) {
+				return true, errors.New("buzzbip_webhook is in a named route, so the error routes of its server must have their handlers in a subroute, as handle_errors of a Caddyfile does")
+			}
+			lists = append(lists, routes)
 		}
+		// subroutes that invoke a named route are not among the modules around it
+		lists = appendErrorRoutes(lists, server.Routes)
 	}
 	for _, module := range ctx.Modules() {
 		if subroute, ok := module.(*caddyhttp.Subroute); ok && subroute.Errors != nil {
-			if err := guard(ctx, subroute.Errors.Routes); err != nil {
-				return err
-			}
+			lists = append(lists, subroute.Errors.Routes)
 		}
 	}
-	return nil
+	for _, routes := range lists {
+		if err := guard(ctx, routes); err != nil {
+			return true, err
+		}
+	}
+	return len(lists) > 0, nil
 }
 
-func guardServer(ctx caddy.Context, server *caddyhttp.Server) error {
-	if server.Errors != nil {
-		compiled := !slices.ContainsFunc(server.Errors.Routes, func(route caddyhttp.Route) bool { return !provisioned(route) })
-		if compiled && slices.ContainsFunc(server.Errors.Routes, cannotBeGuarded) {
-			return errors.New("buzzbip_webhook is in a named route, so the error routes of its server must have their handlers in a subroute, as handle_errors of a Caddyfile does")
-		}
-		if err := guard(ctx, server.Errors.Routes); err != nil {
-			return err
+// appendErrorRoutes appends the error routes of the subroutes in routes.
+func appendErrorRoutes(lists []caddyhttp.RouteList, routes caddyhttp.RouteList) []caddyhttp.RouteList {
+	for _, route := range routes {
+		for _, handler := range route.Handlers {
+			subroute, ok := handler.(*caddyhttp.Subroute)
+			if !ok {
+				continue
+			}
+			if subroute.Errors != nil {
+				lists = append(lists, subroute.Errors.Routes)
+			}
+			lists = appendErrorRoutes(lists, subroute.Routes)
 		}
 	}
-	// subroutes that invoke a named route are not among the modules around it
-	return guardSubroutes(ctx, server.Routes)
+	return lists
 }
 
 // provisioned reports whether Caddy has provisioned the handlers of a route.
@@ -129,27 +146,6 @@ func cannotBeGuarded(route caddyhttp.Route) bool {
 		_, ok := handler.(*caddyhttp.Subroute)
 		return ok
 	})
-}
-
-// guardSubroutes guards the error routes of the subroutes in routes.
-func guardSubroutes(ctx caddy.Context, routes caddyhttp.RouteList) error {
-	for _, route := range routes {
-		for _, handler := range route.Handlers {
-			subroute, ok := handler.(*caddyhttp.Subroute)
-			if !ok {
-				continue
-			}
-			if subroute.Errors != nil {
-				if err := guard(ctx, subroute.Errors.Routes); err != nil {
-					return err
-				}
-			}
-			if err := guardSubroutes(ctx, subroute.Routes); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }
 
 // guard puts errorRoute before the handlers of each route. It changes the routes

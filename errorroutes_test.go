@@ -118,7 +118,7 @@ func TestErrorRoutesGetNoBodyOfADuplicateThatWaited(t *testing.T) {
 	b := newBackend(t, func(w http.ResponseWriter, r *http.Request) { <-release })
 	pages, routes := errorPages(t)
 	client := newClient(t, "HTTP/1.1")
-	s := start(t, proxied(b, "duplicate_wait 10ms")+"\n"+routes)
+	s := start(t, proxied(b, "answer_within 10ms")+"\n"+routes)
 	body := caddytest.NewEvent()
 	first := sendAsync(client, signed(s.url, body))
 	caddytest.Receive(t, b.arrived, "the delivery")

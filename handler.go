@@ -46,8 +46,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		Scope:     state.key.scope,
 		Key:       dedupe.KeyOf(state.event.ID),
 		Digest:    dedupe.DigestOf(state.body),
-		Wait:      h.duplicateWait,
-		Lease:     h.deliveryTimeout + leaseMargin,
+		Lease:     h.answerWithin + h.deliveryTimeout + leaseMargin,
 		Retention: h.retention,
 	}
 	target := eventInStore{h.store.backing(), request.Scope, request.Key}
@@ -77,9 +76,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 
 // claim asks the store for the right to deliver the event.
 func (h *Handler) claim(state *requestState, r *http.Request, request dedupe.Request) (dedupe.Verdict, error) {
-	start := state.now
-	verdict, now, err := h.store.claim(r.Context(), request, start)
-	state.now = now
+	verdict, err := h.claimOrWait(state, r, request)
 	if err != nil || verdict.State != dedupe.Conflicting {
 		return verdict, err
 	}
@@ -92,9 +89,29 @@ func (h *Handler) claim(state *requestState, r *http.Request, request dedupe.Req
 		return verdict, nil
 	}
 	request.Redeliver = true
-	request.Wait = max(h.duplicateWait-now.Sub(start), 0)
-	verdict, state.now, err = h.store.claim(r.Context(), request, now)
+	return h.claimOrWait(state, r, request)
+}
+
+// claimOrWait is claim of the store. While the event is in flight it waits, if
+// there is memory for that.
+func (h *Handler) claimOrWait(state *requestState, r *http.Request, request dedupe.Request) (dedupe.Verdict, error) {
+	verdict, err := h.claimNow(state, r, request)
+	if !errors.Is(err, dedupe.ErrInFlight) || !underWay.hold(state.cost(), h.maxInFlight) {
+		return verdict, err
+	}
+	defer underWay.unhold(state.cost())
+	request.Wait = h.waitLeft(state)
+	return h.claimNow(state, r, request)
+}
+
+func (h *Handler) claimNow(state *requestState, r *http.Request, request dedupe.Request) (verdict dedupe.Verdict, err error) {
+	verdict, state.now, err = h.store.claim(r.Context(), request, state.now)
 	return verdict, err
+}
+
+// waitLeft returns how much longer the event may wait.
+func (h *Handler) waitLeft(state *requestState) time.Duration {
+	return max(h.answerWithin-state.now.Sub(state.arrived), 0)
 }
 
 // admit verifies a request and completes state with its event and body. If a step
@@ -117,6 +134,7 @@ func (h *Handler) admit(state *requestState, w http.ResponseWriter, r *http.Requ
 		return webhook.ReasonSignatureMismatch, errors.New("the signature is not that of the body under any of the secrets")
 	}
 	state.key, state.now = key, time.Now()
+	state.arrived = state.now
 	key.matched(state.now)
 	if state.event, err = webhook.ParseEvent(body, h.requires); err != nil {
 		return webhook.ReasonEnvelopeInvalid, fmt.Errorf("the envelope of the event is invalid: %w", err)
@@ -165,6 +183,12 @@ func (h *Handler) reject(state *requestState, w http.ResponseWriter, r *http.Req
 	}
 	if reason != webhook.ReasonUnhandled { // that is logged as a failed delivery
 		h.logRejection(state, r, err)
+	}
+	if reason.Status() == http.StatusServiceUnavailable && !h.errorRoutes && state.attempt == nil {
+		// as Caddy answers an error, but without an entry in its error log for
+		// each: in an outage there may be many
+		w.WriteHeader(reason.Status())
+		return nil
 	}
 	return caddyhttp.Error(reason.Status(), err)
 }

@@ -289,7 +289,7 @@ func TestDuplicateThatWaitedLongEnoughIsAskedToRetry(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, client *http.Client) {
 		release := make(chan struct{})
 		b := newBackend(t, func(w http.ResponseWriter, r *http.Request) { <-release })
-		s := start(t, proxied(b, "duplicate_wait 20ms"))
+		s := start(t, proxied(b, "answer_within 20ms"))
 		body := caddytest.NewEvent()
 		first := sendAsync(client, signed(s.url, body))
 		caddytest.Receive(t, b.arrived, "the first delivery")
@@ -319,12 +319,12 @@ func TestUnavailableStoreAsksTheSenderToRetry(t *testing.T) {
 	b.expectCount(t, 0)
 }
 
-func TestDuplicateWaitIsThatOfBothClaimsTogether(t *testing.T) {
+func TestAnswerWithinIsThatOfBothClaimsTogether(t *testing.T) {
 	b := newBackend(t, nil)
-	s := start(t, proxied(b, "store broken conflict\nduplicate_wait 1s\non_conflict deliver"))
+	s := start(t, proxied(b, "store broken conflict\nanswer_within 1s\non_conflict deliver"))
 	waits = nil
 	expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, caddytest.NewEvent())), http.StatusOK, "")
-	if len(waits) != 2 || waits[0] != time.Second || waits[1] > waits[0]-10*time.Millisecond {
+	if len(waits) != 2 || waits[0] > time.Second || waits[1] > waits[0]-10*time.Millisecond {
 		t.Errorf("the claims waited up to %v", waits)
 	}
 }

@@ -34,6 +34,7 @@ var metrics = struct {
 	deliveryDuration *prometheus.HistogramVec
 	eventAge         prometheus.Histogram
 	inFlight         prometheus.GaugeFunc
+	inFlightBytes    prometheus.GaugeFunc
 	abandoned        prometheus.Counter
 	conflicts        prometheus.Counter
 	storeDuration    *prometheus.HistogramVec
@@ -54,6 +55,10 @@ var metrics = struct {
 		Namespace: metricsNamespace, Subsystem: metricsSubsystem, Name: "in_flight",
 		Help: "Deliveries in progress in the handlers after buzzbip_webhook.",
 	}, func() float64 { return float64(inFlight.Load()) }),
+	inFlightBytes: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Namespace: metricsNamespace, Subsystem: metricsSubsystem, Name: "in_flight_bytes",
+		Help: "Memory of verified events that are delivered or wait, as max_in_flight counts it.",
+	}, func() float64 { return float64(underWay.total()) }),
 	abandoned: counter("abandoned_deliveries_total", "Deliveries whose sender disconnected before the response: the backend is too slow."),
 	conflicts: counter("conflicts_total", "Events with the ID of a delivered event, but another body."),
 	storeDuration: histograms("store_operation_duration_seconds", "Duration of store operations. A claim of a duplicate includes its wait for the delivery in progress.",
@@ -87,7 +92,7 @@ func init() {
 func (a *App) registerMetrics(ctx caddy.Context) error {
 	for _, collector := range []prometheus.Collector{
 		metrics.requests, metrics.rejections, metrics.failures, metrics.signatureMatches, metrics.deliveryDuration, metrics.eventAge,
-		metrics.inFlight, metrics.abandoned, metrics.conflicts, metrics.storeDuration, metrics.storeErrors,
+		metrics.inFlight, metrics.inFlightBytes, metrics.abandoned, metrics.conflicts, metrics.storeDuration, metrics.storeErrors,
 		storeCollector{},
 	} {
 		if err := ctx.GetMetricsRegistry().Register(collector); err != nil {

@@ -28,7 +28,8 @@ func init() {
 const (
 	defaultReadTimeout     = caddy.Duration(10 * time.Second)
 	defaultDeliveryTimeout = caddy.Duration(time.Minute)
-	defaultDuplicateWait   = caddy.Duration(8 * time.Second)
+	defaultAnswerWithin    = caddy.Duration(8 * time.Second)
+	defaultMaxInFlight     = 256 << 20
 	defaultRetention       = caddy.Duration(24 * time.Hour)
 
 	// storeNamespace is where Caddy finds the stores.
@@ -95,10 +96,19 @@ type Handler struct {
 	// disconnected, which BuzzBip does after 10 seconds. Default: 1m.
 	DeliveryTimeout *caddy.Duration `json:"delivery_timeout,omitempty"`
 
-	// How long a duplicate waits for a delivery of the same event that is in
-	// flight, before the sender is asked to retry (503 with `Retry-After`).
-	// Default: 8s.
-	DuplicateWait *caddy.Duration `json:"duplicate_wait,omitempty"`
+	// How long an event may wait before its delivery, from the end of the
+	// request's body: for a delivery of the same event that is in flight, and for
+	// memory. After that, the sender is asked to retry (503 with `Retry-After`).
+	// A delivery that has begun may take longer. Default: 8s, since BuzzBip
+	// disconnects after 10 seconds.
+	AnswerWithin *caddy.Duration `json:"answer_within,omitempty"`
+
+	// How much memory verified events may take while they are delivered or wait,
+	// in bytes. Each counts as its body and 64 KiB. Deliveries of all handlers
+	// count together, also those that began before a reload. If they take three
+	// quarters of it, further events wait; if these take the rest, the sender is
+	// asked to retry. Default: 268435456.
+	MaxInFlight *int64 `json:"max_in_flight,omitempty"`
 
 	// How old an event may be, by its `createdAt`. Older ones are rejected, so
 	// that a captured request cannot be replayed once its event is forgotten.
@@ -133,10 +143,12 @@ type Handler struct {
 	maxBodySize     int64
 	readTimeout     time.Duration
 	deliveryTimeout time.Duration
-	duplicateWait   time.Duration
+	answerWithin    time.Duration
+	maxInFlight     int64
 	maxAge          time.Duration
 	retention       time.Duration
 	store           *measured // nil: no deduplication
+	errorRoutes     bool      // whether there are any that see what the handler returns
 
 	app     *App
 	logger  *zap.Logger
@@ -178,7 +190,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
 		server.RegisterOnStop(awaitDeliveries)
 	}
-	if err := guardErrorRoutes(ctx); err != nil {
+	if h.errorRoutes, err = guardErrorRoutes(ctx); err != nil {
 		return err
 	}
 	h.app.register(h)
@@ -194,6 +206,9 @@ func (h *Handler) provisionLimits() error {
 	if h.maxBodySize, err = option.Resolve("max_body_size", h.MaxBodySize, webhook.DefaultMaxBodySize); err != nil {
 		return err
 	}
+	if h.maxInFlight, err = option.Resolve("max_in_flight", h.MaxInFlight, defaultMaxInFlight); err != nil {
+		return err
+	}
 	for _, d := range []struct {
 		name    string
 		value   *caddy.Duration
@@ -202,7 +217,7 @@ func (h *Handler) provisionLimits() error {
 	}{
 		{"read_timeout", h.ReadTimeout, defaultReadTimeout, &h.readTimeout},
 		{"delivery_timeout", h.DeliveryTimeout, defaultDeliveryTimeout, &h.deliveryTimeout},
-		{"duplicate_wait", h.DuplicateWait, defaultDuplicateWait, &h.duplicateWait},
+		{"answer_within", h.AnswerWithin, defaultAnswerWithin, &h.answerWithin},
 		{"max_age", h.MaxAge, 0, &h.maxAge},
 		{"retention", h.Retention, defaultRetention, &h.retention},
 	} {

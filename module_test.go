@@ -133,6 +133,8 @@ func stopAtEnd(t testing.TB) {
 		if err := caddy.Stop(); err != nil {
 			t.Errorf("stopping Caddy: %v", err)
 		}
+		// handlers whose sender has disconnected may end after their server
+		caddytest.WaitFor(t, "the memory of all events", func() bool { return underWay.total() == 0 })
 	})
 }
 
@@ -501,7 +503,8 @@ func TestRejectedAtLoad(t *testing.T) {
 		"negative max_body_size":        {Handler{Secrets: one, MaxBodySize: ptr[int64](-1)}, "max_body_size must be greater than zero"},
 		"zero read_timeout":             {Handler{Secrets: one, ReadTimeout: ptr[caddy.Duration](0)}, "read_timeout must be greater than zero"},
 		"negative delivery_timeout":     {Handler{Secrets: one, DeliveryTimeout: ptr[caddy.Duration](-1)}, "delivery_timeout must be greater than zero"},
-		"zero duplicate_wait":           {Handler{Secrets: one, DuplicateWait: ptr[caddy.Duration](0)}, "duplicate_wait must be greater than zero"},
+		"zero answer_within":            {Handler{Secrets: one, AnswerWithin: ptr[caddy.Duration](0)}, "answer_within must be greater than zero"},
+		"zero max_in_flight":            {Handler{Secrets: one, MaxInFlight: ptr[int64](0)}, "max_in_flight must be greater than zero"},
 		"zero max_age":                  {Handler{Secrets: one, MaxAge: ptr[caddy.Duration](0)}, "max_age must be greater than zero"},
 		"zero retention":                {Handler{Secrets: one, Retention: ptr[caddy.Duration](0)}, "retention must be greater than zero"},
 		"max_age beyond the retention":  {Handler{Secrets: one, MaxAge: ptr(caddy.Duration(24*time.Hour - webhook.ClockSkew + 1))}, "raise retention or lower max_age"},
@@ -559,7 +562,7 @@ func TestDefaults(t *testing.T) {
 	h := &Handler{Secrets: []Secret{{Value: caddytest.Secret}, {Value: "another-secret-that-is-long", Label: "old"}}}
 	provision(t, h)
 	if h.maxBodySize != 1<<20 || h.readTimeout != 10*time.Second || h.deliveryTimeout != time.Minute ||
-		h.duplicateWait != 8*time.Second || h.maxAge != 0 || h.retention != 24*time.Hour || h.requires != (webhook.Requirements{CreatedAt: true, Data: true}) {
+		h.answerWithin != 8*time.Second || h.maxInFlight != 256<<20 || h.maxAge != 0 || h.retention != 24*time.Hour || h.requires != (webhook.Requirements{CreatedAt: true, Data: true}) {
 		t.Errorf("the defaults are %+v", h)
 	}
 	if first, second := h.secrets.list[0].label, h.secrets.list[1].label; first != "1" || second != "old" {

@@ -17,13 +17,14 @@ import (
 // requestState is what is known of a request so far. Placeholders and the matcher
 // read it, also in error routes.
 type requestState struct {
-	start  time.Time     // when the handler got the request
-	now    time.Time     // the latest reading of the clock
-	key    *key          // nil until the signature is verified
-	event  webhook.Event // empty until then, and if its envelope is invalid
-	body   []byte        // of the event
-	result webhook.Result
-	reason webhook.Reason
+	start   time.Time     // when the handler got the request
+	now     time.Time     // the latest reading of the clock
+	arrived time.Time     // when its whole body had arrived
+	key     *key          // nil until the signature is verified
+	event   webhook.Event // empty until then, and if its envelope is invalid
+	body    []byte        // of the event
+	result  webhook.Result
+	reason  webhook.Reason
 	// attempt is the delivery that is in progress, or nil
 	attempt *attempt
 	// spare is an attempt that was allocated with the state, or nil if it is used
@@ -68,6 +69,9 @@ func stateOf(r *http.Request) *requestState {
 	s, _ := caddyhttp.GetVar(r.Context(), stateVar).(*requestState)
 	return s
 }
+
+// cost returns what the event takes of the memory for events under way.
+func (s *requestState) cost() int64 { return allowance + int64(cap(s.body)) }
 
 // verified reports whether the sender of the event holds a secret.
 func (s *requestState) verified() bool { return s != nil && s.event.ID != "" }

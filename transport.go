@@ -11,8 +11,7 @@ import (
 
 // sending is a request that transports send to backends.
 type sending struct {
-	token [1]string // the value of deliveryHeader; empty: none
-	next  *sending  // in chains
+	token [1]string // the value of deliveryHeader
 	given payload   // the body that the next handlers get
 	// idempotencyKey means that an attempt has sent a header that makes net/http
 	// repeat it even if the backend may have processed it.
@@ -40,9 +39,7 @@ var errNotRepeated = errors.New("not repeated: the backend may have processed it
 // prepare gives r the event's body. A transport can get it again if the backend
 // has certainly not processed the request, such as a refused HTTP/2 stream.
 func (s *sending) prepare(r *http.Request, body []byte) {
-	if s.token[0] != "" {
-		r.Header[deliveryHeader] = append(s.token[:], r.Header[deliveryHeader]...)
-	}
+	r.Header[deliveryHeader] = append(s.token[:], r.Header[deliveryHeader]...)
 	s.given.reader.Reset(body)
 	setBody(r, &s.given, len(body))
 	r.GetBody = func() (io.ReadCloser, error) {

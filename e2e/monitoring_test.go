@@ -444,7 +444,7 @@ http://%[1]s {
 		buzzbip_webhook {
 			secret {env.OTHER_SECRET} other
 			events message.*
-			duplicate_wait 50ms
+			answer_within 50ms
 			store memory {
 				capacity 1
 			}

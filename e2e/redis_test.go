@@ -184,7 +184,7 @@ func TestAnotherInstanceTakesOverFromAKilledOneAfterTheLease(t *testing.T) {
 		}
 	})
 	defer close(release)
-	urls, caddies := onRedis(t, redistest.Start(t), b, 2, "delivery_timeout 1s\nduplicate_wait 100ms", "")
+	urls, caddies := onRedis(t, redistest.Start(t), b, 2, "delivery_timeout 1s\nanswer_within 100ms", "")
 	body := caddytest.NewEvent()
 	abandoned, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -367,7 +367,7 @@ func TestDeliveryUnderWayWhenRedisComesBackIsNotRepeatedByAnotherInstance(t *tes
 	end := sync.OnceFunc(func() { close(release) })
 	defer end()
 	server := redistest.Start(t)
-	urls, caddies := onRedis(t, server, b, 2, "duplicate_wait 300ms", "timeout 200ms")
+	urls, caddies := onRedis(t, server, b, 2, "answer_within 300ms", "timeout 200ms")
 	before, during := caddytest.NewEvent(), caddytest.NewEvent()
 	answers := make(chan caddytest.Answer, 2)
 	deliver := func(body string) {

@@ -65,7 +65,7 @@ func newWrongEndpoint(t *testing.T) wrongEndpoint {
 		"\tredir /moved /ok 308\n\tredir /elsewhere https://hooks.example.com/ok 302\n"+
 		site("/ok", "", proxy)+
 		site("/fails", "", proxy)+
-		site("/hangs", "duplicate_wait 50ms", proxy)+
+		site("/hangs", "answer_within 50ms", proxy)+
 		site("/late", "delivery_timeout 50ms", "rewrite * /hangs\n"+proxy)+
 		site("/down", "", "reverse_proxy "+caddytest.FreeAddress(t))+
 		site("/full", "store memory {\ncapacity 1\nwhen_full refuse\n}", proxy)+

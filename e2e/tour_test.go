@@ -98,7 +98,7 @@ http://%[1]s {
 			max_age 1h
 			max_body_size 2KiB
 			read_timeout 200ms
-			duplicate_wait 50ms
+			answer_within 50ms
 		}
 		reverse_proxy %[3]s
 	}

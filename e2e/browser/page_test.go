@@ -89,7 +89,7 @@ http://%s {
 			secret {env.NEW_SECRET} current
 			secret {env.OLD_SECRET} previous
 			events message.* contact.*
-			duplicate_wait 50ms
+			answer_within 50ms
 		}
 		reverse_proxy %[2]s
 	}

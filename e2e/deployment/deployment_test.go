@@ -67,9 +67,9 @@ func start(t *testing.T, data, caddyfile string, env ...string) *caddytest.Caddy
 
 // settings are those of a Caddyfile that others must agree with.
 type settings struct {
-	Listen                                                    []string
-	ShutdownDelay, GracePeriod                                time.Duration
-	ReadTimeout, DuplicateWait, DeliveryTimeout, ShortestStop time.Duration
+	Listen                                                   []string
+	ShutdownDelay, GracePeriod                               time.Duration
+	ReadTimeout, AnswerWithin, DeliveryTimeout, ShortestStop time.Duration
 }
 
 // adapted reads the settings as Caddy does.
@@ -108,16 +108,16 @@ func adapted(t *testing.T, caddyfile string) (s settings) {
 	if handler == nil {
 		t.Fatal("the Caddyfile has no buzzbip_webhook")
 	}
-	s.ReadTimeout, s.DuplicateWait, s.DeliveryTimeout = 10*time.Second, 8*time.Second, time.Minute // the defaults
-	for option, into := range map[string]*time.Duration{"read_timeout": &s.ReadTimeout, "duplicate_wait": &s.DuplicateWait, "delivery_timeout": &s.DeliveryTimeout} {
+	s.ReadTimeout, s.AnswerWithin, s.DeliveryTimeout = 10*time.Second, 8*time.Second, time.Minute // the defaults
+	for option, into := range map[string]*time.Duration{"read_timeout": &s.ReadTimeout, "answer_within": &s.AnswerWithin, "delivery_timeout": &s.DeliveryTimeout} {
 		if n, ok := handler[option].(float64); ok {
 			*into = time.Duration(n)
 		}
 	}
 	// a duplicate may wait for a delivery that fails, and then be delivered
-	if s.GracePeriod <= s.ReadTimeout+s.DuplicateWait+s.DeliveryTimeout {
-		t.Errorf("grace_period is %v, not more than read_timeout, duplicate_wait and delivery_timeout, %v, %v and %v",
-			s.GracePeriod, s.ReadTimeout, s.DuplicateWait, s.DeliveryTimeout)
+	if s.GracePeriod <= s.ReadTimeout+s.AnswerWithin+s.DeliveryTimeout {
+		t.Errorf("grace_period is %v, not more than read_timeout, answer_within and delivery_timeout, %v, %v and %v",
+			s.GracePeriod, s.ReadTimeout, s.AnswerWithin, s.DeliveryTimeout)
 	}
 	s.ShortestStop = s.ShutdownDelay + s.GracePeriod
 	return s

@@ -34,6 +34,8 @@ const (
 	ReasonStoreUnavailable Reason = "store_unavailable"
 	// ReasonStoreFull: the store is full and when_full forbids forgetting, so the sender is asked to retry.
 	ReasonStoreFull Reason = "store_full"
+	// ReasonOverloaded: the memory of max_in_flight is in use, so the sender is asked to retry.
+	ReasonOverloaded Reason = "overloaded"
 	// ReasonUnhandled: no handler after buzzbip_webhook answered.
 	ReasonUnhandled Reason = "unhandled"
 )
@@ -42,7 +44,7 @@ const (
 var Reasons = []Reason{
 	ReasonMethodNotAllowed, ReasonSignatureMissing, ReasonSignatureMalformed, ReasonBodyTooLarge, ReasonBodyTimeout,
 	ReasonBodyIncomplete, ReasonSignatureMismatch, ReasonEnvelopeInvalid, ReasonEventStale, ReasonEventFromFuture,
-	ReasonInFlight, ReasonStoreUnavailable, ReasonStoreFull, ReasonUnhandled,
+	ReasonInFlight, ReasonStoreUnavailable, ReasonStoreFull, ReasonOverloaded, ReasonUnhandled,
 }
 
 // Status returns the HTTP status of the answer to a request that is rejected for
@@ -61,7 +63,7 @@ func (r Reason) Status() int {
 		return http.StatusBadRequest
 	case ReasonEventStale, ReasonEventFromFuture:
 		return http.StatusForbidden
-	case ReasonInFlight, ReasonStoreUnavailable, ReasonStoreFull:
+	case ReasonInFlight, ReasonStoreUnavailable, ReasonStoreFull, ReasonOverloaded:
 		return http.StatusServiceUnavailable
 	case ReasonUnhandled:
 		return http.StatusBadGateway

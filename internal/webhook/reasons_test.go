@@ -56,4 +56,5 @@ const reasonsInContract = `405 method_not_allowed
 503 in_flight
 503 store_unavailable
 503 store_full
+503 overloaded
 502 unhandled`
