@@ -104,7 +104,7 @@ type Handler struct {
 	AnswerWithin *caddy.Duration `json:"answer_within,omitempty"`
 
 	// How much memory verified events may take while they are delivered or wait,
-	// in bytes. Each counts as its body and 64 KiB. Deliveries of all handlers
+	// in bytes. Each counts as its body and 96 KiB. Deliveries of all handlers
 	// count together, also those that began before a reload. If they take three
 	// quarters of it, further events wait; if these take the rest, the sender is
 	// asked to retry. Default: 268435456.
