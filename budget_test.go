@@ -378,9 +378,11 @@ func TestDuplicateNeedsNoMemory(t *testing.T) {
 	hangs, waits := sendAsync(client, signed(s.url, caddytest.NewEvent())), sendAsync(client, signed(s.url, caddytest.NewEvent()))
 	awaitQueued(t, 1)
 	expect(t, send(client, signed(s.url, delivered)), http.StatusOK, webhook.ResultDuplicate)
-	for _, answer := range []<-chan response{hangs, waits} {
+	for range 2 {
 		release <- http.StatusOK
-		caddytest.Receive(t, answer, "an answer")
+	}
+	for _, answer := range []<-chan response{hangs, waits} {
+		expect(t, caddytest.Receive(t, answer, "an answer"), http.StatusOK, "")
 	}
 }
 

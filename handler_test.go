@@ -328,3 +328,24 @@ func TestAnswerWithinIsThatOfBothClaimsTogether(t *testing.T) {
 		t.Errorf("the claims waited up to %v", waits)
 	}
 }
+
+func TestRequestsToRetryAreNotInCaddysErrorLog(t *testing.T) {
+	for name, routes := range map[string]string{"no error routes": "", "error routes": explained} {
+		t.Run(name, func(t *testing.T) {
+			b, release := hanging(t)
+			s := start(t, proxied(b, "answer_within 1ms")+routes)
+			client := newClient(t, "HTTP/2.0")
+			body := caddytest.NewEvent()
+			first := sendAsync(client, signed(s.url, body))
+			caddytest.Receive(t, b.arrived, "the delivery")
+			for range 3 {
+				expect(t, send(client, signed(s.url, body)), http.StatusServiceUnavailable, webhook.ResultInFlight)
+			}
+			if log := s.logs(); strings.Contains(log, "http.log.error") || !strings.Contains(log, `"reason":"in_flight"`) {
+				t.Errorf("the log is %s", log)
+			}
+			release <- http.StatusOK
+			expect(t, caddytest.Receive(t, first, "the answer"), http.StatusOK, "")
+		})
+	}
+}

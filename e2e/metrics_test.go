@@ -35,6 +35,7 @@ func TestMetricsCountWhatHappensAcrossReloads(t *testing.T) {
 			`signature_matches_total{secret="old"}`:   2,
 			`signature_matches_total{secret="other"}`: 4,
 			"in_flight":                           0,
+			"in_flight_bytes":                     0,
 			"abandoned_deliveries_total":          1,
 			"conflicts_total":                     1,
 			"event_age_seconds_count":             14,
