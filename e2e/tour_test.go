@@ -112,6 +112,15 @@ http://%[1]s {
 		}
 		reverse_proxy %[3]s
 	}
+	handle /busy {
+		buzzbip_webhook {
+			secret {env.OTHER_SECRET} other
+			dedupe off
+			max_in_flight 1KiB
+			answer_within 50ms
+		}
+		reverse_proxy %[3]s
+	}
 	handle /nowhere {
 		buzzbip_webhook {
 			secret {env.OTHER_SECRET} other
@@ -181,7 +190,8 @@ http://%[1]s {
 	if n := tr.Metric("in_flight"); n != 1 {
 		t.Errorf("%v deliveries are in flight, want 1", n)
 	}
-	tr.sends("/main", caddytest.Secret, slow, http.StatusServiceUnavailable) // in_flight
+	tr.sends("/main", caddytest.Secret, slow, http.StatusServiceUnavailable)            // in_flight
+	tr.sends("/busy", otherSecret, caddytest.NewEvent(), http.StatusServiceUnavailable) // overloaded
 	disconnect()
 	<-gone
 	time.Sleep(500 * time.Millisecond) // nothing shows that Caddy has noticed
@@ -216,13 +226,13 @@ var (
 		`event_type="message.received",result="in_flight"`: 1,
 		`event_type="message.received",result="failed"`:    2, // one unhandled
 		`event_type="message.sent",result="rejected"`:      2,
-		`event_type="message.received",result="rejected"`:  2, // full, down
+		`event_type="message.received",result="rejected"`:  3, // full, down, busy
 		`event_type="unverified",result="rejected"`:        27,
 	}
 	tourFailures   = map[string]float64{"status_5xx": 1, "unhandled": 1}
 	tourRejections = map[string]float64{
 		"method_not_allowed": 1, "signature_missing": 1, "signature_malformed": 1, "body_too_large": 1, "body_timeout": 1,
 		"body_incomplete": 1, "signature_mismatch": 20, "envelope_invalid": 1, "event_stale": 1, "event_from_future": 1,
-		"in_flight": 1, "store_unavailable": 1, "store_full": 1, "unhandled": 1,
+		"in_flight": 1, "store_unavailable": 1, "store_full": 1, "overloaded": 1, "unhandled": 1,
 	}
 )
