@@ -62,17 +62,19 @@ func TestMemoryIsBoundedWhileTheBackendHangs(t *testing.T) {
 	close(back)
 	senders.Wait()
 
-	delivered := 0
+	delivered, unanswered := 0, 0
 	for _, event := range outcomes {
 		switch {
 		case event.status == http.StatusOK && b.Count(event.body) == 1:
 			delivered++
+		case event.status == 0 && b.Count(event.body) <= 1: // on a slow machine, the sender disconnected
+			unanswered++
 		case event.status != http.StatusServiceUnavailable || b.Count(event.body) != 0:
 			t.Errorf("an event was answered %d and arrived %d times", event.status, b.Count(event.body))
 		}
 	}
-	if rejected := c.Metric(`rejections_total{reason="overloaded"}`); delivered == 0 || int(rejected) != events-delivered {
-		t.Errorf("%d events were delivered and %v rejected as overloaded, of %d", delivered, rejected, events)
+	if rejected := c.Metric(`rejections_total{reason="overloaded"}`); delivered == 0 || int(rejected) > events-delivered || int(rejected) < events-delivered-unanswered {
+		t.Errorf("%d events were delivered, %v rejected as overloaded and %d not answered, of %d", delivered, rejected, unanswered, events)
 	}
 	t.Logf("%d events were delivered", delivered)
 	caddytest.WaitFor(t, "all memory to be free", func() bool { return c.Metric("in_flight_bytes") == 0 })
