@@ -4,7 +4,6 @@ package memory
 
 import (
 	"context"
-	"strconv"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -80,15 +79,10 @@ func (s *Store) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			if err := option.Once(d, s.Capacity != nil); err != nil {
 				return err
 			}
-			value, err := option.Word(d)
-			if err != nil {
+			var err error
+			if s.Capacity, err = option.Count(d); err != nil {
 				return err
 			}
-			n, err := strconv.Atoi(value)
-			if err != nil || n <= 0 {
-				return d.Errf("capacity must be a whole number greater than zero, not %q", value)
-			}
-			s.Capacity = &n
 		case "when_full":
 			if err := option.Once(d, s.WhenFull != ""); err != nil {
 				return err

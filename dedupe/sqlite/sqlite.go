@@ -5,9 +5,6 @@ package sqlite
 import (
 	"context"
 	"errors"
-	"fmt"
-	"path/filepath"
-	"strings"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -50,18 +47,8 @@ func (Store) CaddyModule() caddy.ModuleInfo {
 // Provision resolves the path. It does not open the file: `caddy validate` runs
 // while another Caddy uses it.
 func (s *Store) Provision(caddy.Context) error {
-	path := filepath.Join(caddy.AppDataDir(), "buzzbip", "webhook.db")
-	if s.Path != "" {
-		var err error
-		if path, err = caddy.NewReplacer().ReplaceOrErr(s.Path, true, true); err != nil {
-			return fmt.Errorf("path: %w", err)
-		}
-		if strings.TrimSpace(path) == "" {
-			return errors.New("path is empty")
-		}
-	}
 	var err error
-	s.path, err = database.Canonical(path)
+	s.path, err = database.Resolve(s.Path)
 	return err
 }
 

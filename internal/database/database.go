@@ -24,6 +24,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -114,7 +115,8 @@ type Tables struct {
 }
 
 // Use creates or migrates tables. They must be of a version that this program
-// knows.
+// knows. It may be called again, as after a reload that took away one of several
+// users of the file, and a later one that brought it back.
 func (db *DB) Use(t Tables) error {
 	err := db.Write(db.ctx, func(c *Conn) error {
 		version := 0
@@ -145,7 +147,9 @@ func (db *DB) Use(t Tables) error {
 	}
 	db.mu.Lock()
 	defer db.mu.Unlock()
-	db.tables = append(db.tables, t)
+	if !slices.ContainsFunc(db.tables, func(used Tables) bool { return used.Name == t.Name }) {
+		db.tables = append(db.tables, t)
+	}
 	return nil
 }
 

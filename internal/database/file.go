@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/caddyserver/caddy/v2"
 	"github.com/ncruces/go-sqlite3"
 	"go.uber.org/zap"
 )
@@ -48,6 +49,23 @@ var ErrDamaged = errors.New("damaged")
 
 func damaged(path string, err error) error {
 	return fmt.Errorf("%s is damaged (%w): restore a backup, or move all of %s* away to start with nothing; then duplicates of earlier events are delivered", path, err, path)
+}
+
+// Resolve returns the canonical path for the option path of a module, in which
+// global placeholders are expanded. If the option was not given, it is
+// buzzbip/webhook.db in Caddy's data directory.
+func Resolve(option string) (string, error) {
+	if option == "" {
+		return Canonical(filepath.Join(caddy.AppDataDir(), "buzzbip", "webhook.db"))
+	}
+	path, err := caddy.NewReplacer().ReplaceOrErr(option, true, true)
+	if err != nil {
+		return "", fmt.Errorf("path: %w", err)
+	}
+	if strings.TrimSpace(path) == "" {
+		return "", errors.New("path is empty")
+	}
+	return Canonical(path)
 }
 
 // Canonical returns one path for all spellings of it, the same before and after

@@ -6,6 +6,7 @@ package option
 import (
 	"fmt"
 	"math"
+	"strconv"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -51,6 +52,16 @@ func ParseSize(name, text string) (int64, error) {
 	return int64(parsed), Positive(name, int64(parsed))
 }
 
+// ParseDuration reads a duration as Caddy does (with d for days). It must be greater
+// than zero.
+func ParseDuration(name, text string) (caddy.Duration, error) {
+	parsed, err := caddy.ParseDuration(text)
+	if err != nil {
+		return 0, fmt.Errorf("%s must be a duration such as 30s or 24h: %w", name, err)
+	}
+	return caddy.Duration(parsed), Positive(name, caddy.Duration(parsed))
+}
+
 // Once returns an error if the option at d was given earlier.
 func Once(d *caddyfile.Dispenser, given bool) error {
 	if given {
@@ -80,15 +91,26 @@ func Duration(d *caddyfile.Dispenser) (*caddy.Duration, error) {
 	if err != nil {
 		return nil, err
 	}
-	parsed, err := caddy.ParseDuration(text)
+	value, err := ParseDuration(name, text)
 	if err != nil {
-		return nil, d.Errf("%s must be a duration such as 30s or 24h: %w", name, err)
-	}
-	value := caddy.Duration(parsed)
-	if err := Positive(name, value); err != nil {
 		return nil, d.WrapErr(err)
 	}
 	return &value, nil
+}
+
+// Count reads the only argument of the option at d, a whole number that is greater
+// than zero.
+func Count(d *caddyfile.Dispenser) (*int, error) {
+	name := d.Val()
+	text, err := Word(d)
+	if err != nil {
+		return nil, err
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n <= 0 {
+		return nil, d.Errf("%s must be a whole number greater than zero, not %q", name, text)
+	}
+	return &n, nil
 }
 
 // Size reads the only argument of the option at d, a size that is greater than zero,

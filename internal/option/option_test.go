@@ -116,6 +116,21 @@ func TestDurations(t *testing.T) {
 	}
 }
 
+func TestCounts(t *testing.T) {
+	for line, want := range map[string]string{
+		"capacity 12":  "",
+		"capacity 0":   "capacity must be a whole number greater than zero",
+		"capacity 1.5": "capacity must be a whole number greater than zero",
+		"capacity":     "rong argument count",
+	} {
+		n, err := Count(dispense(line))
+		expectError(t, line, err, want)
+		if err == nil && *n != 12 {
+			t.Errorf("%s is read as %d", line, *n)
+		}
+	}
+}
+
 func TestWordIsTheOnlyArgument(t *testing.T) {
 	for line, want := range map[string]string{"scope orders": "", `scope "two words"`: "", "scope": "rong argument count", "scope a b": "rong argument count", `scope ""`: "scope is empty"} {
 		word, err := Word(dispense(line))

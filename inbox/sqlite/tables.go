@@ -1,0 +1,349 @@
+package sqlite
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/ncruces/go-sqlite3"
+
+	"github.com/buzzbip/caddy-webhook/dedupe"
+	"github.com/buzzbip/caddy-webhook/inbox"
+	"github.com/buzzbip/caddy-webhook/internal/database"
+)
+
+// tables keep the events. Times are Unix times in nanoseconds, and 0 is none.
+//
+// Requests and bodies have a table of their own, so that events are found without
+// reading those. Events of each state are counted by triggers, so that no change
+// can miss one.
+var tables = database.Tables{
+	Name: "inbox",
+	Migrations: []string{`
+		CREATE TABLE events(
+			number    INTEGER PRIMARY KEY AUTOINCREMENT,
+			state     TEXT NOT NULL,
+			since     INTEGER NOT NULL, -- in this state; see inbox.Event.Since
+			due       INTEGER NOT NULL,
+			target    TEXT NOT NULL,
+			scope     TEXT NOT NULL,
+			key       BLOB NOT NULL,
+			digest    INTEGER NOT NULL,
+			id        TEXT NOT NULL,
+			type      TEXT NOT NULL,
+			order_key TEXT NOT NULL,
+			secret    TEXT NOT NULL,
+			arrived   INTEGER NOT NULL,
+			size      INTEGER NOT NULL, -- of the body
+			attempts  INTEGER NOT NULL,
+			first     TEXT NOT NULL,    -- the first attempt in JSON, or empty
+			last      TEXT NOT NULL
+		) STRICT;
+		CREATE INDEX events_by_key ON events(key);
+		CREATE INDEX events_by_due ON events(target, due) WHERE state = 'waiting';
+		CREATE INDEX events_by_age ON events(state, since);
+		CREATE INDEX events_by_state ON events(state);
+
+		CREATE TABLE bodies(
+			number  INTEGER PRIMARY KEY,
+			request TEXT NOT NULL, -- JSON, in which a code point stands for each byte
+			body    BLOB NOT NULL
+		) STRICT;
+
+		CREATE TABLE event_counts(
+			state  TEXT PRIMARY KEY,
+			events INTEGER NOT NULL,
+			bytes  INTEGER NOT NULL
+		) STRICT, WITHOUT ROWID;
+		INSERT INTO event_counts(state, events, bytes) VALUES('waiting', 0, 0), ('dead', 0, 0), ('accepted', 0, 0), ('delivered', 0, 0);
+		CREATE TRIGGER event_added AFTER INSERT ON events BEGIN
+			UPDATE event_counts SET events = events + 1, bytes = bytes + NEW.size WHERE state = NEW.state;
+		END;
+		CREATE TRIGGER event_moved AFTER UPDATE OF state ON events WHEN OLD.state <> NEW.state BEGIN
+			UPDATE event_counts SET events = events - 1, bytes = bytes - OLD.size WHERE state = OLD.state;
+			UPDATE event_counts SET events = events + 1, bytes = bytes + NEW.size WHERE state = NEW.state;
+		END;
+		CREATE TRIGGER event_removed AFTER DELETE ON events BEGIN
+			UPDATE event_counts SET events = events - 1, bytes = bytes - OLD.size WHERE state = OLD.state;
+			DELETE FROM bodies WHERE number = OLD.number;
+		END;
+
+		CREATE TABLE redelivery(paused INTEGER NOT NULL) STRICT; -- one row
+		INSERT INTO redelivery(paused) VALUES(0)`},
+	Check: check,
+}
+
+// columns are those that read takes.
+const columns = "number, state, type, id, order_key, arrived, last, since, due, scope, key, digest, secret, attempts, first, target"
+
+// read returns the event of a row, and whether f selects it. If not, it is not
+// complete.
+func read(row *sqlite3.Stmt, f *inbox.Filter) (e inbox.Event, matches bool, err error) {
+	e = inbox.Event{
+		Number: row.ColumnInt64(0), State: inbox.State(row.ColumnText(1)), Type: row.ColumnText(2), ID: row.ColumnText(3),
+		OrderKey: row.ColumnText(4), Arrived: timeOf(row.ColumnInt64(5)),
+	}
+	if len(f.Status) > 0 {
+		if e.Last, err = attemptOf(row.ColumnRawText(6)); err != nil {
+			return e, false, err
+		}
+	}
+	if !f.Matches(&e) {
+		return e, false, nil
+	}
+	if e.Last, err = attemptOf(row.ColumnRawText(6)); err != nil {
+		return e, false, err
+	}
+	since := timeOf(row.ColumnInt64(7))
+	if e.State == inbox.Waiting {
+		e.Since = since
+	} else {
+		e.Settled = since
+	}
+	e.Due, e.Scope = timeOf(row.ColumnInt64(8)), row.ColumnText(9)
+	copy(e.Key[:], row.ColumnRawBlob(10))
+	e.Digest, e.Secret, e.Attempts = dedupe.Digest(row.ColumnInt64(11)), row.ColumnText(12), row.ColumnInt(13)
+	e.Target = row.ColumnText(15)
+	e.First, err = attemptOf(row.ColumnRawText(14))
+	return e, true, err
+}
+
+var all inbox.Filter
+
+// get returns an event without its request and body.
+func get(c *database.Conn, number int64) (e inbox.Event, err error) {
+	err = inbox.ErrNotFound
+	queryErr := c.Query("SELECT "+columns+" FROM events WHERE number = ?", func(row *sqlite3.Stmt) error {
+		e, _, err = read(row, &all)
+		return nil
+	}, number)
+	return e, errors.Join(queryErr, err)
+}
+
+// find returns the last event with a scope and a key.
+func find(c *database.Conn, scope string, key dedupe.Key) (e inbox.Event, err error) {
+	err = inbox.ErrNotFound
+	queryErr := c.Query("SELECT "+columns+" FROM events INDEXED BY events_by_key WHERE key = ? AND scope = ? ORDER BY number DESC LIMIT 1", func(row *sqlite3.Stmt) error {
+		e, _, err = read(row, &all)
+		return nil
+	}, key[:], scope)
+	return e, errors.Join(queryErr, err)
+}
+
+// loadBody adds its request and its body to an event, if they are kept.
+func loadBody(c *database.Conn, e *inbox.Event) (err error) {
+	return c.Query("SELECT request, body FROM bodies WHERE number = ?", func(row *sqlite3.Stmt) error {
+		e.Body = row.ColumnBlob(1, []byte{})
+		e.Request, err = requestOf(row.ColumnRawText(0))
+		return err
+	}, e.Number)
+}
+
+// insert adds an event that waits, and returns its number.
+func insert(c *database.Conn, e *inbox.Event) (number int64, err error) {
+	err = c.Query("SELECT 1 FROM events INDEXED BY events_by_key WHERE key = ? AND scope = ? AND digest = ?",
+		func(*sqlite3.Stmt) error { return inbox.ErrKept }, e.Key[:], e.Scope, int64(e.Digest))
+	if err != nil {
+		return 0, err
+	}
+	request, err := textOf(e.Request)
+	if err != nil {
+		return 0, err
+	}
+	first, last, err := attemptsOf(e)
+	if err != nil {
+		return 0, err
+	}
+	err = c.Query(`INSERT INTO events(state, since, due, scope, key, digest, id, type, order_key, secret, arrived, size, attempts, first, last, target)
+		VALUES('waiting', ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?1, ?10, ?11, ?12, ?13, ?14) RETURNING number`,
+		func(row *sqlite3.Stmt) error { number = row.ColumnInt64(0); return nil },
+		nanoseconds(e.Arrived), nanoseconds(e.Due), e.Scope, e.Key[:], int64(e.Digest), e.ID, e.Type, e.OrderKey, e.Secret, len(e.Body), e.Attempts, first, last, e.Target)
+	if err != nil {
+		return 0, err
+	}
+	body := e.Body
+	if body == nil {
+		body = []byte{} // nil would be NULL
+	}
+	return number, c.Exec("INSERT INTO bodies(number, request, body) VALUES(?, ?, ?)", number, request, body)
+}
+
+// update writes what can change of an event.
+func update(c *database.Conn, e *inbox.Event) error {
+	since := e.Settled
+	if e.State == inbox.Waiting {
+		since = e.Since
+	}
+	first, last, err := attemptsOf(e)
+	if err != nil {
+		return err
+	}
+	return c.Exec("UPDATE events SET state = ?, since = ?, due = ?, attempts = ?, first = ?, last = ? WHERE number = ?",
+		string(e.State), nanoseconds(since), nanoseconds(e.Due), e.Attempts, first, last, e.Number)
+}
+
+func remove(c *database.Conn, number int64) error {
+	return c.Exec("DELETE FROM events WHERE number = ?", number)
+}
+
+func removeBody(c *database.Conn, number int64) error {
+	return c.Exec("DELETE FROM bodies WHERE number = ?", number)
+}
+
+func hasBody(c *database.Conn, number int64) (has bool, err error) {
+	err = c.Query("SELECT 1 FROM bodies WHERE number = ?", func(*sqlite3.Stmt) error { has = true; return nil }, number)
+	return has, err
+}
+
+// textOf returns a request in JSON. Headers need not be UTF-8, but JSON must be.
+func textOf(r inbox.Request) (string, error) {
+	text, err := json.Marshal(mapped(r, func(s string) string {
+		runes := make([]rune, len(s))
+		for i := range len(s) {
+			runes[i] = rune(s[i])
+		}
+		return string(runes)
+	}))
+	return string(text), err
+}
+
+func requestOf(text []byte) (r inbox.Request, err error) {
+	err = json.Unmarshal(text, &r)
+	return mapped(r, func(s string) string {
+		bytes := make([]byte, 0, len(s))
+		for _, code := range s {
+			bytes = append(bytes, byte(code))
+		}
+		return string(bytes)
+	}), err
+}
+
+// mapped returns a request with f applied to all strings that are not ASCII.
+func mapped(r inbox.Request, f func(string) string) inbox.Request {
+	change := func(s string) string {
+		if strings.IndexFunc(s, func(code rune) bool { return code >= utf8.RuneSelf }) < 0 {
+			return s
+		}
+		return f(s)
+	}
+	for _, s := range []*string{&r.Server, &r.Host, &r.URI, &r.Proto, &r.RemoteAddr} {
+		*s = change(*s)
+	}
+	if r.Header == nil {
+		return r
+	}
+	header := make(http.Header, len(r.Header))
+	for name, values := range r.Header {
+		name = change(name)
+		header[name] = make([]string, len(values))
+		for i, value := range values {
+			header[name][i] = change(value)
+		}
+	}
+	r.Header = header
+	return r
+}
+
+// attemptsOf returns the first and the last attempt in JSON.
+func attemptsOf(e *inbox.Event) (first, last string, err error) {
+	if e.Attempts == 0 {
+		return "", "", nil
+	}
+	f, firstErr := json.Marshal(e.First)
+	l, lastErr := json.Marshal(e.Last)
+	return string(f), string(l), errors.Join(firstErr, lastErr)
+}
+
+func attemptOf(text []byte) (a inbox.Attempt, err error) {
+	if len(text) > 0 {
+		err = json.Unmarshal(text, &a)
+	}
+	return a, err
+}
+
+func nanoseconds(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixNano()
+}
+
+func timeOf(nanoseconds int64) time.Time {
+	if nanoseconds == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, nanoseconds)
+}
+
+// counts are how many events there are, and the size of their bodies.
+type counts struct {
+	waiting, dead, accepted, delivered int
+	bytes                              int64 // of those that wait or are dead
+}
+
+func (n *counts) events() int { return n.waiting + n.dead + n.accepted + n.delivered }
+
+// matching returns how many events have one of the states, or any if there are none.
+func (n *counts) matching(states []inbox.State) (events int) {
+	f := inbox.Filter{State: states}
+	for state, count := range map[inbox.State]int{inbox.Waiting: n.waiting, inbox.Dead: n.dead, inbox.Accepted: n.accepted, inbox.Delivered: n.delivered} {
+		if f.Matches(&inbox.Event{State: state}) {
+			events += count
+		}
+	}
+	return events
+}
+
+func count(c *database.Conn) (n counts, err error) {
+	err = c.Query("SELECT state, events, bytes FROM event_counts", func(row *sqlite3.Stmt) error {
+		events := row.ColumnInt(1)
+		switch inbox.State(row.ColumnText(0)) {
+		case inbox.Waiting:
+			n.waiting = events
+			n.bytes += row.ColumnInt64(2)
+		case inbox.Dead:
+			n.dead = events
+			n.bytes += row.ColumnInt64(2)
+		case inbox.Accepted:
+			n.accepted = events
+		case inbox.Delivered:
+			n.delivered = events
+		}
+		return nil
+	})
+	return n, err
+}
+
+// check compares the tables and indexes with each other. They differ if a part of
+// the file is older than the rest.
+func check(c *database.Conn) error {
+	return c.Query(`SELECT
+		(SELECT count(*) FROM events NOT INDEXED),
+		(SELECT count(*) FROM events INDEXED BY events_by_key WHERE key >= x''),
+		(SELECT count(*) FROM events INDEXED BY events_by_age WHERE state >= ''),
+		(SELECT count(*) FROM events INDEXED BY events_by_state WHERE state >= ''),
+		(SELECT sum(events) FROM event_counts),
+		(SELECT count(*) FROM events NOT INDEXED WHERE state = 'waiting'),
+		(SELECT count(*) FROM events INDEXED BY events_by_due WHERE state = 'waiting'),
+		(SELECT events FROM event_counts WHERE state = 'waiting'),
+		(SELECT count(*) FROM events AS e WHERE state <> 'accepted' AND NOT EXISTS (SELECT 1 FROM bodies AS b WHERE b.number = e.number)),
+		(SELECT count(*) FROM bodies AS b WHERE NOT EXISTS (SELECT 1 FROM events AS e WHERE e.number = b.number))`, func(row *sqlite3.Stmt) error {
+		for i := 1; i < 5; i++ {
+			if row.ColumnInt64(i) != row.ColumnInt64(0) {
+				return fmt.Errorf("%w: its counts of the inbox are %d, %d, %d, %d and %d", database.ErrDamaged,
+					row.ColumnInt64(0), row.ColumnInt64(1), row.ColumnInt64(2), row.ColumnInt64(3), row.ColumnInt64(4))
+			}
+		}
+		if waiting := row.ColumnInt64(5); waiting != row.ColumnInt64(6) || waiting != row.ColumnInt64(7) {
+			return fmt.Errorf("%w: %d events wait, but it has an index of %d and counts %d", database.ErrDamaged, waiting, row.ColumnInt64(6), row.ColumnInt64(7))
+		}
+		if without, orphans := row.ColumnInt64(8), row.ColumnInt64(9); without+orphans > 0 {
+			return fmt.Errorf("%w: %d events have no body, and %d bodies no event", database.ErrDamaged, without, orphans)
+		}
+		return nil
+	})
+}

@@ -1,0 +1,258 @@
+// Package inbox keeps events that a backend did not take, until it does.
+//
+// A [Store] keeps them durably. A [Dispatcher] decides when which event is
+// delivered again. How an event is delivered is up to the program that uses them.
+package inbox
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/buzzbip/caddy-webhook/dedupe"
+)
+
+// Store keeps events. Its methods are safe for concurrent use. A change has been
+// committed when the method that made it returns nil: it survives a crash. If a
+// method returns an error, nothing of its change was made, unless ctx ended
+// before.
+//
+// Methods that change one event return [ErrNotFound] if there is no such event,
+// and may be repeated: what was recorded is not recorded again.
+//
+// A store belongs to one process. It outlives the configuration that uses it.
+// It keeps times by the clock of the system: if that is put forward or back,
+// events become due, die and expire earlier or later by as much.
+type Store interface {
+	// Add keeps an event that waits for its next attempt, and returns its number.
+	// Numbers increase, and are not used again. Add returns [ErrKept] if an event
+	// with the same scope, key and digest is kept already, in whatever state, and
+	// [ErrFull] if the bodies of the events that wait or are dead would take more
+	// than maxSize bytes. It fails if no configuration uses the store any more,
+	// for nobody would deliver the event.
+	Add(ctx context.Context, e Event, maxSize int64) (number int64, err error)
+
+	// Find returns the event with a scope and a key that was kept last, without
+	// its request and its body, or [ErrNotFound]. It is called for every event
+	// that arrives: while nothing is kept, it does not read from the disk.
+	Find(ctx context.Context, scope string, key dedupe.Key) (Event, error)
+
+	// Load returns an event with its request and its body, or [ErrNotFound].
+	Load(ctx context.Context, number int64) (Event, error)
+
+	// Targets returns the targets of the events that wait, each once, in any
+	// order. It takes no longer because more events wait.
+	Targets(ctx context.Context) ([]string, error)
+
+	// Due returns up to limit events of a target that wait and are due at now,
+	// without their requests and bodies, ordered by when they became due and then
+	// by number. It leaves out those for which skip returns true. It takes no
+	// longer because more events wait, for this target or for others.
+	Due(ctx context.Context, target string, now time.Time, limit int, skip func(number int64) bool) ([]Event, error)
+
+	// NextDue returns the earliest time at which an event of a target that waits
+	// is due, for which skip returns false. It returns the zero time if there is
+	// none.
+	NextDue(ctx context.Context, target string, skip func(number int64) bool) (time.Time, error)
+
+	// Advance makes up to limit events that wait and are due after latest due at
+	// latest, and returns how many it changed. A clock that was put back leaves
+	// such events.
+	Advance(ctx context.Context, latest time.Time, limit int) (int, error)
+
+	// Attempted records an attempt to deliver an event that failed: the event
+	// waits until due or, if dead is not zero, is dead since then. An event that
+	// does not wait any more is left as it is.
+	Attempted(ctx context.Context, number int64, a Attempt, due, dead time.Time) error
+
+	// Accepted records that the backend has accepted an event that waits or is
+	// dead. If keepBody is false, its request and its body are removed. The event
+	// is kept in the state [Accepted] until [Store.Remembered].
+	Accepted(ctx context.Context, number int64, a Attempt, keepBody bool) error
+
+	// Remembered removes an accepted event, because its ID is remembered as
+	// delivered elsewhere. If its body was kept, the event becomes [Delivered]
+	// instead. Events in other states are left as they are.
+	Remembered(ctx context.Context, number int64) error
+
+	// Expire declares events dead, since now, that wait since before
+	// waitingBefore; removes dead events that died before diedBefore, and
+	// delivered ones that were accepted before deliveredBefore. It changes up to
+	// limit events and returns how many it changed, and the numbers of those that
+	// it declared dead. Zero times mean never.
+	Expire(ctx context.Context, now, waitingBefore, diedBefore, deliveredBefore time.Time, limit int) (changed int, dead []int64, err error)
+
+	// Oldest returns the earliest Since of the events that wait, and the earliest
+	// Settled of the dead and of the delivered ones, each zero if there is none.
+	Oldest(ctx context.Context) (waiting, dead, delivered time.Time, err error)
+
+	// List returns up to limit events that match f and have numbers greater than
+	// after, by number, without their bodies.
+	List(ctx context.Context, f Filter, after int64, limit int) ([]Event, error)
+
+	// Count returns how many events match f.
+	Count(ctx context.Context, f Filter) (int, error)
+
+	// Retry makes all events that match f wait, due at now and with their
+	// attempts counted anew, and returns how many there were. It skips accepted
+	// ones. Many events are changed in steps, so that others do not wait. An
+	// error means that the steps before it were made, for as many events as
+	// Retry returns.
+	Retry(ctx context.Context, f Filter, now time.Time) (int, error)
+
+	// Discard removes all events that match f, and returns how many there were.
+	// It skips accepted ones, and makes steps like Retry. After each step it
+	// calls discarded with every event that was removed, without its request and
+	// body, for its ID may be unseen again.
+	Discard(ctx context.Context, f Filter, discarded func(Event)) (int, error)
+
+	// SetPaused pauses or resumes redelivery. It says only what was asked for;
+	// the [Dispatcher] keeps to it.
+	SetPaused(ctx context.Context, paused bool) error
+
+	// Stats describes the store, using only what this process knows.
+	Stats() Stats
+}
+
+// Starter is implemented by stores that acquire something exclusive, such as a
+// file lock, when their configuration becomes active. Validating a
+// configuration does not start its stores.
+type Starter interface {
+	// Start makes the store ready for use. An error fails the load.
+	Start() error
+}
+
+// State is the state of an event in a [Store].
+type State string
+
+// The states. No other is used.
+const (
+	// Waiting: the event is to be delivered again.
+	Waiting State = "waiting"
+	// Dead: the event is not delivered again unless an operator asks for it.
+	Dead State = "dead"
+	// Accepted: the backend has accepted the event, and its ID is still to be
+	// remembered.
+	Accepted State = "accepted"
+	// Delivered: the backend has accepted the event, and its body is kept.
+	Delivered State = "delivered"
+)
+
+// Event is an event in a [Store].
+type Event struct {
+	Number int64 // set by the store
+	State  State // set by the store
+
+	// Target names what the event is delivered to, such as a site. Targets do not
+	// hold each other up when one of them fails.
+	Target string
+	// Scope, Key and Digest are as in [dedupe.Request].
+	Scope  string
+	Key    dedupe.Key
+	Digest dedupe.Digest
+	// ID and Type are those of the event.
+	ID, Type string
+	// OrderKey is what events have in common that are delivered in order, or
+	// empty.
+	OrderKey string
+	// Secret is the label of the secret that matched.
+	Secret string
+
+	Arrived time.Time
+	// Since is since when the event waits: its arrival or, if an operator has
+	// asked for a retry, the last time. Set by the store. An event dies when it has
+	// waited for [Policy.DeadAfter].
+	Since time.Time
+	// Due is the time of the next attempt.
+	Due time.Time
+	// Settled is when the event died or was accepted.
+	Settled time.Time
+	// Attempts counts the attempts since the event arrived, or since an operator
+	// has asked for a retry. First and Last are the first and the last of them.
+	Attempts    int
+	First, Last Attempt
+
+	Request Request // zero where it was not asked for
+	Body    []byte  // nil where it was not asked for
+}
+
+// Request is what is needed of the sender's request to repeat it.
+type Request struct {
+	Server     string      `json:"server"` // the name of Caddy's server
+	Host       string      `json:"host"`
+	URI        string      `json:"uri"`
+	Proto      string      `json:"proto"`
+	TLS        bool        `json:"tls"`
+	RemoteAddr string      `json:"remote_addr"`
+	Header     http.Header `json:"header"`
+}
+
+// Attempt is the outcome of one attempt to deliver an event.
+type Attempt struct {
+	Time     time.Time `json:"time"`
+	Duration float64   `json:"duration"`         // in seconds
+	Status   int       `json:"status,omitempty"` // of the backend; 0: it did not answer
+	Cause    string    `json:"cause,omitempty"`  // of the failure
+	Error    string    `json:"error,omitempty"`  // at most 500 bytes
+}
+
+// Filter selects events. The zero value selects all. Several values of one field
+// are alternatives; all fields that are set must match.
+type Filter struct {
+	Number []int64  `json:"number,omitempty"`
+	State  []State  `json:"state,omitempty"`
+	Type   []string `json:"type,omitempty"`
+	ID     []string `json:"id,omitempty"`
+	Key    []string `json:"key,omitempty"` // OrderKey
+	// Since and Until bound when events arrived: at Since or later, and before
+	// Until.
+	Since time.Time `json:"since,omitzero"`
+	Until time.Time `json:"until,omitzero"`
+	// Status is that of the last attempt.
+	Status []int `json:"status,omitempty"`
+}
+
+// Matches reports whether f selects an event.
+func (f *Filter) Matches(e *Event) bool {
+	return among(f.Number, e.Number) && among(f.State, e.State) && among(f.Type, e.Type) && among(f.ID, e.ID) &&
+		among(f.Key, e.OrderKey) && among(f.Status, e.Last.Status) &&
+		(f.Since.IsZero() || !e.Arrived.Before(f.Since)) && (f.Until.IsZero() || e.Arrived.Before(f.Until))
+}
+
+// ByState reports whether f selects events by nothing but their states.
+func (f *Filter) ByState() bool {
+	return len(f.Number)+len(f.Type)+len(f.ID)+len(f.Key)+len(f.Status) == 0 && f.Since.IsZero() && f.Until.IsZero()
+}
+
+func among[T comparable](alternatives []T, value T) bool {
+	return len(alternatives) == 0 || slices.Contains(alternatives, value)
+}
+
+// Stats describes a [Store] at one moment.
+type Stats struct {
+	// Backing names where the events are kept. Stores with the same backing
+	// share them.
+	Backing string
+	// Waiting, Dead and Delivered count events by state. Accepted ones are
+	// nowhere counted.
+	Waiting, Dead, Delivered int
+	// Bytes is the size of the bodies that wait or are dead.
+	Bytes int64
+	// Oldest is the earliest Since of the events that wait, or zero.
+	Oldest time.Time
+	// Paused is since when redelivery is paused, or zero.
+	Paused time.Time
+	// Err is why events cannot be kept at present, or nil.
+	Err error
+}
+
+var (
+	// ErrFull means that there is no room for another event.
+	ErrFull = errors.New("the inbox is full")
+	// ErrKept means that the event is kept already.
+	ErrKept = errors.New("the event is in the inbox already")
+	// ErrNotFound means that there is no such event.
+	ErrNotFound = errors.New("no such event in the inbox")
+)
