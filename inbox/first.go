@@ -1,0 +1,162 @@
+package inbox
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// First is the first attempt to deliver an event. The caller of
+// [Dispatcher.TryFirst] makes it, and must call [First.End] when it has ended.
+type First struct {
+	d      *Dispatcher
+	target *target
+	pass   pass
+
+	// The dispatcher locks.
+	ended   bool
+	outcome Outcome
+	keeping chan struct{} // closed when Keep has stored the event, or has failed
+	held    *attempt      // the event, if it was stored while the attempt was under way
+}
+
+// TryFirst says whether to try to deliver a new event. If not, because redelivery is
+// paused, or because the target is known to be unreachable, the event goes to
+// [Dispatcher.Add]. Once in each interval of the backoff a new event is tried
+// nevertheless, if nothing else asks the target.
+func (d *Dispatcher) TryFirst(target string) (f *First, try bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.paused || d.stopped {
+		return nil, false
+	}
+	t := d.target(target)
+	d.firsts++
+	p, try := t.gate.first(-d.firsts, time.Now())
+	if !try {
+		return nil, false
+	}
+	return &First{d: d, target: t, pass: p}, true
+}
+
+// Keep stores the event, because the attempt has failed or is still under way, and
+// returns its number, or an error of [Store.Add]. It returns 0 if the backend has
+// accepted it in the meantime: then there is nothing to keep. Of e, it sets Target,
+// Due, Attempts, First and Last.
+func (f *First) Keep(ctx context.Context, e Event, maxSize int64) (number int64, err error) {
+	d := f.d
+	d.mu.Lock()
+	ended, o := f.ended, f.outcome
+	if !ended {
+		f.keeping = make(chan struct{})
+	}
+	d.mu.Unlock()
+	switch {
+	case !ended:
+		number, f.held, err = d.addHeld(ctx, f.target, e, maxSize, &f.pass)
+		close(f.keeping)
+		return number, err
+	case o.Accepted:
+		return 0, nil
+	case o.NoAttempt:
+		return d.Add(ctx, f.target.name, e, maxSize)
+	}
+	c := d.config()
+	now := d.clock.now()
+	if c.Policy.isDead(o, e.Arrived, now) {
+		var held *attempt
+		number, held, err = d.addHeld(ctx, f.target, e, maxSize, &f.pass)
+		if err == nil {
+			d.record(held, c, o)
+		}
+		return number, err
+	}
+	e.Attempts, e.First, e.Last = 1, o.Attempt, o.Attempt
+	e.Due = c.Policy.due(o, 1, now, d.random)
+	return d.add(ctx, f.target, e, maxSize)
+}
+
+// End tells the outcome of the attempt. If the event was stored in the meantime, it
+// is recorded there, as that of a redelivery.
+func (f *First) End(o Outcome) {
+	d := f.d
+	c := d.config()
+	d.mu.Lock()
+	f.ended, f.outcome = true, o
+	keeping := f.keeping
+	if f.pass.learn(o, time.Now(), c.Policy.Concurrency, c.Policy.backoff(d.random)) {
+		d.wake.ring()
+	}
+	d.mu.Unlock()
+	if keeping == nil {
+		return
+	}
+	<-keeping
+	switch {
+	case f.held == nil: // it could not be stored
+	case o.NoAttempt:
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.dueAt(f.target, f.held.event.Due)
+		d.release(f.held)
+	default:
+		d.record(f.held, c, o)
+	}
+}
+
+// Add stores an event that no attempt was made to deliver. It is due at once. Of e,
+// it sets Target and Due. Errors are those of [Store.Add].
+func (d *Dispatcher) Add(ctx context.Context, target string, e Event, maxSize int64) (number int64, err error) {
+	e.Due = d.clock.now()
+	d.mu.Lock()
+	t := d.target(target)
+	d.mu.Unlock()
+	return d.add(ctx, t, e, maxSize)
+}
+
+func (d *Dispatcher) add(ctx context.Context, t *target, e Event, maxSize int64) (number int64, err error) {
+	e.Target = t.name
+	number, err = d.store.Add(ctx, e, maxSize)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !errors.Is(err, ErrFull) && !errors.Is(err, ErrKept) {
+		d.added(t, e)
+	}
+	return number, err
+}
+
+// addHeld stores an event of which an attempt is under way. It is due at once, for
+// the case that the process ends, but not delivered before the attempt has ended.
+func (d *Dispatcher) addHeld(ctx context.Context, t *target, e Event, maxSize int64, p *pass) (int64, *attempt, error) {
+	e.Target, e.Due = t.name, d.clock.now()
+	id := identityOf(e)
+	d.mu.Lock()
+	d.adding[id]++
+	d.mu.Unlock()
+	number, err := d.store.Add(ctx, e, maxSize)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.adding[id]--; d.adding[id] == 0 {
+		delete(d.adding, id)
+	}
+	// Also if it failed: another event with this identity may have been passed
+	// over.
+	d.added(t, e)
+	if err != nil {
+		return 0, nil, err
+	}
+	e.Number, e.State, e.Since = number, Waiting, e.Arrived
+	e.Request, e.Body = Request{}, nil
+	a := &attempt{number: number, event: e, target: t, pass: p}
+	d.busy[number] = a
+	return number, a, nil
+}
+
+// added takes a new event into account. It may be in the store although Add has
+// failed, if the caller's context has ended. The caller locks.
+func (d *Dispatcher) added(t *target, e Event) {
+	d.dueAt(t, e.Due)
+	if c := d.current(); c != nil && c.Policy.DeadAfter > 0 {
+		d.expireAt(e.Arrived.Add(c.Policy.DeadAfter))
+	}
+}

@@ -1,0 +1,133 @@
+package inbox
+
+import (
+	"slices"
+	"time"
+)
+
+// failuresThatClose is how many different events must fail in a row, whatever the
+// cause, before the backend itself is taken to fail.
+const failuresThatClose = 3
+
+// gate decides how many events a backend gets at once, by how it answers. While
+// it fails, the gate is closed: the backend gets one event after another, as
+// probes, with a backoff. A success opens it for two at once, and each further one
+// for one more: 1, 2, 4, 8 at once, if all succeed. Times are on the monotonic
+// clock. The caller locks.
+type gate struct {
+	closed bool
+	// down means that the backend is known to be unreachable. It implies closed.
+	// Otherwise the backend answers, so that first attempts need not wait.
+	down     bool
+	failures int       // of probes in a row
+	until    time.Time // of the next probe, if closed
+	probing  bool      // a probe is under way
+	// closings tells attempts that started before the gate was closed from later
+	// ones: they say nothing new.
+	closings int
+
+	underway int     // redeliveries
+	window   int     // how many there may be, if open
+	suspects []int64 // the events that have failed since the last success
+}
+
+// pass is what an attempt gets from a gate, and gives back to it.
+type pass struct {
+	gate       *gate
+	event      int64 // the same for all attempts of one event
+	closings   int
+	probe      bool
+	redelivery bool // and still under way
+}
+
+func newGate() *gate { return &gate{window: 1} }
+
+// renewed returns a gate for the same backend, perhaps at another address: what
+// is under way with the old gate says nothing about it. If the old one is closed,
+// the new one lets a probe pass at once.
+func (g *gate) renewed() *gate { return &gate{window: 1, closed: g.closed, down: g.down} }
+
+// wait returns how long it is until a redelivery may pass: 0 means that it may,
+// never that it may not before the end of an attempt. If urgent, a closed gate is
+// passed before its time.
+func (g *gate) wait(urgent bool, now time.Time, concurrency int) time.Duration {
+	switch {
+	case !g.closed && g.underway < min(g.window, concurrency):
+		return 0
+	case !g.closed || g.probing || g.underway > 0:
+		return never
+	case urgent:
+		return 0
+	}
+	return max(0, g.until.Sub(now))
+}
+
+// redeliver lets a redelivery pass.
+func (g *gate) redeliver(event int64) pass {
+	g.underway++
+	g.probing = g.closed
+	return pass{gate: g, event: event, closings: g.closings, probe: g.closed, redelivery: true}
+}
+
+// first lets a first attempt pass, unless the backend is known to be unreachable
+// and is not to be probed now.
+func (g *gate) first(event int64, now time.Time) (p pass, ok bool) {
+	if g.down && (g.probing || g.underway > 0 || now.Before(g.until)) {
+		return pass{}, false
+	}
+	if g.down {
+		g.probing = true
+	}
+	return pass{gate: g, event: event, closings: g.closings, probe: g.down}, true
+}
+
+// learn takes the outcome of an attempt into account. It reports whether the next
+// redelivery may pass at another time than before.
+func (p *pass) learn(o Outcome, now time.Time, concurrency int, b backoff) (changed bool) {
+	g := p.gate
+	changed = g.closed
+	if p.probe {
+		g.probing = false
+	}
+	stale := p.closings != g.closings
+	switch {
+	case o.NoAttempt:
+	case stale && o.Down && g.closed:
+		// The backoff goes on, but what the backend asks for counts.
+		if until := now.Add(min(o.RetryAfter, b.longest)); until.After(g.until) {
+			g.until = until
+		}
+	case stale:
+	case o.Accepted:
+		window := max(1, min(g.window+1, concurrency))
+		changed = changed || window > g.window
+		g.closed, g.down, g.failures, g.suspects, g.window = false, false, 0, nil, window
+	case o.Down:
+		g.down = true
+		g.close(now, b, o.RetryAfter)
+	case p.probe:
+		g.down = false
+		g.close(now, b, 0)
+	case !g.closed && !slices.Contains(g.suspects, p.event):
+		g.suspects = append(g.suspects, p.event)
+		if len(g.suspects) == failuresThatClose {
+			g.close(now, b, 0)
+		}
+	}
+	return changed
+}
+
+// leave makes room for another redelivery. Further calls do nothing.
+func (p *pass) leave() {
+	if p.redelivery {
+		p.gate.underway--
+		p.redelivery = false
+	}
+}
+
+func (g *gate) close(now time.Time, b backoff, asked time.Duration) {
+	g.failures++
+	g.closings++
+	g.closed, g.window, g.suspects = true, 1, nil
+	g.until = now.Add(b.after(g.failures, asked))
+}

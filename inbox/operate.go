@@ -1,0 +1,43 @@
+package inbox
+
+import "context"
+
+// SetPaused pauses or resumes redelivery, as [Store.SetPaused] does. While it is
+// paused, nothing is delivered, not even new events; what is under way goes on.
+func (d *Dispatcher) SetPaused(ctx context.Context, paused bool) error {
+	err := d.store.SetPaused(ctx, paused)
+	d.Wake()
+	return err
+}
+
+// Retry makes all events that match f wait, as [Store.Retry] does. They are delivered
+// at once and before others, also if the target is known to be unreachable, until it
+// fails again. If they are many, only the first maxUrgent of them go before others.
+func (d *Dispatcher) Retry(ctx context.Context, f Filter) (int, error) {
+	urgent, err := d.store.List(ctx, f, 0, maxUrgent)
+	if err != nil {
+		return 0, err
+	}
+	n, err := d.store.Retry(ctx, f, d.clock.now())
+	if err != nil {
+		return 0, err
+	}
+	d.mu.Lock()
+	for _, e := range urgent {
+		if a := d.busy[e.Number]; a != nil {
+			a.retried = true
+		} else if t := d.target(e.Target); len(t.urgent) < maxUrgent {
+			t.urgent = append(t.urgent, e.Number)
+		}
+	}
+	d.mu.Unlock()
+	d.Wake()
+	return n, nil
+}
+
+// Discard removes all events that match f, as [Store.Discard] does, and returns how
+// many there were. An attempt that
+// is under way goes on.
+func (d *Dispatcher) Discard(ctx context.Context, f Filter) (int, error) {
+	return d.store.Discard(ctx, f, func(Event) {})
+}
