@@ -39,7 +39,7 @@ REDIS_PACKAGE := $(shell if command -v apt-get >/dev/null; then echo redis-serve
 
 MODULES := http.handlers.buzzbip_webhook http.matchers.buzzbip_event \
 	http.buzzbip_webhook.stores.memory http.buzzbip_webhook.stores.sqlite \
-	http.buzzbip_webhook.stores.redis buzzbip_webhook
+	http.buzzbip_webhook.stores.redis http.buzzbip_webhook.inboxes.sqlite buzzbip_webhook
 
 .PHONY: help test redis jq check announce lint cross fuzz monitoring browser screenshots newest-caddy xcaddy deployment release bench bench-check clean
 

@@ -38,6 +38,9 @@ func (f *accessLogFields) MarshalLogObject(log zapcore.ObjectEncoder) error {
 		log.AddString("buzzbip_event_type", s.event.Type)
 	}
 	log.AddString("buzzbip_result", string(f.result))
+	if f.number > 1 {
+		log.AddInt("buzzbip_attempt", f.number)
+	}
 	if f.reason != "" {
 		log.AddString("buzzbip_reason", string(f.reason))
 	}

@@ -30,6 +30,9 @@ func init() {
 //	GET    /buzzbip_webhook/scopes       stores, scopes and secrets
 //	GET    /buzzbip_webhook/events/<id>  what is known of an event, in each scope
 //	DELETE /buzzbip_webhook/events/<id>  forget it, so that a redelivery passes
+//	GET    /buzzbip_webhook/inbox        the events in the inbox
+//	GET    /buzzbip_webhook/inbox/<n>    one of them, with its body
+//	POST   /buzzbip_webhook/inbox/retry, /discard, /pause, /resume
 type adminAPI struct{}
 
 // CaddyModule returns the Caddy module information.
@@ -53,6 +56,10 @@ func serveAdmin(w http.ResponseWriter, r *http.Request) error {
 		return onMethod(w, r, map[string]caddy.AdminHandlerFunc{http.MethodGet: streamRequests})
 	case path == "scopes":
 		return onMethod(w, r, map[string]caddy.AdminHandlerFunc{http.MethodGet: serveScopes})
+	case path == "inbox":
+		return serveInbox(w, r, "")
+	case strings.HasPrefix(path, "inbox/"):
+		return serveInbox(w, r, strings.TrimPrefix(path, "inbox/"))
 	case !event:
 		return caddy.APIError{HTTPStatus: http.StatusNotFound, Message: "there is nothing here: see " + adminapi.Path + ", " + adminapi.Path + "scopes and " + adminapi.Path + "events/<id>"}
 	}
@@ -70,7 +77,7 @@ func serveAdmin(w http.ResponseWriter, r *http.Request) error {
 func onMethod(w http.ResponseWriter, r *http.Request, handlers map[string]caddy.AdminHandlerFunc) error {
 	handler := handlers[r.Method]
 	if handler == nil {
-		for _, method := range []string{http.MethodGet, http.MethodDelete} {
+		for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodDelete} {
 			if handlers[method] != nil {
 				w.Header().Add("Allow", method)
 			}

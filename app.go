@@ -68,6 +68,9 @@ func (a *App) Start() error {
 			}
 		}
 	}
+	if err := a.startInboxes(); err != nil {
+		return err
+	}
 	a.warnOfSharedScopes()
 	startedApps.Lock()
 	defer startedApps.Unlock()
@@ -77,6 +80,7 @@ func (a *App) Start() error {
 
 // Stop removes the handlers from the metrics and the admin API.
 func (a *App) Stop() error {
+	a.stopInboxes()
 	startedApps.Lock()
 	defer startedApps.Unlock()
 	startedApps.list = slices.DeleteFunc(startedApps.list, func(other *App) bool { return other == a })

@@ -1,6 +1,7 @@
 package buzzbip
 
 import (
+	"encoding/json"
 	"regexp"
 	"slices"
 	"strconv"
@@ -45,6 +46,7 @@ func parseCaddyfile(helper httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, e
 //		store            <module> [<args>] {...}
 //		on_conflict      drop|deliver
 //		dedupe           off
+//		inbox            <module> [<args>] {...}
 //	}
 //
 // The options secret, secret_file and events may be repeated.
@@ -120,7 +122,9 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, name string) (err erro
 	case "scope":
 		h.Scope, err = option.Word(d)
 	case "store":
-		err = h.unmarshalStore(d)
+		h.StoreRaw, err = unmarshalGuest(d, "store", storeNamespace)
+	case "inbox":
+		h.InboxRaw, err = unmarshalGuest(d, "inbox", inboxNamespace)
 	case "on_conflict":
 		h.OnConflict, err = option.Word(d)
 	case "dedupe":
@@ -134,7 +138,7 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, name string) (err erro
 // options are those of buzzbip_webhook, as errors list them.
 var options = []string{
 	"secret", "secret_file", "events", "envelope", "max_body_size", "read_timeout", "delivery_timeout", "answer_within",
-	"max_in_flight", "max_age", "retention", "scope", "store", "on_conflict", "dedupe",
+	"max_in_flight", "max_age", "retention", "scope", "store", "on_conflict", "dedupe", "inbox",
 }
 
 // directives are those of Caddy that have no module of the same name. Its own
@@ -161,21 +165,21 @@ func unknownOption(d *caddyfile.Dispenser, name string) error {
 	return d.Errf("unknown option %sof buzzbip_webhook: it has %s", shown, strings.Join(options, ", "))
 }
 
-func (h *Handler) unmarshalStore(d *caddyfile.Dispenser) error {
+// unmarshalGuest returns the configuration of a guest module, such as a store.
+func unmarshalGuest(d *caddyfile.Dispenser, kind, namespace string) (json.RawMessage, error) {
 	if !d.NextArg() {
-		return d.ArgErr()
+		return nil, d.ArgErr()
 	}
 	name := d.Val()
-	id := storeNamespace + "." + name
+	id := namespace + "." + name
 	if _, err := caddy.GetModule(id); err != nil {
-		return d.Errf("unknown store %q: check the spelling, and that Caddy is built with it", name)
+		return nil, d.Errf("unknown %s %q: check the spelling, and that Caddy is built with it", kind, name)
 	}
-	store, err := caddyfile.UnmarshalModule(d, id)
+	guest, err := caddyfile.UnmarshalModule(d, id)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	h.StoreRaw = caddyconfig.JSONModuleObject(store, "module", name, nil)
-	return nil
+	return caddyconfig.JSONModuleObject(guest, "module", name, nil), nil
 }
 
 // Interface guard

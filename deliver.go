@@ -49,7 +49,9 @@ type attempt struct {
 	claimed   bool // and claim is not settled yet
 	delivered bool
 	start     time.Time
-	memory    int64 // what the delivery takes of underWay
+	memory    int64   // what the delivery takes of underWay
+	keeper    *keeper // nil unless the event goes to an inbox if the delivery fails
+	cancel    context.CancelFunc
 
 	values   valuesOf // of the sender's context
 	context  deliveryContext
@@ -94,6 +96,13 @@ func (a *attempt) acquireMemory(r *http.Request) error {
 	return err
 }
 
+// tryMemory takes memory for the delivery if there is enough without waiting.
+func (a *attempt) tryMemory() bool {
+	a.memory = a.state.cost()
+	_, err := underWay.acquire(context.Background(), a.memory, a.maxInFlight, 0)
+	return err == nil
+}
+
 // run passes the event to the next handlers and settles the claim by their answer.
 func (a *attempt) run(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) (err error) {
 	if err := a.acquireMemory(r); err != nil {
@@ -101,11 +110,17 @@ func (a *attempt) run(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 		return a.reject(a.state, w, r, webhook.ReasonOverloaded, err)
 	}
 	defer underWay.release(a.memory)
+	return a.deliver(w, r, next)
+}
+
+// deliver is run when there is memory.
+func (a *attempt) deliver(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) (err error) {
 	a.context.sender = r.Context()
 	a.values.Context = a.context.sender
 	// the delivery goes on if the sender disconnects
 	ctx, cancel := context.WithDeadline(&a.values, a.start.Add(a.deliveryTimeout))
 	defer cancel()
+	a.cancel = cancel
 	a.sent.token[0] = rand.Text()
 	chains.add(a.sent.token[0], a.target)
 	defer chains.remove(a.sent.token[0])
@@ -122,9 +137,12 @@ func (a *attempt) run(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 		if !a.delivered {
 			defer a.settle() // also if the error that is reported makes that panic
 			a.fail(r, duration, err, panicked, errors.Is(ctx.Err(), context.DeadlineExceeded))
+			if a.keeper != nil {
+				a.keeper.failed(a.state.failure, outcomeOf(a.state.failure, a.recorder.Header(), err))
+			}
 		}
 		a.state.typeSeries().duration().Observe(duration.Seconds())
-		if a.context.sender.Err() != nil {
+		if a.context.sender.Err() != nil && (a.keeper == nil || !a.keeper.isKept()) {
 			metrics.abandoned.Inc()
 		}
 		if panicked != nil {
@@ -140,9 +158,12 @@ func (a *attempt) run(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 	a.sent.prepare(r, a.state.body)
 	a.recorder.ResponseWriterWrapper = caddyhttp.ResponseWriterWrapper{ResponseWriter: w}
 	a.recorder.onSuccess = a
+	if a.keeper != nil {
+		a.recorder.onSuccess = a.keeper
+	}
 	err = next.ServeHTTP(&a.recorder, r)
 	if a.recorder.status != 0 {
-		if a.claimed && a.recorder.inFlight() {
+		if a.holdsClaim() && a.recorder.inFlight() {
 			a.reportChain()
 		}
 		return err
@@ -208,22 +229,36 @@ func (c *deliveryContext) Value(key any) any { return c.current().Value(key) }
 // it.
 func (a *attempt) succeed(status int) int {
 	a.delivered, a.state.result = true, webhook.ResultDelivered
-	if a.claimed {
+	if a.holdsClaim() {
 		failures.remove(a.failureKey())
 	}
 	a.settle()
 	return status
 }
 
-func (a *attempt) settle() {
-	if !a.claimed {
-		return
+// holdsClaim reports whether the claim is still to be settled. A keeper may settle
+// it while the delivery goes on.
+func (a *attempt) holdsClaim() bool {
+	if a.keeper != nil {
+		a.keeper.mu.Lock()
+		defer a.keeper.mu.Unlock()
 	}
+	return a.claimed
+}
+
+func (a *attempt) settle() {
+	if a.holdsClaim() {
+		a.settleAs(a.delivered)
+	}
+}
+
+// settleAs settles the claim, which a still holds.
+func (a *attempt) settleAs(delivered bool) {
 	a.claimed = false
 	defer a.settling.stop()
-	if err := a.store.settle(&a.settling, a.claim, a.delivered); err != nil {
+	if err := a.store.settle(&a.settling, a.claim, delivered); err != nil {
 		a.sampled.log(a.logger, zapcore.ErrorLevel, "failed to record the outcome of a delivery", "", func() []zap.Field {
-			return []zap.Field{zap.String("event_id", a.event.ID), zap.Bool("delivered", a.delivered), zap.Error(err)}
+			return []zap.Field{zap.String("event_id", a.event.ID), zap.Bool("delivered", delivered), zap.Error(err)}
 		})
 	}
 }

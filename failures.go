@@ -31,7 +31,7 @@ func (a *attempt) fail(r *http.Request, duration time.Duration, err error, panic
 	f := &adminapi.Failure{Time: a.state.now.UTC(), Duration: duration.Seconds()}
 	f.Cause, f.Status = causeOf(a.recorder.status, err, panicked, timedOut, a.state.reason == webhook.ReasonUnhandled)
 	metrics.failures.WithLabelValues(string(f.Cause)).Inc()
-	if a.claimed {
+	if a.holdsClaim() {
 		failures.add(a.failureKey(), *f, a.claim.Retention)
 	}
 	if a.state.failure == nil { // else another buzzbip_webhook behind this one has logged it

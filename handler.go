@@ -27,6 +27,11 @@ const retryAfter = "10"
 // ServeHTTP takes a request through its steps, the cheapest first. A request that
 // fails a step leaves no state behind.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	if h.inbox != nil {
+		if d := redeliveryOf(r); d != nil && h.serves(d.event.Scope) {
+			return h.redeliver(d, w, r, next)
+		}
+	}
 	state := stateOf(r)
 	if err := state.rejectedBefore(r); err != nil {
 		return err
@@ -71,7 +76,19 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 	a := h.attempt(state, target)
 	a.claim, a.claimed = verdict.Claim, true
-	return a.run(w, r, next)
+	if h.inbox == nil {
+		return a.run(w, r, next)
+	}
+	result, err := h.keptResult(a, r)
+	if err != nil {
+		a.settle()
+		return h.reject(state, w, r, webhook.ReasonStoreUnavailable, fmt.Errorf("the inbox does not answer: %w", err))
+	}
+	if result != "" {
+		a.settle()
+		return answer(state, w, result)
+	}
+	return a.deliverOrKeep(w, r, next)
 }
 
 // claim asks the store for the right to deliver the event.
@@ -80,16 +97,20 @@ func (h *Handler) claim(state *requestState, r *http.Request, request dedupe.Req
 	if err != nil || verdict.State != dedupe.Conflicting {
 		return verdict, err
 	}
-	metrics.conflicts.Inc()
-	h.logger.Error("event has the ID of a delivered event, but another body", append(endpoint(r),
-		zap.String("event_id", state.event.ID),
-		zap.String("event_type", state.event.Type),
-		zap.String("secret", state.key.label))...)
+	h.reportConflict(state, r)
 	if h.OnConflict != onConflictDeliver {
 		return verdict, nil
 	}
 	request.Redeliver = true
 	return h.claimOrWait(state, r, request)
+}
+
+func (h *Handler) reportConflict(state *requestState, r *http.Request) {
+	metrics.conflicts.Inc()
+	h.logger.Error("event has the ID of a delivered event, but another body", append(endpoint(r),
+		zap.String("event_id", state.event.ID),
+		zap.String("event_type", state.event.Type),
+		zap.String("secret", state.key.label))...)
 }
 
 // claimOrWait is claim of the store. While the event is in flight it waits, if

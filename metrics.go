@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/buzzbip/caddy-webhook/dedupe"
+	"github.com/buzzbip/caddy-webhook/inbox"
 	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
@@ -17,6 +18,13 @@ import (
 const (
 	typeOther      = "other"      // a type that BuzzBip does not document
 	typeUnverified = "unverified" // the request was rejected before its type was known
+)
+
+// The values of the label result of attempts to deliver an event again.
+const (
+	attemptAccepted = "accepted"
+	attemptFailed   = "failed"
+	attemptUnserved = "unserved" // no handler of the active configuration delivers the event
 )
 
 const (
@@ -39,6 +47,7 @@ var metrics = struct {
 	conflicts        prometheus.Counter
 	storeDuration    *prometheus.HistogramVec
 	storeErrors      *prometheus.CounterVec
+	inboxAttempts    *prometheus.CounterVec
 }{
 	requests:         counters("requests_total", "Requests, by result and event type.", "result", "event_type"),
 	rejections:       counters("rejections_total", "Rejected requests, by reason.", "reason"),
@@ -63,7 +72,8 @@ var metrics = struct {
 	conflicts: counter("conflicts_total", "Events with the ID of a delivered event, but another body."),
 	storeDuration: histograms("store_operation_duration_seconds", "Duration of store operations. A claim of a duplicate includes its wait for the delivery in progress.",
 		[]float64{.00001, .0001, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10}, "store", "operation"),
-	storeErrors: counters("store_errors_total", "Failed store operations.", "store", "operation"),
+	inboxAttempts: counters("inbox_attempts_total", "Attempts to deliver an event of the inbox again, by result.", "result"),
+	storeErrors:   counters("store_errors_total", "Failed store operations.", "store", "operation"),
 }
 
 func counter(name, help string) prometheus.Counter {
@@ -92,8 +102,8 @@ func init() {
 func (a *App) registerMetrics(ctx caddy.Context) error {
 	for _, collector := range []prometheus.Collector{
 		metrics.requests, metrics.rejections, metrics.failures, metrics.signatureMatches, metrics.deliveryDuration, metrics.eventAge,
-		metrics.inFlight, metrics.inFlightBytes, metrics.abandoned, metrics.conflicts, metrics.storeDuration, metrics.storeErrors,
-		storeCollector{},
+		metrics.inFlight, metrics.inFlightBytes, metrics.abandoned, metrics.conflicts, metrics.storeDuration, metrics.storeErrors, metrics.inboxAttempts,
+		storeCollector{}, inboxCollector{},
 	} {
 		if err := ctx.GetMetricsRegistry().Register(collector); err != nil {
 			return err
@@ -191,6 +201,69 @@ func (storeCollector) Collect(values chan<- prometheus.Metric) {
 		values <- prometheus.MustNewConstMetric(forgottenDesc, prometheus.CounterValue, total.forgotten, name)
 		values <- prometheus.MustNewConstMetric(storeUpDesc, prometheus.GaugeValue, total.up, name)
 	}
+}
+
+// inboxCollector reads the statistics of the inboxes of the active configuration at
+// each scrape.
+type inboxCollector struct{}
+
+var (
+	inboxEventsDesc = inboxDesc("inbox_events", "Events in the inbox, by state.", "state")
+	inboxBytesDesc  = inboxDesc("inbox_bytes", "Size of the bodies in the inbox that wait or are dead.")
+	inboxOldestDesc = inboxDesc("inbox_oldest_seconds", "How long the oldest event has been waiting; 0 if none waits.")
+	inboxPausedDesc = inboxDesc("inbox_paused", "1 while redelivery is paused.")
+	inboxUpDesc     = inboxDesc("inbox_up", "1 while the inbox can keep events.")
+)
+
+func inboxDesc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc(prometheus.BuildFQName(metricsNamespace, metricsSubsystem, name), help, labels, nil)
+}
+
+// Describe implements [prometheus.Collector].
+func (inboxCollector) Describe(descs chan<- *prometheus.Desc) {
+	for _, desc := range []*prometheus.Desc{inboxEventsDesc, inboxBytesDesc, inboxOldestDesc, inboxPausedDesc, inboxUpDesc} {
+		descs <- desc
+	}
+}
+
+// Collect implements [prometheus.Collector]. With several inboxes it sums up.
+func (inboxCollector) Collect(values chan<- prometheus.Metric) {
+	app := running()
+	if app == nil {
+		return
+	}
+	all := app.inboxes()
+	if len(all) == 0 {
+		return
+	}
+	var waiting, dead, delivered, bytes, oldest, paused float64
+	up := 1.0
+	for _, h := range all {
+		stats := h.inbox.Stats()
+		waiting += float64(stats.Waiting)
+		dead += float64(stats.Dead)
+		delivered += float64(stats.Delivered)
+		bytes += float64(stats.Bytes)
+		if !stats.Oldest.IsZero() {
+			oldest = max(oldest, time.Since(stats.Oldest).Seconds())
+		}
+		if !stats.Paused.IsZero() {
+			paused = 1
+		}
+		if stats.Err != nil {
+			up = 0
+		}
+	}
+	gauge := func(desc *prometheus.Desc, value float64, labels ...string) {
+		values <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, labels...)
+	}
+	gauge(inboxEventsDesc, waiting, string(inbox.Waiting))
+	gauge(inboxEventsDesc, dead, string(inbox.Dead))
+	gauge(inboxEventsDesc, delivered, string(inbox.Delivered))
+	gauge(inboxBytesDesc, bytes)
+	gauge(inboxOldestDesc, oldest)
+	gauge(inboxPausedDesc, paused)
+	gauge(inboxUpDesc, up)
 }
 
 // measured is a store that measures its operations and counts their errors.

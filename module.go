@@ -18,6 +18,7 @@ import (
 	_ "github.com/buzzbip/caddy-webhook/dedupe/memory"
 	_ "github.com/buzzbip/caddy-webhook/dedupe/redis"
 	_ "github.com/buzzbip/caddy-webhook/dedupe/sqlite"
+	_ "github.com/buzzbip/caddy-webhook/inbox/sqlite"
 	_ "github.com/buzzbip/caddy-webhook/internal/cli"
 )
 
@@ -66,7 +67,8 @@ const (
 // `{http.buzzbip_webhook.event.created_at}` | When the event was created, as BuzzBip wrote it, once it is verified
 // `{http.buzzbip_webhook.event.data.<path>}` | A member of the event's `data`, by its [GJSON path](https://github.com/tidwall/gjson/blob/master/SYNTAX.md); empty if there is none
 // `{http.buzzbip_webhook.secret}` | The label of the secret that matched
-// `{http.buzzbip_webhook.result}` | The outcome: `delivered`, `failed`, `duplicate`, `conflict`, `ignored`, `in_flight` or `rejected`
+// `{http.buzzbip_webhook.result}` | The outcome: `delivered`, `failed`, `stored`, `duplicate`, `conflict`, `ignored`, `in_flight` or `rejected`
+// `{http.buzzbip_webhook.attempt}` | The number of the attempt to deliver the event, from 1
 // `{http.buzzbip_webhook.reason}` | Why the request was rejected, else empty
 //
 // Control characters in the values are replaced by spaces, so that they can be
@@ -127,6 +129,10 @@ type Handler struct {
 	// Where event IDs are remembered. Default: `memory`.
 	StoreRaw json.RawMessage `json:"store,omitempty" caddy:"namespace=http.buzzbip_webhook.stores inline_key=module"`
 
+	// Keeps the events that the backend did not take, acknowledges them, and
+	// delivers them again until it does. Default: none.
+	InboxRaw json.RawMessage `json:"inbox,omitempty" caddy:"namespace=http.buzzbip_webhook.inboxes inline_key=module"`
+
 	// What to do with an event whose ID was delivered with another body: `drop`
 	// answers it like a duplicate, `deliver` passes it on. Either way it is
 	// logged as an error. Default: `drop`.
@@ -148,7 +154,10 @@ type Handler struct {
 	maxAge          time.Duration
 	retention       time.Duration
 	store           *measured // nil: no deduplication
-	errorRoutes     bool      // whether there are any that see what the handler returns
+	inbox           *inboxUse // nil: none
+	server          *caddyhttp.Server
+	keptRetention   time.Duration // how long the ID of an event in the inbox is remembered at least
+	errorRoutes     bool          // whether there are any that see what the handler returns
 
 	app     *App
 	logger  *zap.Logger
@@ -185,6 +194,9 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return err
 	}
 	if err := h.provisionDedupe(ctx); err != nil {
+		return err
+	}
+	if err := h.provisionInbox(ctx); err != nil {
 		return err
 	}
 	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
@@ -238,8 +250,8 @@ func (h *Handler) provisionDedupe(ctx caddy.Context) error {
 	switch h.Dedupe {
 	case "":
 	case dedupeOff:
-		if h.StoreRaw != nil || h.Retention != nil {
-			return errors.New("dedupe off remembers nothing: remove it, or remove store and retention")
+		if h.StoreRaw != nil || h.Retention != nil || h.InboxRaw != nil {
+			return errors.New("dedupe off remembers nothing: remove it, or remove store, retention and inbox")
 		}
 		return nil
 	default:

@@ -2,6 +2,7 @@ package buzzbip
 
 import (
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -20,6 +21,7 @@ type requestState struct {
 	start   time.Time     // when the handler got the request
 	now     time.Time     // the latest reading of the clock
 	arrived time.Time     // when its whole body had arrived
+	number  int           // of the attempt, from 1
 	key     *key          // nil until the signature is verified
 	event   webhook.Event // empty until then, and if its envelope is invalid
 	body    []byte        // of the event
@@ -60,7 +62,7 @@ func newState(r *http.Request, earlier *requestState) *requestState {
 		s.addToAccessLog(ctx)
 	}
 	now := time.Now()
-	*s = requestState{start: now, now: now, result: webhook.ResultRejected, attempt: s.attempt, spare: s.spare}
+	*s = requestState{start: now, now: now, number: 1, result: webhook.ResultRejected, attempt: s.attempt, spare: s.spare}
 	return s
 }
 
@@ -117,6 +119,8 @@ func (s *requestState) value(name string) (string, bool) {
 		return string(s.result), true
 	case "reason":
 		return string(s.reason), true
+	case "attempt":
+		return strconv.Itoa(s.number), true
 	case "secret":
 		if s.key != nil {
 			return s.key.label, true

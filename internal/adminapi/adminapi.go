@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/buzzbip/caddy-webhook/inbox"
 	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
@@ -92,4 +93,43 @@ func (f *Failure) String() string {
 		what = "with " + strconv.Itoa(f.Status)
 	}
 	return what + " at " + f.Time.Format(time.RFC3339)
+}
+
+// Inbox is the answer to `GET /buzzbip_webhook/inbox`: a page of its events, and its
+// state.
+type Inbox struct {
+	Inbox     string       `json:"inbox"` // the kind, and where the events are
+	Waiting   int          `json:"waiting"`
+	Dead      int          `json:"dead"`
+	Delivered int          `json:"delivered"` // that are kept
+	Bytes     int64        `json:"bytes"`     // of the bodies of those that wait or are dead
+	Oldest    *time.Time   `json:"oldest"`    // when the oldest of those that wait has arrived
+	Paused    *time.Time   `json:"paused"`    // since when; null: not paused
+	Events    []InboxEvent `json:"events"`
+	Next      int64        `json:"next,omitempty"` // give it as the parameter after for the next page; 0: this is the last one
+}
+
+// InboxEvent is an event in an inbox.
+type InboxEvent struct {
+	Number   int64          `json:"number"`
+	State    string         `json:"state"`
+	ID       string         `json:"id"`
+	Type     string         `json:"type"`
+	Key      string         `json:"key,omitempty"`
+	Arrived  time.Time      `json:"arrived"`
+	Due      *time.Time     `json:"due,omitempty"`     // of one that waits: the next attempt
+	Settled  *time.Time     `json:"settled,omitempty"` // when it died or was accepted
+	Attempts int            `json:"attempts"`
+	First    *inbox.Attempt `json:"first,omitempty"`
+	Last     *inbox.Attempt `json:"last,omitempty"`
+	// Request and Body are in the answer to `GET /buzzbip_webhook/inbox/<number>`
+	// only.
+	Request *inbox.Request `json:"request,omitempty"`
+	Body    string         `json:"body,omitempty"`
+}
+
+// InboxChange is the answer to a change of the inbox.
+type InboxChange struct {
+	// Events counts the events that matched, or that wait.
+	Events int `json:"events"`
 }

@@ -91,6 +91,8 @@ const (
 	ResultConflict Result = "conflict"
 	// ResultIgnored: the type of the event is not one of the option events.
 	ResultIgnored Result = "ignored"
+	// ResultStored: the event is in the inbox, and will be delivered later.
+	ResultStored Result = "stored"
 	// ResultInFlight: the same event is still being delivered, so the sender is asked to retry.
 	ResultInFlight Result = "in_flight"
 	// ResultRejected: the request was rejected for a [Reason] other than [ReasonInFlight].
@@ -103,7 +105,7 @@ func (r Result) Failure() bool {
 }
 
 // Results lists all results.
-var Results = []Result{ResultDelivered, ResultFailed, ResultDuplicate, ResultConflict, ResultIgnored, ResultInFlight, ResultRejected}
+var Results = []Result{ResultDelivered, ResultFailed, ResultStored, ResultDuplicate, ResultConflict, ResultIgnored, ResultInFlight, ResultRejected}
 
 // Cause says why a delivery failed, see [ResultFailed].
 type Cause string

@@ -1,0 +1,177 @@
+package buzzbip
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+
+	"github.com/buzzbip/caddy-webhook/dedupe"
+	"github.com/buzzbip/caddy-webhook/inbox"
+)
+
+// inboxNamespace is where Caddy finds the inboxes.
+const inboxNamespace = "http.buzzbip_webhook.inboxes"
+
+// exitGrace is how long redeliveries under way may take when the process ends.
+const exitGrace = 10 * time.Second
+
+// dispatchers has a dispatcher for each place where inboxes keep their events. It
+// outlives the configuration.
+var dispatchers = caddy.NewUsagePool()
+
+type pooledDispatcher struct{ *inbox.Dispatcher }
+
+// Destruct implements [caddy.Destructor].
+func (d pooledDispatcher) Destruct() error {
+	ctx, cancel := context.WithTimeout(context.Background(), exitGrace)
+	defer cancel()
+	d.Stop(ctx)
+	return nil
+}
+
+// inboxUse is the inbox of a handler.
+type inboxUse struct {
+	inbox.Module
+	kind       string
+	backing    string            // set by startInboxes
+	dispatcher *inbox.Dispatcher // set by startInboxes
+	stop       func()            // undoes startInboxes; nil before it and after
+}
+
+func (h *Handler) provisionInbox(ctx caddy.Context) error {
+	if h.InboxRaw == nil {
+		return nil
+	}
+	module, err := ctx.LoadModule(h, "InboxRaw")
+	if err != nil {
+		return fmt.Errorf("loading inbox: %w", err)
+	}
+	h.inbox = &inboxUse{Module: module.(inbox.Module), kind: module.(caddy.Module).CaddyModule().ID.Name()}
+	h.server, _ = ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
+	policy := h.inbox.Policy()
+	// as long as the event can be in the inbox, and then as if it was delivered
+	h.keptRetention = policy.DeadAfter + policy.KeepDead + h.retention
+	return nil
+}
+
+// startInboxes opens the inboxes, and lets their dispatchers work by this
+// configuration.
+func (a *App) startInboxes() error {
+	active := make(map[string]bool)
+	for _, h := range a.handlers {
+		if h.inbox == nil {
+			continue
+		}
+		if starter, ok := h.inbox.Module.(inbox.Starter); ok {
+			if err := starter.Start(); err != nil {
+				return fmt.Errorf("inbox %s: %w", h.inbox.kind, err)
+			}
+		}
+		h.inbox.backing = h.inbox.kind + " " + h.inbox.Stats().Backing
+		pooled, _, err := dispatchers.LoadOrNew(h.inbox.backing, func() (caddy.Destructor, error) {
+			return pooledDispatcher{inbox.NewDispatcher(h.inbox.Module)}, nil
+		})
+		if err != nil {
+			return err
+		}
+		backing, dispatcher := h.inbox.backing, pooled.(pooledDispatcher).Dispatcher
+		release := func() { _, _ = dispatchers.Delete(backing) }
+		h.inbox.dispatcher, h.inbox.stop = dispatcher, release
+		if active[backing] {
+			continue
+		}
+		active[backing] = true
+		deactivate := dispatcher.Activate(inbox.Config{
+			Policy:   h.inbox.Policy(),
+			Deliver:  func(ctx context.Context, e inbox.Event) inbox.Outcome { return a.redeliver(ctx, backing, e) },
+			Remember: func(ctx context.Context, e inbox.Event) error { return a.remember(ctx, backing, e) },
+			Hooks:    a.inboxHooks(h),
+		})
+		h.inbox.stop = func() { deactivate(); release() }
+	}
+	return nil
+}
+
+// stopInboxes releases the inboxes. Deliveries of this configuration that are still
+// under way can use them as long as the next one does.
+func (a *App) stopInboxes() {
+	for _, h := range a.handlers {
+		if h.inbox != nil && h.inbox.stop != nil {
+			h.inbox.stop()
+			h.inbox.stop = nil
+		}
+	}
+}
+
+func (a *App) inboxHooks(h *Handler) inbox.Hooks {
+	fields := func(e inbox.Event) []zap.Field {
+		return []zap.Field{zap.String("event_id", e.ID), zap.String("event_type", e.Type), zap.Int64("number", e.Number), zap.Int("attempts", e.Attempts)}
+	}
+	return inbox.Hooks{
+		Redelivered: func(_ inbox.Event, o inbox.Outcome) {
+			switch {
+			case o.Accepted:
+				metrics.inboxAttempts.WithLabelValues(attemptAccepted).Inc()
+			case !o.NoAttempt:
+				metrics.inboxAttempts.WithLabelValues(attemptFailed).Inc()
+			}
+		},
+		Died: func(e inbox.Event) {
+			h.logger.Error("event is dead: the backend has not accepted it, and it is not delivered again unless you ask for it",
+				append(fields(e), zap.Int("status", e.Last.Status), zap.String("cause", e.Last.Cause))...)
+		},
+		Trouble: func(doing string, err error) {
+			h.logger.Error("inbox: failed, will be tried again", zap.String("doing", doing), zap.Error(err))
+		},
+	}
+}
+
+// handlerFor returns the handler that delivers an event of an inbox, or nil: one
+// with this inbox and the scope of the event, on the server that the event has
+// arrived at if there is a choice.
+func (a *App) handlerFor(backing string, e inbox.Event) (found *Handler) {
+	for _, h := range a.handlers {
+		if h.inbox == nil || h.inbox.backing != backing || h.server == nil || !h.serves(e.Scope) {
+			continue
+		}
+		if h.server.Name() == e.Request.Server {
+			return h
+		}
+		if found == nil {
+			found = h
+		}
+	}
+	return found
+}
+
+func (h *Handler) serves(scope string) bool {
+	for k := range h.secrets.keys() {
+		if k.scope == scope {
+			return true
+		}
+	}
+	return false
+}
+
+// remember records the ID of an event that the backend has accepted in the store of
+// IDs, in place of the record that the event is in the inbox.
+func (a *App) remember(ctx context.Context, backing string, e inbox.Event) error {
+	h := a.handlerFor(backing, e)
+	if h == nil {
+		return nil // nobody asks for this scope any more
+	}
+	if _, err := h.store.forget(ctx, e.Scope, e.Key); err != nil {
+		return err
+	}
+	verdict, _, err := h.store.claim(ctx, dedupe.Request{
+		Scope: e.Scope, Key: e.Key, Digest: e.Digest, Lease: leaseMargin, Retention: h.retention,
+	}, time.Now())
+	if err != nil || verdict.State != dedupe.Claimed {
+		return err
+	}
+	return h.store.settle(ctx, verdict.Claim, true)
+}

@@ -1,0 +1,238 @@
+package buzzbip
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/buzzbip/caddy-webhook/inbox"
+	"github.com/buzzbip/caddy-webhook/internal/adminapi"
+)
+
+const (
+	// inboxPage is how many events a page of the list has at most.
+	inboxPage = 500
+	// maxFilter is the size of the largest filter, in bytes.
+	maxFilter = 1 << 20
+)
+
+// inboxes returns the inboxes of all handlers, each once, with a handler that has it.
+func (a *App) inboxes() (all []*Handler) {
+	seen := make(map[string]struct{})
+	for _, h := range a.handlers {
+		if h.inbox == nil {
+			continue
+		}
+		if _, ok := seen[h.inbox.backing]; !ok {
+			seen[h.inbox.backing] = struct{}{}
+			all = append(all, h)
+		}
+	}
+	return all
+}
+
+// theInbox returns the inbox of the active configuration. With several, the
+// parameter inbox of the query names one, by what it is listed with.
+func theInbox(r *http.Request) (*inboxUse, error) {
+	app, err := current()
+	if err != nil {
+		return nil, err
+	}
+	all := app.inboxes()
+	name := r.URL.Query().Get("inbox")
+	var names []string
+	for _, h := range all {
+		if len(all) == 1 && name == "" || h.inbox.backing == name {
+			return h.inbox, nil
+		}
+		names = append(names, strconv.Quote(h.inbox.backing))
+	}
+	if len(all) == 0 {
+		return nil, caddy.APIError{HTTPStatus: http.StatusNotFound, Message: "the active configuration has no inbox"}
+	}
+	return nil, caddy.APIError{HTTPStatus: http.StatusBadRequest, Message: "give the parameter inbox, one of " + strings.Join(names, ", ")}
+}
+
+func serveInbox(w http.ResponseWriter, r *http.Request, path string) error {
+	switch path {
+	case "":
+		return onMethod(w, r, map[string]caddy.AdminHandlerFunc{http.MethodGet: serveInboxList})
+	case "retry", "discard":
+		return onMethod(w, r, map[string]caddy.AdminHandlerFunc{http.MethodPost: func(w http.ResponseWriter, r *http.Request) error {
+			return serveInboxChange(w, r, path)
+		}})
+	case "pause", "resume":
+		return onMethod(w, r, map[string]caddy.AdminHandlerFunc{http.MethodPost: func(w http.ResponseWriter, r *http.Request) error {
+			return serveInboxPause(w, r, path == "pause")
+		}})
+	}
+	number, err := strconv.ParseInt(path, 10, 64)
+	if err != nil {
+		return caddy.APIError{HTTPStatus: http.StatusNotFound, Message: "there is nothing here: see " + adminapi.Path + "inbox and " + adminapi.Path + "inbox/<number>"}
+	}
+	return onMethod(w, r, map[string]caddy.AdminHandlerFunc{http.MethodGet: func(w http.ResponseWriter, r *http.Request) error {
+		return serveInboxEvent(w, r, number)
+	}})
+}
+
+func serveInboxList(w http.ResponseWriter, r *http.Request) error {
+	in, err := theInbox(r)
+	if err != nil {
+		return err
+	}
+	filter, after, err := filterOf(r)
+	if err != nil {
+		return badRequest(err)
+	}
+	events, err := in.List(r.Context(), filter, after, inboxPage)
+	if err != nil {
+		return unavailable(err)
+	}
+	stats := in.Stats()
+	list := adminapi.Inbox{
+		Inbox: in.backing, Waiting: stats.Waiting, Dead: stats.Dead, Delivered: stats.Delivered, Bytes: stats.Bytes,
+		Oldest: known(stats.Oldest), Paused: known(stats.Paused), Events: []adminapi.InboxEvent{},
+	}
+	for _, e := range events {
+		list.Events = append(list.Events, listed(e))
+	}
+	if len(events) == inboxPage {
+		list.Next = events[len(events)-1].Number
+	}
+	return writeJSON(w, http.StatusOK, list)
+}
+
+func serveInboxEvent(w http.ResponseWriter, r *http.Request, number int64) error {
+	in, err := theInbox(r)
+	if err != nil {
+		return err
+	}
+	e, err := in.Load(r.Context(), number)
+	if errors.Is(err, inbox.ErrNotFound) {
+		return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: err}
+	}
+	if err != nil {
+		return unavailable(err)
+	}
+	event := listed(e)
+	event.Request, event.Body = &e.Request, string(e.Body)
+	return writeJSON(w, http.StatusOK, event)
+}
+
+// serveInboxChange retries or discards the events that the filter in the request's
+// body selects.
+func serveInboxChange(w http.ResponseWriter, r *http.Request, change string) error {
+	in, err := theInbox(r)
+	if err != nil {
+		return err
+	}
+	var request struct {
+		inbox.Filter
+		DryRun bool `json:"dry_run"`
+	}
+	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxFilter))
+	dec.DisallowUnknownFields() // a misspelled one would select everything
+	if err := dec.Decode(&request); err != nil {
+		return badRequest(fmt.Errorf("give a filter as a JSON object, such as {\"state\":[\"dead\"]}: %w", err))
+	}
+	if _, err := dec.Token(); err != io.EOF {
+		return badRequest(errors.New("there is something after the filter"))
+	}
+	var n int
+	switch {
+	case request.DryRun:
+		n, err = in.Count(r.Context(), request.Filter)
+	case change == "retry":
+		n, err = in.dispatcher.Retry(r.Context(), request.Filter)
+	default:
+		n, err = in.dispatcher.Discard(r.Context(), request.Filter)
+	}
+	if err != nil {
+		return unavailable(err)
+	}
+	return writeJSON(w, http.StatusOK, adminapi.InboxChange{Events: n})
+}
+
+func serveInboxPause(w http.ResponseWriter, r *http.Request, pause bool) error {
+	in, err := theInbox(r)
+	if err != nil {
+		return err
+	}
+	if err := in.dispatcher.SetPaused(r.Context(), pause); err != nil {
+		return unavailable(err)
+	}
+	return writeJSON(w, http.StatusOK, adminapi.InboxChange{Events: in.Stats().Waiting})
+}
+
+// filterOf returns the filter in the query of r, and the number after which the page
+// begins.
+func filterOf(r *http.Request) (f inbox.Filter, after int64, err error) {
+	for name, values := range r.URL.Query() {
+		for _, value := range values {
+			switch name {
+			case "state":
+				f.State = append(f.State, inbox.State(value))
+			case "type":
+				f.Type = append(f.Type, value)
+			case "id":
+				f.ID = append(f.ID, value)
+			case "key":
+				f.Key = append(f.Key, value)
+			case "since":
+				f.Since, err = time.Parse(time.RFC3339, value)
+			case "until":
+				f.Until, err = time.Parse(time.RFC3339, value)
+			case "status":
+				var status int
+				status, err = strconv.Atoi(value)
+				f.Status = append(f.Status, status)
+			case "after":
+				after, err = strconv.ParseInt(value, 10, 64)
+			case "inbox":
+			default:
+				err = errors.New("unknown parameter: there are state, type, id, key, since, until, status, after and inbox")
+			}
+			if err != nil {
+				return f, 0, fmt.Errorf("%s: %w", name, err)
+			}
+		}
+	}
+	return f, after, nil
+}
+
+func listed(e inbox.Event) adminapi.InboxEvent {
+	event := adminapi.InboxEvent{
+		Number: e.Number, State: string(e.State), ID: e.ID, Type: e.Type, Key: e.OrderKey, Arrived: e.Arrived, Attempts: e.Attempts,
+	}
+	if e.State == inbox.Waiting {
+		event.Due = known(e.Due)
+	}
+	event.Settled = known(e.Settled)
+	if e.Attempts > 0 {
+		event.First, event.Last = &e.First, &e.Last
+	}
+	return event
+}
+
+// known returns a time, or nil if there is none.
+func known(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &t
+}
+
+func badRequest(err error) error {
+	return caddy.APIError{HTTPStatus: http.StatusBadRequest, Err: err}
+}
+
+func unavailable(err error) error {
+	return caddy.APIError{HTTPStatus: http.StatusServiceUnavailable, Err: fmt.Errorf("the inbox does not answer: %w", err)}
+}

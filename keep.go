@@ -1,0 +1,379 @@
+package buzzbip
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net/http"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/buzzbip/caddy-webhook/inbox"
+	"github.com/buzzbip/caddy-webhook/internal/adminapi"
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
+)
+
+// keepTimeout bounds how long a sender waits until its event is in the inbox.
+const keepTimeout = 5 * time.Second
+
+// deliverOrKeep delivers the event of a for the first time. If the backend fails, or
+// does not answer within answer_within, the event goes to the inbox.
+func (a *attempt) deliverOrKeep(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	k := &keeper{attempt: a, event: a.inboxEvent(r), w: w, header: make(http.Header), kept: make(chan struct{})}
+	var try bool
+	if !a.inbox.AcceptsAlways() {
+		k.first, try = a.inbox.dispatcher.TryFirst(k.event.Target)
+	}
+	if try {
+		if a.tryMemory() {
+			return k.deliver(r, next)
+		}
+		k.first.End(inbox.Outcome{NoAttempt: true})
+	}
+	if k.keep() {
+		return answer(a.state, w, webhook.ResultStored)
+	}
+	return a.run(w, r, next)
+}
+
+// inboxEvent returns the event of a as the inbox keeps it.
+func (a *attempt) inboxEvent(r *http.Request) inbox.Event {
+	state, original := a.state, *r
+	if o, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok {
+		original.URL, original.RequestURI, original.RemoteAddr = o.URL, o.RequestURI, o.RemoteAddr
+	}
+	header := r.Header.Clone()
+	for _, name := range notKept {
+		delete(header, name)
+	}
+	e := inbox.Event{
+		Target: r.Host + original.URL.Path,
+		Scope:  a.target.scope, Key: a.target.key, Digest: a.claim.Digest,
+		ID: state.event.ID, Type: state.event.Type, Secret: state.key.label,
+		Arrived: state.arrived,
+		Request: inbox.Request{
+			Host: r.Host, URI: original.URL.RequestURI(), Proto: r.Proto, TLS: r.TLS != nil,
+			RemoteAddr: original.RemoteAddr, Header: header,
+		},
+		Body: state.body,
+	}
+	if a.server != nil {
+		e.Request.Server = a.server.Name()
+	}
+	return e
+}
+
+// notKept are headers of a connection or of one delivery.
+var notKept = []string{
+	"Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Proxy-Connection", "Te", "Trailer",
+	"Transfer-Encoding", "Upgrade", "Expect", deliveryHeader,
+}
+
+// keeper is the response to the sender while the next handlers run. It is passed on
+// as it is if the backend accepts the event, or if the inbox does not take it.
+type keeper struct {
+	attempt *attempt
+	event   inbox.Event
+	first   *inbox.First // nil if no attempt is made
+	w       http.ResponseWriter
+	kept    chan struct{} // closed once the event is in the inbox
+
+	mu      sync.Mutex
+	decided bool              // by what the backend answered; nothing is kept after that
+	passing bool              // the response goes to the sender
+	ended   bool              // first knows the outcome
+	header  http.Header       // of a response that is not passed on, or not yet
+	failure *adminapi.Failure // of the attempt
+}
+
+// deliver runs the next handlers beside the sender's request, which may end before
+// they do.
+func (k *keeper) deliver(r *http.Request, next caddyhttp.Handler) error {
+	a, state := k.attempt, k.attempt.state
+	child := newFork(r, state, k)
+	a.state, a.keeper = child.state, k
+	type end struct {
+		err      error
+		panicked any
+	}
+	ended := make(chan end, 1)
+	go func() {
+		defer underWay.release(a.memory)
+		var e end
+		defer func() {
+			e.panicked = recover()
+			ended <- e
+		}()
+		e.err = a.deliver(k, child.request, next)
+	}()
+
+	timer := time.NewTimer(a.waitLeft(state))
+	defer timer.Stop()
+	var result end
+	select {
+	case <-k.kept:
+	case result = <-ended:
+	case <-timer.C:
+		if !k.keepLate() {
+			select {
+			case <-k.kept:
+			case result = <-ended:
+			}
+		}
+	}
+	select {
+	case <-k.kept:
+		state.failure = k.failureSoFar()
+		return answer(state, k.w, webhook.ResultStored)
+	default:
+	}
+	child.join(r, state)
+	if result.panicked != nil {
+		panic(result.panicked)
+	}
+	return result.err
+}
+
+// keepLate keeps the event of a delivery that has not ended.
+func (k *keeper) keepLate() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return !k.decided && k.keep()
+}
+
+// failed keeps the event of a delivery that has failed, unless that was decided
+// before, and reports whether it is kept.
+func (k *keeper) failed(f *adminapi.Failure, o inbox.Outcome) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.isKept() {
+		k.end(o)
+		return true
+	}
+	if k.decided {
+		return false
+	}
+	k.decided, k.failure = true, f
+	k.end(o)
+	return k.keep()
+}
+
+// end tells the dispatcher the outcome of the attempt, once.
+func (k *keeper) end(o inbox.Outcome) {
+	if !k.ended {
+		k.ended = true
+		k.first.End(o)
+	}
+}
+
+func (k *keeper) isKept() bool {
+	select {
+	case <-k.kept:
+		return true
+	default:
+		return false
+	}
+}
+
+func (k *keeper) failureSoFar() *adminapi.Failure {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.failure
+}
+
+// keep stores the event and settles the claim: then its ID is a duplicate. It
+// reports false if the inbox does not take the event. While the next handlers run,
+// it is called with k.mu held.
+func (k *keeper) keep() bool {
+	ctx, cancel := context.WithTimeout(context.Background(), keepTimeout)
+	defer cancel()
+	a := k.attempt
+	var err error
+	if k.first != nil {
+		_, err = k.first.Keep(ctx, k.event, a.inbox.Capacity())
+	} else {
+		_, err = a.inbox.dispatcher.Add(ctx, k.event.Target, k.event, a.inbox.Capacity())
+	}
+	if err != nil && !errors.Is(err, inbox.ErrKept) {
+		a.sampled.log(a.logger, zapcore.ErrorLevel, "the inbox does not take events, so senders get the failures of the backend", "", func() []zap.Field {
+			return []zap.Field{zap.String("event_id", a.event.ID), zap.Error(err)}
+		})
+		return false
+	}
+	a.claim.Retention = a.keptRetention
+	a.settleAs(true)
+	close(k.kept)
+	return true
+}
+
+// succeed implements [successHook]. A success after the event was stored is told to
+// the dispatcher, which then removes it.
+func (k *keeper) succeed(status int) int {
+	k.mu.Lock()
+	k.decided = true
+	k.passing = !k.isKept()
+	k.mu.Unlock()
+	if k.passing {
+		maps.Copy(k.w.Header(), k.header)
+	}
+	status = k.attempt.succeed(status)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.end(inbox.Outcome{Accepted: true, Attempt: inbox.Attempt{Status: status}})
+	return status
+}
+
+// Header implements [http.ResponseWriter].
+func (k *keeper) Header() http.Header {
+	if k.isPassing() {
+		return k.w.Header()
+	}
+	return k.header
+}
+
+func (k *keeper) isPassing() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.passing
+}
+
+// WriteHeader implements [http.ResponseWriter].
+func (k *keeper) WriteHeader(status int) {
+	if status < 200 && status != http.StatusSwitchingProtocols {
+		return // the sender may still get another response
+	}
+	if !k.isPassing() {
+		f := &adminapi.Failure{Time: time.Now().UTC(), Duration: time.Since(k.attempt.start).Seconds(), Cause: causeOfStatus(status), Status: status}
+		if k.failed(f, outcomeOf(f, k.header, nil)) {
+			k.attempt.cancel() // the rest of the response is of no use
+			return
+		}
+		k.mu.Lock()
+		k.passing = true
+		k.mu.Unlock()
+		maps.Copy(k.w.Header(), k.header)
+	}
+	k.w.WriteHeader(status)
+}
+
+// Write implements [http.ResponseWriter].
+func (k *keeper) Write(data []byte) (int, error) {
+	if k.isPassing() {
+		return k.w.Write(data)
+	}
+	return len(data), nil
+}
+
+// FlushError is what [http.ResponseController] calls.
+func (k *keeper) FlushError() error {
+	if k.isPassing() {
+		return http.NewResponseController(k.w).Flush()
+	}
+	return nil
+}
+
+// outcomeOf returns the outcome of a failed attempt.
+func outcomeOf(f *adminapi.Failure, header http.Header, err error) inbox.Outcome {
+	o := inbox.Outcome{Attempt: inbox.Attempt{Time: f.Time, Duration: f.Duration, Status: f.Status, Cause: string(f.Cause)}}
+	if err != nil {
+		text := err.Error()
+		o.Error = text[:min(len(text), 500)]
+	}
+	switch f.Cause {
+	case webhook.CauseUnreachable, webhook.CauseTimeout, webhook.CauseConnectionBroken, webhook.CauseUnhandled:
+		o.Down = true
+	}
+	switch f.Status {
+	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		o.Down = true
+	}
+	o.RetryAfter = retryAfterOf(header)
+	return o
+}
+
+// retryAfterOf returns how long a response asks to wait (RFC 9110, section 10.2.3).
+func retryAfterOf(header http.Header) time.Duration {
+	text := header.Get("Retry-After")
+	if seconds, err := strconv.Atoi(text); err == nil {
+		return max(time.Duration(seconds)*time.Second, 0)
+	}
+	if at, err := http.ParseTime(text); err == nil {
+		return max(time.Until(at), 0)
+	}
+	return 0
+}
+
+// fork is a request beside the sender's: it shares nothing with it that either may
+// still change.
+type fork struct {
+	request *http.Request
+	state   *requestState
+	vars    map[string]any
+	repl    *caddy.Replacer
+	ended   *atomic.Bool
+}
+
+func newFork(r *http.Request, state *requestState, w http.ResponseWriter) *fork {
+	ctx := r.Context()
+	parent := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	server, _ := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
+	f := &fork{state: new(requestState), repl: caddy.NewReplacer(), ended: new(atomic.Bool)}
+	*f.state = *state
+	f.state.spare = nil
+	f.request = caddyhttp.PrepareRequest(r.Clone(ctx), f.repl, w, server)
+	f.vars = f.request.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
+	if vars, ok := ctx.Value(caddyhttp.VarsCtxKey).(map[string]any); ok {
+		maps.Copy(f.vars, vars)
+	}
+	f.vars[stateVar] = f.state
+	f.repl.Map(f.state.placeholder)
+	f.repl.Map(func(name string) (any, bool) {
+		if f.ended.Load() {
+			return nil, false // the parent asks us
+		}
+		return parent.Get(name)
+	})
+	if original := ctx.Value(caddyhttp.OriginalRequestCtxKey); original != nil {
+		*f.request = *f.request.WithContext(context.WithValue(f.request.Context(), caddyhttp.OriginalRequestCtxKey, original))
+	}
+	return f
+}
+
+// join makes the outcome of the fork that of the request.
+func (f *fork) join(r *http.Request, state *requestState) {
+	ctx := r.Context()
+	f.ended.Store(true)
+	*state = *f.state
+	delete(f.vars, stateVar)
+	if vars, ok := ctx.Value(caddyhttp.VarsCtxKey).(map[string]any); ok {
+		maps.Copy(vars, f.vars)
+	}
+	ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer).Map(f.repl.Get)
+	*r = *f.request.WithContext(ctx)
+}
+
+// keptResult returns the result of an event that the inbox has already, or nothing
+// if the inbox does not have it, or if it is to be delivered nevertheless.
+func (h *Handler) keptResult(a *attempt, r *http.Request) (webhook.Result, error) {
+	kept, err := h.inbox.Find(r.Context(), a.claim.Scope, a.claim.Key)
+	switch {
+	case errors.Is(err, inbox.ErrNotFound):
+		return "", nil
+	case err != nil:
+		return "", err
+	case kept.Digest == a.claim.Digest:
+		return webhook.ResultDuplicate, nil
+	}
+	h.reportConflict(a.state, r)
+	if h.OnConflict == onConflictDeliver {
+		return "", nil
+	}
+	return webhook.ResultConflict, nil
+}

@@ -1,0 +1,333 @@
+package buzzbip
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/buzzbip/caddy-webhook/inbox"
+	"github.com/buzzbip/caddy-webhook/internal/adminapi"
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
+)
+
+// kept returns the options of an inbox in a new file.
+func kept(t testing.TB, options string) string {
+	return fmt.Sprintf("inbox sqlite %s {\nretry 50ms 200ms\n%s\n}", filepath.Join(t.TempDir(), "inbox.db"), options)
+}
+
+// inboxStats returns the state of the only inbox.
+func inboxStats(t testing.TB) inbox.Stats {
+	t.Helper()
+	app := running()
+	if app == nil || len(app.inboxes()) != 1 {
+		t.Fatal("there is not one inbox")
+	}
+	return app.inboxes()[0].inbox.Stats()
+}
+
+func waitForEmptyInbox(t testing.TB) {
+	t.Helper()
+	caddytest.WaitFor(t, "the inbox to be empty", func() bool { return inboxStats(t).Waiting == 0 })
+}
+
+// failing returns a backend that fails until working is set.
+func failing(t testing.TB, status int) (b *backend, working *atomic.Bool) {
+	working = new(atomic.Bool)
+	b = newBackend(t, func(w http.ResponseWriter, r *http.Request) {
+		if !working.Load() {
+			w.Header().Set("X-Failure", "yes")
+			w.WriteHeader(status)
+			io.WriteString(w, "failed")
+		}
+	})
+	return b, working
+}
+
+func TestEventThatTheBackendFailsIsStoredAndDeliveredLater(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, client *http.Client) {
+		b, working := failing(t, http.StatusInternalServerError)
+		s := start(t, proxied(b, kept(t, "")))
+		body := caddytest.NewEvent()
+		got := send(client, signed(s.url, body))
+		expect(t, got, http.StatusOK, webhook.ResultStored)
+		if got.header.Get("X-Failure") != "" || got.body != "" {
+			t.Errorf("the sender got the backend's failure: %v %q", got.header, got.body)
+		}
+		first := caddytest.Receive(t, b.arrived, "the first attempt")
+		if n := inboxStats(t).Waiting; n != 1 {
+			t.Errorf("%d events wait", n)
+		}
+		expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultDuplicate)
+		working.Store(true)
+		waitForEmptyInbox(t)
+		var last received
+		for last = first; len(b.arrived) > 0; last = <-b.arrived {
+		}
+		if last.body != body || last.Host != first.Host || last.URL.String() != first.URL.String() {
+			t.Errorf("delivered again: %s %s %q", last.Host, last.URL, last.body)
+		}
+		expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultDuplicate)
+	})
+}
+
+func TestRedeliveryHasTheHeadersOfTheEventAndItsNumber(t *testing.T) {
+	b, working := failing(t, http.StatusServiceUnavailable)
+	s := start(t, proxied(b, kept(t, "")))
+	r := signed(s.url, caddytest.NewEvent())
+	r.Header.Set("X-Custom", "yes")
+	expect(t, send(newClient(t, "HTTP/1.1"), r), http.StatusOK, webhook.ResultStored)
+	first := caddytest.Receive(t, b.arrived, "the first attempt")
+	if first.Header.Get(redeliveryHeader) != "" {
+		t.Error("the first attempt is marked")
+	}
+	second := caddytest.Receive(t, b.arrived, "the second attempt")
+	working.Store(true)
+	waitForEmptyInbox(t)
+	if n := second.Header.Get(redeliveryHeader); n != "2" {
+		t.Errorf("%s is %q, want 2", redeliveryHeader, n)
+	}
+	for _, name := range []string{"X-Custom", webhook.SignatureHeader, "Content-Type", "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host"} {
+		if got, want := second.Header.Get(name), first.Header.Get(name); got != want || want == "" {
+			t.Errorf("%s is %q, and was %q", name, got, want)
+		}
+	}
+}
+
+func TestSlowBackendGetsTheEventOnceAndTheSenderItsAnswerInTime(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, client *http.Client) {
+		release := make(chan struct{})
+		b := newBackend(t, func(http.ResponseWriter, *http.Request) { <-release })
+		s := start(t, proxied(b, "answer_within 50ms\n"+kept(t, "")))
+		body := caddytest.NewEvent()
+		expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultStored)
+		expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultDuplicate)
+		close(release)
+		waitForEmptyInbox(t)
+		b.expectCount(t, 1)
+		expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultDuplicate)
+	})
+}
+
+func TestSlowBackendThatFailsIsAskedAgain(t *testing.T) {
+	release := make(chan struct{})
+	var failed atomic.Bool
+	b := newBackend(t, func(w http.ResponseWriter, _ *http.Request) {
+		if !failed.Swap(true) {
+			<-release
+			w.WriteHeader(http.StatusInternalServerError)
+		}
+	})
+	s := start(t, proxied(b, "answer_within 50ms\n"+kept(t, "")))
+	expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, caddytest.NewEvent())), http.StatusOK, webhook.ResultStored)
+	close(release)
+	waitForEmptyInbox(t)
+	b.expectCount(t, 2)
+}
+
+func TestUnreachableBackendLosesNothing(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := listener.Addr().String()
+	listener.Close()
+	s := start(t, "buzzbip_webhook "+caddytest.Secret+" {\n"+kept(t, "")+"\n}\nreverse_proxy "+address)
+	client := newClient(t, "HTTP/1.1")
+	const events = 20
+	for range events {
+		expect(t, send(client, signed(s.url, caddytest.NewEvent())), http.StatusOK, webhook.ResultStored)
+	}
+	if n := inboxStats(t).Waiting; n != events {
+		t.Errorf("%d events wait, want %d", n, events)
+	}
+	var arrived atomic.Int64
+	if listener, err = new(net.ListenConfig).Listen(context.Background(), "tcp", address); err != nil {
+		t.Fatal(err)
+	}
+	backend := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { arrived.Add(1) })}
+	go backend.Serve(listener)
+	defer backend.Close()
+	waitForEmptyInbox(t)
+	if n := arrived.Load(); n != events {
+		t.Errorf("%d events arrived, want %d", n, events)
+	}
+}
+
+func TestEventThatTheBackendAcceptsLeavesNothingInTheInbox(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, client *http.Client) {
+		b := newBackend(t, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("X-Custom", "yes")
+			w.WriteHeader(http.StatusAccepted)
+			io.WriteString(w, "thanks")
+		})
+		s := start(t, proxied(b, kept(t, "")))
+		body := caddytest.NewEvent()
+		got := send(client, signed(s.url, body))
+		expect(t, got, http.StatusAccepted, "")
+		if got.body != "thanks" || got.header.Get("X-Custom") != "yes" {
+			t.Errorf("the response is %q with %v", got.body, got.header)
+		}
+		expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultDuplicate)
+		if stats := inboxStats(t); stats.Waiting+stats.Dead+stats.Delivered != 0 {
+			t.Errorf("the inbox has %+v", stats)
+		}
+	})
+}
+
+func TestFullInboxPassesOnTheFailureOfTheBackend(t *testing.T) {
+	b, _ := failing(t, http.StatusTeapot)
+	s := start(t, proxied(b, kept(t, "max_size 10B")))
+	body := caddytest.NewEvent()
+	for range 2 { // the ID is free again
+		got := send(newClient(t, "HTTP/1.1"), signed(s.url, body))
+		expect(t, got, http.StatusTeapot, "")
+		if got.body != "failed" || got.header.Get("X-Failure") != "yes" {
+			t.Errorf("the response is %q with %v", got.body, got.header)
+		}
+	}
+	b.expectCount(t, 2)
+	if logs := s.logs(); !strings.Contains(logs, "the inbox does not take events") {
+		t.Error("the log does not say that the inbox is full")
+	}
+}
+
+func TestStatusThatNoRetryWillChangeMakesTheEventDead(t *testing.T) {
+	b, _ := failing(t, http.StatusUnprocessableEntity)
+	s := start(t, proxied(b, kept(t, "dead_on 422")))
+	body := caddytest.NewEvent()
+	expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, body)), http.StatusOK, webhook.ResultStored)
+	caddytest.WaitFor(t, "the event to be dead", func() bool { return inboxStats(t).Dead == 1 })
+	expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, body)), http.StatusOK, webhook.ResultDuplicate)
+	b.expectCount(t, 1)
+	if logs := s.logs(); !strings.Contains(logs, "event is dead") {
+		t.Error("the log does not say that the event is dead")
+	}
+}
+
+func TestConflictWithAnEventInTheInbox(t *testing.T) {
+	for option, result := range map[string]webhook.Result{"drop": webhook.ResultConflict, "deliver": webhook.ResultStored} {
+		t.Run(option, func(t *testing.T) {
+			b, working := failing(t, http.StatusInternalServerError)
+			s := start(t, proxied(b, "on_conflict "+option+"\n"+kept(t, "")))
+			client, id := newClient(t, "HTTP/1.1"), caddytest.NewID()
+			expect(t, send(client, signed(s.url, caddytest.Event{ID: id}.Body())), http.StatusOK, webhook.ResultStored)
+			other := caddytest.Event{ID: id, Data: `{"other":true}`}.Body()
+			expect(t, send(client, signed(s.url, other)), http.StatusOK, result)
+			working.Store(true)
+			waitForEmptyInbox(t)
+		})
+	}
+}
+
+func TestPanicKeepsTheEvent(t *testing.T) {
+	var calls atomic.Int64
+	b := newBackend(t, func(w http.ResponseWriter, _ *http.Request) {
+		if calls.Add(1) == 1 {
+			panic(http.ErrAbortHandler)
+		}
+	})
+	s := start(t, proxied(b, kept(t, "")))
+	expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, caddytest.NewEvent())), http.StatusOK, webhook.ResultStored)
+	waitForEmptyInbox(t)
+}
+
+func TestRedeliveryGoesWhereTheNewConfigurationSendsIt(t *testing.T) {
+	old, _ := failing(t, http.StatusBadGateway)
+	moved := newBackend(t, nil)
+	options := strings.Replace(kept(t, ""), "retry 50ms 200ms", "retry 1h", 1)
+	s := start(t, proxied(old, options))
+	body := caddytest.NewEvent()
+	expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, body)), http.StatusOK, webhook.ResultStored)
+	s.reload(proxied(moved, strings.Replace(options, "retry 1h", "retry 50ms", 1)))
+	if got, err := ask(t, http.MethodPost, "inbox/retry", "{}"); err != nil {
+		t.Fatal(got, err)
+	}
+	if got := caddytest.Receive(t, moved.arrived, "the redelivery"); got.body != body {
+		t.Errorf("delivered again: %q", got.body)
+	}
+	waitForEmptyInbox(t)
+}
+
+func TestAcceptAlwaysAnswersBeforeTheDelivery(t *testing.T) {
+	release := make(chan struct{})
+	b := newBackend(t, func(http.ResponseWriter, *http.Request) { <-release })
+	s := start(t, proxied(b, kept(t, "accept always")))
+	body := caddytest.NewEvent()
+	expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, body)), http.StatusOK, webhook.ResultStored)
+	close(release)
+	if got := caddytest.Receive(t, b.arrived, "the delivery"); got.body != body {
+		t.Errorf("delivered: %q", got.body)
+	}
+	waitForEmptyInbox(t)
+	b.expectCount(t, 1)
+}
+
+func TestPausedInboxStoresNewEventsWithoutTryingThem(t *testing.T) {
+	b := newBackend(t, nil)
+	s := start(t, proxied(b, kept(t, "")))
+	if got, err := ask(t, http.MethodPost, "inbox/pause", ""); err != nil {
+		t.Fatal(got, err)
+	}
+	expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, caddytest.NewEvent())), http.StatusOK, webhook.ResultStored)
+	b.expectCount(t, 0)
+	if got, err := ask(t, http.MethodPost, "inbox/resume", ""); err != nil {
+		t.Fatal(got, err)
+	}
+	waitForEmptyInbox(t)
+	b.expectCount(t, 1)
+}
+
+func TestEventsOfASiteThatIsGoneWait(t *testing.T) {
+	b, working := failing(t, http.StatusInternalServerError)
+	options := kept(t, "")
+	s := start(t, proxied(b, options))
+	expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, caddytest.NewEvent())), http.StatusOK, webhook.ResultStored)
+	other := strings.Replace(proxied(b, options), caddytest.Secret, "another-signing-secret", 1)
+	s.reload(other)
+	caddytest.WaitFor(t, "the log to say that nothing delivers the event", func() bool {
+		return strings.Contains(s.logs(), "no buzzbip_webhook of the active configuration delivers it")
+	})
+	working.Store(true)
+	s.reload(proxied(b, options))
+	waitForEmptyInbox(t)
+}
+
+func TestNoRequestFromOutsideIsARedelivery(t *testing.T) {
+	b := newBackend(t, nil)
+	s := start(t, proxied(b, kept(t, ""))+explained)
+	r := signed(s.url, caddytest.NewEvent())
+	r.Header.Set(webhook.SignatureHeader, strings.Repeat("0", 64))
+	r.Header.Set(redeliveryHeader, "2")
+	expectRejection(t, send(newClient(t, "HTTP/1.1"), r), webhook.ReasonSignatureMismatch)
+	b.expectCount(t, 0)
+}
+
+func TestEventIsStoredIfThereIsNoMemoryToDeliverIt(t *testing.T) {
+	release := make(chan struct{})
+	b := newBackend(t, func(http.ResponseWriter, *http.Request) { <-release })
+	s := start(t, proxied(b, "max_in_flight 1\nanswer_within 1m\n"+kept(t, "")))
+	client := newClient(t, "HTTP/1.1")
+	first := sendAsync(client, signed(s.url, caddytest.NewEvent()))
+	caddytest.Receive(t, b.arrived, "the first event")
+	expect(t, send(client, signed(s.url, caddytest.NewEvent())), http.StatusOK, webhook.ResultStored)
+	close(release)
+	expect(t, caddytest.Receive(t, first, "the first answer"), http.StatusOK, "")
+	waitForEmptyInbox(t)
+	b.expectCount(t, 2)
+}
+
+// ask asks the admin API.
+func ask(t testing.TB, method, path, body string) (string, error) {
+	t.Helper()
+	answer := httptest.NewRecorder()
+	err := serveAdmin(answer, httptest.NewRequest(method, adminapi.Path+path, strings.NewReader(body)))
+	return answer.Body.String(), err
+}
