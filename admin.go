@@ -188,6 +188,9 @@ func serveLookup(w http.ResponseWriter, r *http.Request, id string) error {
 		default:
 			answer.State = adminapi.StateUnseen
 		}
+		if lookUpInbox(r.Context(), scope, key, answer) {
+			return err
+		}
 		if known.Delivered {
 			expires := known.Expires.UTC()
 			answer.Expires = &expires

@@ -1,6 +1,7 @@
 package buzzbip
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,8 +13,10 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/buzzbip/caddy-webhook/dedupe"
 	"github.com/buzzbip/caddy-webhook/inbox"
 	"github.com/buzzbip/caddy-webhook/internal/adminapi"
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
 const (
@@ -80,6 +83,31 @@ func serveInbox(w http.ResponseWriter, r *http.Request, path string) error {
 	return onMethod(w, r, map[string]caddy.AdminHandlerFunc{http.MethodGet: func(w http.ResponseWriter, r *http.Request) error {
 		return serveInboxEvent(w, r, number)
 	}})
+}
+
+// lookUpInbox completes the answer about an event if an inbox has it.
+func lookUpInbox(ctx context.Context, scope string, key dedupe.Key, answer *adminapi.EventState) bool {
+	app := running()
+	if app == nil {
+		return false
+	}
+	for _, h := range app.inboxes() {
+		e, err := h.inbox.Find(ctx, scope, key)
+		switch {
+		case err == nil && e.State == inbox.Waiting:
+			answer.State = adminapi.StateStored
+		case err == nil && e.State == inbox.Dead:
+			answer.State = adminapi.StateDead
+		default:
+			continue
+		}
+		answer.Attempts = e.Attempts
+		if e.Attempts > 0 {
+			answer.LastFailure = &adminapi.Failure{Time: e.Last.Time, Cause: webhook.Cause(e.Last.Cause), Status: e.Last.Status, Duration: e.Last.Duration}
+		}
+		return true
+	}
+	return false
 }
 
 func serveInboxList(w http.ResponseWriter, r *http.Request) error {

@@ -324,6 +324,19 @@ func TestEventIsStoredIfThereIsNoMemoryToDeliverIt(t *testing.T) {
 	b.expectCount(t, 2)
 }
 
+func TestLookupTellsAnEventThatIsInTheInbox(t *testing.T) {
+	b, _ := failing(t, http.StatusUnprocessableEntity)
+	for options, state := range map[string]string{"": `"state":"stored"`, "dead_on 422": `"state":"dead"`} {
+		s := start(t, proxied(b, strings.Replace(kept(t, options), "retry 50ms 200ms", "retry 1h", 1)))
+		id := caddytest.NewID()
+		expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, caddytest.Event{ID: id}.Body())), http.StatusOK, webhook.ResultStored)
+		caddytest.WaitFor(t, "the attempt to be recorded", func() bool {
+			got, err := ask(t, http.MethodGet, "events/"+id, "")
+			return err == nil && strings.Contains(got, state) && strings.Contains(got, `"attempts":1`) && strings.Contains(got, `"status":422`)
+		})
+	}
+}
+
 // ask asks the admin API.
 func ask(t testing.TB, method, path, body string) (string, error) {
 	t.Helper()

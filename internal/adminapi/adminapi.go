@@ -63,6 +63,8 @@ const (
 	StateDelivered    = "delivered"
 	StateRedelivering = "redelivering"  // delivered earlier, and in flight again with another body
 	StateNotDelivered = "not_delivered" // the last attempt failed
+	StateStored       = "stored"        // in the inbox, to be delivered again
+	StateDead         = "dead"          // in the inbox, not to be delivered again
 	StateUnknown      = "unknown"       // the store does not answer
 )
 
@@ -76,6 +78,8 @@ type EventState struct {
 	// LastFailure is the last failure of an event that is not delivered. It is nil
 	// if this instance, which keeps failures in memory, knows of none.
 	LastFailure *Failure `json:"last_failure,omitempty"`
+	// Attempts counts the attempts to deliver an event that is in the inbox.
+	Attempts int `json:"attempts,omitempty"`
 }
 
 // Failure is an attempt to deliver that failed.

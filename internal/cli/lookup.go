@@ -44,6 +44,9 @@ func printStates(w io.Writer, scopes []adminapi.EventState) {
 			until = s.Expires.Format(time.RFC3339)
 		}
 		state := strings.ReplaceAll(s.State, "_", " ")
+		if s.Attempts > 0 {
+			state += fmt.Sprintf(" (attempts: %d)", s.Attempts)
+		}
 		if s.LastFailure != nil {
 			state += ": last attempt failed " + s.LastFailure.String()
 		}
