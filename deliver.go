@@ -68,6 +68,7 @@ func (h *Handler) attempt(state *requestState, target eventInStore) *attempt {
 	}
 	state.spare = nil
 	a.Handler, a.state, a.event, a.target, a.start = h, state, state.event, target, state.now
+	a.recorder.onSuccess = a
 	return a
 }
 
@@ -157,10 +158,6 @@ func (a *attempt) deliver(w http.ResponseWriter, r *http.Request, next caddyhttp
 	*r = *r.WithContext(&a.context)
 	a.sent.prepare(r, a.state.body)
 	a.recorder.ResponseWriterWrapper = caddyhttp.ResponseWriterWrapper{ResponseWriter: w}
-	a.recorder.onSuccess = a
-	if a.keeper != nil {
-		a.recorder.onSuccess = a.keeper
-	}
 	err = next.ServeHTTP(&a.recorder, r)
 	if a.recorder.status != 0 {
 		if a.holdsClaim() && a.recorder.inFlight() {

@@ -76,19 +76,10 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 	a := h.attempt(state, target)
 	a.claim, a.claimed = verdict.Claim, true
-	if h.inbox == nil {
-		return a.run(w, r, next)
+	if h.inbox != nil {
+		return a.runWithInbox(w, r, next)
 	}
-	result, err := h.keptResult(a, r)
-	if err != nil {
-		a.settle()
-		return h.reject(state, w, r, webhook.ReasonStoreUnavailable, fmt.Errorf("the inbox does not answer: %w", err))
-	}
-	if result != "" {
-		a.settle()
-		return answer(state, w, result)
-	}
-	return a.deliverOrKeep(w, r, next)
+	return a.run(w, r, next)
 }
 
 // claim asks the store for the right to deliver the event.

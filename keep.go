@@ -3,6 +3,7 @@ package buzzbip
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"net/http"
 	"strconv"
@@ -22,6 +23,20 @@ import (
 
 // keepTimeout bounds how long a sender waits until its event is in the inbox.
 const keepTimeout = 5 * time.Second
+
+// runWithInbox is run for a handler with an inbox.
+func (a *attempt) runWithInbox(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	result, err := a.keptResult(r)
+	if err != nil {
+		a.settle()
+		return a.reject(a.state, w, r, webhook.ReasonStoreUnavailable, fmt.Errorf("the inbox does not answer: %w", err))
+	}
+	if result != "" {
+		a.settle()
+		return answer(a.state, w, result)
+	}
+	return a.deliverOrKeep(w, r, next)
+}
 
 // deliverOrKeep delivers the event of a for the first time. If the backend fails, or
 // does not answer within answer_within, the event goes to the inbox.
@@ -98,7 +113,7 @@ type keeper struct {
 func (k *keeper) deliver(r *http.Request, next caddyhttp.Handler) error {
 	a, state := k.attempt, k.attempt.state
 	child := newFork(r, state, k)
-	a.state, a.keeper = child.state, k
+	a.state, a.keeper, a.recorder.onSuccess = child.state, k, k
 	type end struct {
 		err      error
 		panicked any
@@ -361,8 +376,8 @@ func (f *fork) join(r *http.Request, state *requestState) {
 
 // keptResult returns the result of an event that the inbox has already, or nothing
 // if the inbox does not have it, or if it is to be delivered nevertheless.
-func (h *Handler) keptResult(a *attempt, r *http.Request) (webhook.Result, error) {
-	kept, err := h.inbox.Find(r.Context(), a.claim.Scope, a.claim.Key)
+func (a *attempt) keptResult(r *http.Request) (webhook.Result, error) {
+	kept, err := a.inbox.Find(r.Context(), a.claim.Scope, a.claim.Key)
 	switch {
 	case errors.Is(err, inbox.ErrNotFound):
 		return "", nil
@@ -371,8 +386,8 @@ func (h *Handler) keptResult(a *attempt, r *http.Request) (webhook.Result, error
 	case kept.Digest == a.claim.Digest:
 		return webhook.ResultDuplicate, nil
 	}
-	h.reportConflict(a.state, r)
-	if h.OnConflict == onConflictDeliver {
+	a.reportConflict(a.state, r)
+	if a.OnConflict == onConflictDeliver {
 		return "", nil
 	}
 	return webhook.ResultConflict, nil

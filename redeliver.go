@@ -81,7 +81,7 @@ func newRedelivery(ctx context.Context, e inbox.Event) (*http.Request, error) {
 // serveRedelivery passes a request to a server of Caddy. Nobody reads the response.
 func serveRedelivery(server *caddyhttp.Server, r *http.Request) {
 	defer func() {
-		if panicked := recover(); panicked != nil && panicked != http.ErrAbortHandler {
+		if panicked := recover(); panicked != nil && panicked != any(http.ErrAbortHandler) {
 			caddy.Log().Named("http.handlers.buzzbip_webhook").Error("a handler panicked during a redelivery", zap.Any("panic", panicked), zap.Stack("stack"))
 		}
 	}()

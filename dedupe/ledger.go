@@ -61,7 +61,7 @@ func (l *Ledger) claim(ctx context.Context, r Request, limits Limits, recall fun
 		case w == nil && err == nil && v.State == Claimed && recall != nil:
 			for {
 				known, err := recall()
-				if v, err, ok := l.endRecall(v, known, err); ok {
+				if v, ok, err := l.endRecall(v, known, err); ok {
 					return v, err
 				}
 			}
@@ -106,7 +106,7 @@ func (l *Ledger) claimOrJoin(r Request, limits Limits, recalls bool) (Verdict, *
 
 // endRecall answers a request with what it has recalled, unless that is out of
 // date.
-func (l *Ledger) endRecall(v Verdict, known Status, err error) (_ Verdict, _ error, ok bool) {
+func (l *Ledger) endRecall(v Verdict, known Status, err error) (_ Verdict, ok bool, _ error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.registry.endRecall(v, known, err, time.Now().UnixNano())

@@ -103,25 +103,25 @@ func (s *scope) setRecall(key Key, r *recalling) {
 
 // endRecall answers the request of a claim with what it has recalled, unless
 // that is out of date.
-func (g *registry) endRecall(v Verdict, known Status, err error, now int64) (_ Verdict, _ error, ok bool) {
+func (g *registry) endRecall(v Verdict, known Status, err error, now int64) (_ Verdict, ok bool, _ error) {
 	r := v.Claim.Request
 	s := g.scopes[r.Scope]
 	recall := s.inFlight[r.Key].recall
 	if recall.stale {
 		recall.stale = false
-		return v, nil, false
+		return v, false, nil
 	}
 	defer close(recall.done)
 	if err != nil {
 		recall.err = err
 		delete(s.inFlight, r.Key)
-		return Verdict{}, err, true
+		return Verdict{}, true, err
 	}
 	if known.Delivered {
 		recall.known = known
 		if answer, ok := r.Compare(known.Digest); ok {
 			delete(s.inFlight, r.Key)
-			return answer, nil, true
+			return answer, true, nil
 		}
 		// until the flight ends, it answers other requests
 		v.Claim.Replaces = known.Digest
@@ -129,7 +129,7 @@ func (g *registry) endRecall(v Verdict, known Status, err error, now int64) (_ V
 		g.remember(s, earlier, Limits{}, now, now)
 	}
 	s.setRecall(r.Key, nil)
-	return v, nil, true
+	return v, true, nil
 }
 
 // changed notes that something was recorded or forgotten about an ID.

@@ -21,10 +21,7 @@ func TestABackendThatIsDownIsAskedOneAtATimeWithBackoff(t *testing.T) {
 		b.answers(down)
 		b.add(100)
 		b.sleep(2 * time.Hour)
-		want := []time.Duration{5, 10, 20, 40, 80, 160, 320, 640, 900, 900, 900, 900, 900, 900}
-		for i := range want {
-			want[i] *= time.Second
-		}
+		want := inSeconds(5, 10, 20, 40, 80, 160, 320, 640, 900, 900, 900, 900, 900, 900)
 		if got := delays(b.seen()); !slices.Equal(got, want) {
 			b.Errorf("delays: %v", got)
 		}
@@ -166,10 +163,7 @@ func TestOnePoisonedEventDoesNotSlowDownTheOthers(t *testing.T) {
 				poisoned = append(poisoned, a)
 			}
 		}
-		want := []time.Duration{5, 10, 20, 40, 80, 160, 320, 640, 900, 900}
-		for i := range want {
-			want[i] *= time.Second
-		}
+		want := inSeconds(5, 10, 20, 40, 80, 160, 320, 640, 900, 900)
 		if got := delays(poisoned); !slices.Equal(got, want) {
 			b.Errorf("delays: %v", got)
 		}
@@ -275,4 +269,11 @@ func TestALateSuccessDoesNotOpenTheGate(t *testing.T) {
 	if !g.closed {
 		t.Error("open")
 	}
+}
+
+func inSeconds(seconds ...int) (durations []time.Duration) {
+	for _, n := range seconds {
+		durations = append(durations, time.Duration(n)*time.Second)
+	}
+	return durations
 }

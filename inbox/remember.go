@@ -99,12 +99,12 @@ func (d *Dispatcher) rememberAll(after *int64) (failed error) {
 			if busy {
 				continue // who is at it calls again if need be
 			}
-			if err := d.rememberEvent(e, c); err == nil {
+			err := d.rememberEvent(e, c)
+			if err == nil {
 				failures = 0
 				continue
-			} else {
-				failed = err
 			}
+			failed = err
 			if failures++; failures == failuresThatStop || errors.Is(d.ctx.Err(), context.Canceled) {
 				return failed
 			}

@@ -108,12 +108,12 @@ func (c *Conn) checkpoint(mode string) error {
 
 // guard calls f. A fault in memory that is mapped to a file, as on a disk that
 // fails, does not end the process, but c cannot be used after it.
-func (c *Conn) guard(f func(*Conn) error) (err error, broken bool) {
+func (c *Conn) guard(f func(*Conn) error) (broken bool, err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if fault := recover(); fault != nil {
-			err, broken = fmt.Errorf("the database failed (%v): restart Caddy, which checks the file", fault), true
+			broken, err = true, fmt.Errorf("the database failed (%v): restart Caddy, which checks the file", fault)
 		}
 	}()
-	return f(c), false
+	return false, f(c)
 }

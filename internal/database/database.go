@@ -302,7 +302,7 @@ func (db *DB) Destruct() error {
 	var errs []error
 	for _, c := range append(db.readers, db.writer) {
 		if c != nil {
-			err, _ := c.guard((*Conn).close)
+			_, err := c.guard((*Conn).close)
 			errs = append(errs, err)
 		}
 	}

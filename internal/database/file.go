@@ -45,6 +45,7 @@ const (
 	runningSuffix = "-running"
 )
 
+// ErrDamaged is in errors that say that a file is damaged.
 var ErrDamaged = errors.New("damaged")
 
 func damaged(path string, err error) error {

@@ -25,7 +25,7 @@ func (db *DB) read(c *Conn) {
 	for {
 		select {
 		case r := <-db.reads:
-			err, broken := c.guard(r.call)
+			broken, err := c.guard(r.call)
 			if err != nil {
 				db.note(err)
 			}
@@ -63,7 +63,7 @@ func (db *DB) write(c *Conn) {
 			}
 		}
 		db.busy.Store(time.Now().UnixNano())
-		err, broken := c.guard(func(c *Conn) error {
+		broken, err := c.guard(func(c *Conn) error {
 			if len(batch) > 0 {
 				return db.commit(c, batch)
 			}
@@ -76,7 +76,7 @@ func (db *DB) write(c *Conn) {
 			r.done <- r.err
 		}
 		if err == nil && tidying {
-			err, broken = c.guard(func(c *Conn) (err error) {
+			broken, err = c.guard(func(c *Conn) (err error) {
 				tidying, err = db.tidy(c, max(minExpired, 2*len(batch)))
 				return err
 			})
