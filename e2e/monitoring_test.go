@@ -509,7 +509,7 @@ var (
 	alertsThatFire = []string{"BuzzBipConflict", "BuzzBipStoreRejects"}
 	alertsThatWait = []string{"BuzzBipBackendFailing", "BuzzBipForgeries", "BuzzBipOldSecretInUse", "BuzzBipSenderDisconnects",
 		"BuzzBipStoreDown", "BuzzBipStoreForgets"}
-	alertsAtRest = []string{"BuzzBipBackendSlow", "BuzzBipCaddyDown", "BuzzBipNoEvents", "BuzzBipNothingDelivered",
+	alertsAtRest = []string{"BuzzBipBackendSlow", "BuzzBipCaddyDown", "BuzzBipNoEvents", "BuzzBipNothingDelivered", "BuzzBipOverloaded",
 		"BuzzBipOldSecretUnused", "BuzzBipRouteBroken", "BuzzBipSecretWrong", "BuzzBipStoreLosesData", "BuzzBipStoreNearlyFull"}
 )
 
