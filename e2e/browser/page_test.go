@@ -302,7 +302,7 @@ func TestPageShowsDeliveriesLive(t *testing.T) {
 		t.Errorf("the page shows\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 	g.until("the results are counted", `[...document.querySelectorAll("#results .card")].map(c => c.innerText.replace("\n", " ")).join() ===
-		"3 delivered,1 duplicate,1 ignored,1 in flight,1 failed,1 conflict,1 rejected,0 with the backend"`)
+		"3 delivered,0 stored,1 duplicate,1 ignored,1 in flight,1 failed,1 conflict,1 rejected,0 with the backend"`)
 	g.until("the scopes show", `[...document.querySelectorAll("#scopes tbody tr")].map(r => [...r.cells].map(c => c.innerText.replace("\n", " ")).join(" ")).sort().join() ===
 		"secret:current memory 0 2,secret:previous memory 0 1,support memory 0 0"`)
 	g.until("the secrets show", `[...document.querySelectorAll("#secrets tbody tr")].map(r => r.cells[0].innerText + ": " + /^\d+ s ago$|^not yet$/.test(r.cells[2].innerText)).sort().join() ===
