@@ -431,8 +431,8 @@ func TestInnerHandlerOfAChainDoesNotWaitForMemory(t *testing.T) {
 			s := start(t, "respond gone 404")
 			inner := caddytest.FreeAddress(t)
 			directive := "buzzbip_webhook " + caddytest.Secret + " {\n" + small
-			s.named = fmt.Sprintf("http://%s {\n%s}\nreverse_proxy %s\n}", inner, directive, b.address())
-			s.reload(fmt.Sprintf("route {\n%s%s\n}\n%[1]sscope within\n}\nreverse_proxy %[3]s {\nheader_up Host {upstream_hostport}\n}\n}", directive, outer, inner))
+			s.named = fmt.Sprintf("http://%s {\n%sscope inner\n}\nreverse_proxy %s\n}", inner, directive, b.address())
+			s.reload(fmt.Sprintf("route {\n%s%s\n}\nrequest_header -X-Buzzbip-Delivery\n%[1]sscope within\n}\nreverse_proxy %[3]s {\nheader_up Host {upstream_hostport}\n}\n}", directive, outer, inner))
 			expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, caddytest.NewEvent())), http.StatusOK, "")
 			b.expectCount(t, 1)
 		})
