@@ -451,6 +451,15 @@ http://%[1]s {
 		}
 		reverse_proxy %[2]s
 	}
+	handle /busy {
+		buzzbip_webhook {
+			secret {env.OTHER_SECRET} other
+			dedupe off
+			answer_within 50ms
+			max_in_flight 1KiB
+		}
+		reverse_proxy %[2]s
+	}
 	handle /down {
 		buzzbip_webhook {
 			secret {env.OTHER_SECRET} other
@@ -506,10 +515,10 @@ var ourMetric = regexp.MustCompile(`caddy_buzzbip_webhook_\w+`)
 // The states that the alerts are to have after the load; those that have to last
 // for longer than the test may have begun to fire on a very slow machine.
 var (
-	alertsThatFire = []string{"BuzzBipConflict", "BuzzBipStoreRejects"}
+	alertsThatFire = []string{"BuzzBipConflict", "BuzzBipOverloaded", "BuzzBipStoreRejects"}
 	alertsThatWait = []string{"BuzzBipBackendFailing", "BuzzBipForgeries", "BuzzBipOldSecretInUse", "BuzzBipSenderDisconnects",
 		"BuzzBipStoreDown", "BuzzBipStoreForgets"}
-	alertsAtRest = []string{"BuzzBipBackendSlow", "BuzzBipCaddyDown", "BuzzBipNoEvents", "BuzzBipNothingDelivered", "BuzzBipOverloaded",
+	alertsAtRest = []string{"BuzzBipBackendSlow", "BuzzBipCaddyDown", "BuzzBipNoEvents", "BuzzBipNothingDelivered",
 		"BuzzBipOldSecretUnused", "BuzzBipRouteBroken", "BuzzBipSecretWrong", "BuzzBipStoreLosesData", "BuzzBipStoreNearlyFull"}
 )
 
@@ -546,6 +555,7 @@ func TestMonitoringExampleUnderLoad(t *testing.T) {
 		l.does("in_flight", "in_flight", "other", func() { l.others.sends("/small", otherSecret, body, 503) })
 		scraped("a retry in flight", `sum(caddy_buzzbip_webhook_requests_total{result="in_flight"})`, l.results["in_flight"])
 	}
+	l.does("rejected", "overloaded", "other", func() { l.others.sends("/busy", otherSecret, caddytest.NewEvent(), 503) })
 	for { // nothing shows when Caddy has noticed, so it may take more than four
 		disconnect()
 		time.Sleep(50 * time.Millisecond)
@@ -846,7 +856,7 @@ func (p *prometheus) checkDashboard(t *testing.T, c *caddytest.Caddy, start time
 	}
 	compare("Conflicts", "", map[string]float64{"": l.results["conflict"]})
 	compare("Store", "store", map[string]float64{"sqlite": 1, "memory": 1, "redis": 0})
-	compare("Firing alerts", "alertname", map[string]float64{"BuzzBipConflict": 1, "BuzzBipStoreRejects": 1})
+	compare("Firing alerts", "alertname", map[string]float64{"BuzzBipConflict": 1, "BuzzBipOverloaded": 1, "BuzzBipStoreRejects": 1})
 	if last := p.query(v.interpolate(d.query(t, "Last event"))); len(last) != 1 || last[0].Value.value() > 60 {
 		t.Errorf("the last event was %v ago", last)
 	}
