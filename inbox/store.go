@@ -162,12 +162,12 @@ type Event struct {
 
 	Arrived time.Time
 	// Since is since when the event waits: its arrival or, if an operator has
-	// asked for a retry, the last time. Set by the store. An event dies when it has
-	// waited for [Policy.DeadAfter].
+	// asked for a retry, the last time. Zero if it does not wait. Set by the store.
+	// An event dies when it has waited for [Policy.DeadAfter].
 	Since time.Time
 	// Due is the time of the next attempt.
 	Due time.Time
-	// Settled is when the event died or was accepted.
+	// Settled is when the event died or was accepted. Zero if it waits.
 	Settled time.Time
 	// Attempts counts the attempts since the event arrived, or since an operator
 	// has asked for a retry. First and Last are the first and the last of them.
@@ -202,6 +202,7 @@ type Attempt struct {
 // are alternatives; all fields that are set must match.
 type Filter struct {
 	Number []int64  `json:"number,omitempty"`
+	Target []string `json:"target,omitempty"`
 	State  []State  `json:"state,omitempty"`
 	Type   []string `json:"type,omitempty"`
 	ID     []string `json:"id,omitempty"`
@@ -216,14 +217,14 @@ type Filter struct {
 
 // Matches reports whether f selects an event.
 func (f *Filter) Matches(e *Event) bool {
-	return among(f.Number, e.Number) && among(f.State, e.State) && among(f.Type, e.Type) && among(f.ID, e.ID) &&
-		among(f.Key, e.OrderKey) && among(f.Status, e.Last.Status) &&
+	return among(f.Number, e.Number) && among(f.Target, e.Target) && among(f.State, e.State) && among(f.Type, e.Type) &&
+		among(f.ID, e.ID) && among(f.Key, e.OrderKey) && among(f.Status, e.Last.Status) &&
 		(f.Since.IsZero() || !e.Arrived.Before(f.Since)) && (f.Until.IsZero() || e.Arrived.Before(f.Until))
 }
 
 // ByState reports whether f selects events by nothing but their states.
 func (f *Filter) ByState() bool {
-	return len(f.Number)+len(f.Type)+len(f.ID)+len(f.Key)+len(f.Status) == 0 && f.Since.IsZero() && f.Until.IsZero()
+	return len(f.Number)+len(f.Target)+len(f.Type)+len(f.ID)+len(f.Key)+len(f.Status) == 0 && f.Since.IsZero() && f.Until.IsZero()
 }
 
 func among[T comparable](alternatives []T, value T) bool {

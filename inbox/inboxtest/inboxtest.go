@@ -788,7 +788,9 @@ func filters(s *suite) {
 	a := event("a", "message.received", "x", 10, 500)
 	b := event("b", "message.sent", "x", 20, 0)
 	c := event("c", "message.received", "", 30, 503)
-	d := event("d", "contact.created", "y", 40, 500)
+	other := NewEvent("d", after(40))
+	other.Target, other.Type, other.OrderKey = otherTarget, "contact.created", "y"
+	d := s.add(other)
 	s.ok(s.store.Attempted(s.Context(), c, inbox.Attempt{Time: after(50), Status: 503}, after(60), after(60)))
 	s.ok(s.store.Accepted(s.Context(), d, inbox.Attempt{Time: after(50), Status: 500}, true))
 	for _, test := range []struct {
@@ -800,6 +802,10 @@ func filters(s *suite) {
 		{"number", inbox.Filter{Number: []int64{c, a, a, 999}}, []int64{a, c}},
 		{"state", inbox.Filter{State: []inbox.State{inbox.Dead}}, []int64{c}},
 		{"states", inbox.Filter{State: []inbox.State{inbox.Dead, inbox.Waiting, inbox.Dead}}, []int64{a, b, c}},
+		{"target", inbox.Filter{Target: []string{otherTarget}}, []int64{d}},
+		{"targets", inbox.Filter{Target: []string{target, otherTarget, "x"}}, []int64{a, b, c, d}},
+		{"no such target", inbox.Filter{Target: []string{""}}, nil},
+		{"target and state", inbox.Filter{Target: []string{target}, State: []inbox.State{inbox.Waiting, inbox.Accepted}}, []int64{a, b}},
 		{"no such state", inbox.Filter{State: []inbox.State{inbox.Delivered}}, nil},
 		{"unknown state", inbox.Filter{State: []inbox.State{"x"}}, nil},
 		{"type", inbox.Filter{Type: []string{"message.received"}}, []int64{a, c}},

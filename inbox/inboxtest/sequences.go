@@ -108,7 +108,7 @@ func (s *sequence) number(t *rapid.T) int64 {
 }
 
 func (s *sequence) filter(t *rapid.T) (f inbox.Filter) {
-	switch rapid.IntRange(0, 8).Draw(t, "filter") {
+	switch rapid.IntRange(0, 9).Draw(t, "filter") {
 	case 0:
 		for range rapid.IntRange(1, 4).Draw(t, "numbers") {
 			f.Number = append(f.Number, s.number(t))
@@ -126,6 +126,8 @@ func (s *sequence) filter(t *rapid.T) (f inbox.Filter) {
 	case 6:
 		f.Status = []int{503}
 	case 7:
+		f.Target = []string{draw(t, "target", target, otherTarget)}
+	case 8:
 		f.State, f.Status = []inbox.State{inbox.Waiting}, []int{0}
 	}
 	return f

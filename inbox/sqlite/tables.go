@@ -78,37 +78,36 @@ var tables = database.Tables{
 }
 
 // columns are those that read takes.
-const columns = "number, state, type, id, order_key, arrived, last, since, due, scope, key, digest, secret, attempts, first, target"
+const columns = "number, target, state, type, id, order_key, arrived, last, since, due, scope, key, digest, secret, attempts, first"
 
 // read returns the event of a row, and whether f selects it. If not, it is not
 // complete.
 func read(row *sqlite3.Stmt, f *inbox.Filter) (e inbox.Event, matches bool, err error) {
 	e = inbox.Event{
-		Number: row.ColumnInt64(0), State: inbox.State(row.ColumnText(1)), Type: row.ColumnText(2), ID: row.ColumnText(3),
-		OrderKey: row.ColumnText(4), Arrived: timeOf(row.ColumnInt64(5)),
+		Number: row.ColumnInt64(0), Target: row.ColumnText(1), State: inbox.State(row.ColumnText(2)), Type: row.ColumnText(3),
+		ID: row.ColumnText(4), OrderKey: row.ColumnText(5), Arrived: timeOf(row.ColumnInt64(6)),
 	}
 	if len(f.Status) > 0 {
-		if e.Last, err = attemptOf(row.ColumnRawText(6)); err != nil {
+		if e.Last, err = attemptOf(row.ColumnRawText(7)); err != nil {
 			return e, false, err
 		}
 	}
 	if !f.Matches(&e) {
 		return e, false, nil
 	}
-	if e.Last, err = attemptOf(row.ColumnRawText(6)); err != nil {
+	if e.Last, err = attemptOf(row.ColumnRawText(7)); err != nil {
 		return e, false, err
 	}
-	since := timeOf(row.ColumnInt64(7))
+	since := timeOf(row.ColumnInt64(8))
 	if e.State == inbox.Waiting {
 		e.Since = since
 	} else {
 		e.Settled = since
 	}
-	e.Due, e.Scope = timeOf(row.ColumnInt64(8)), row.ColumnText(9)
-	copy(e.Key[:], row.ColumnRawBlob(10))
-	e.Digest, e.Secret, e.Attempts = dedupe.Digest(row.ColumnInt64(11)), row.ColumnText(12), row.ColumnInt(13)
-	e.Target = row.ColumnText(15)
-	e.First, err = attemptOf(row.ColumnRawText(14))
+	e.Due, e.Scope = timeOf(row.ColumnInt64(9)), row.ColumnText(10)
+	copy(e.Key[:], row.ColumnRawBlob(11))
+	e.Digest, e.Secret, e.Attempts = dedupe.Digest(row.ColumnInt64(12)), row.ColumnText(13), row.ColumnInt(14)
+	e.First, err = attemptOf(row.ColumnRawText(15))
 	return e, true, err
 }
 
@@ -158,10 +157,10 @@ func insert(c *database.Conn, e *inbox.Event) (number int64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	err = c.Query(`INSERT INTO events(state, since, due, scope, key, digest, id, type, order_key, secret, arrived, size, attempts, first, last, target)
-		VALUES('waiting', ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?1, ?10, ?11, ?12, ?13, ?14) RETURNING number`,
+	err = c.Query(`INSERT INTO events(state, since, due, target, scope, key, digest, id, type, order_key, secret, arrived, size, attempts, first, last)
+		VALUES('waiting', ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?1, ?11, ?12, ?13, ?14) RETURNING number`,
 		func(row *sqlite3.Stmt) error { number = row.ColumnInt64(0); return nil },
-		nanoseconds(e.Arrived), nanoseconds(e.Due), e.Scope, e.Key[:], int64(e.Digest), e.ID, e.Type, e.OrderKey, e.Secret, len(e.Body), e.Attempts, first, last, e.Target)
+		nanoseconds(e.Arrived), nanoseconds(e.Due), e.Target, e.Scope, e.Key[:], int64(e.Digest), e.ID, e.Type, e.OrderKey, e.Secret, len(e.Body), e.Attempts, first, last)
 	if err != nil {
 		return 0, err
 	}
