@@ -5,6 +5,7 @@ import (
 	"context"
 	"os"
 	"os/exec"
+	"slices"
 	"testing"
 	"time"
 
@@ -18,12 +19,15 @@ type faulty struct {
 	add        func(s inbox.Store, e inbox.Event, maxSize int64) (int64, error)
 	find       func(s inbox.Store, scope string, key dedupe.Key) (inbox.Event, error)
 	event      func(e *inbox.Event) // changes what Load returns
-	due        func(s inbox.Store, now time.Time, limit int, skip func(int64) bool) ([]inbox.Event, error)
-	nextDue    func(s inbox.Store, skip func(int64) bool) (time.Time, error)
+	targets    func(s inbox.Store) ([]string, error)
+	due        func(s inbox.Store, target string, now time.Time, limit int, skip func(int64) bool) ([]inbox.Event, error)
+	nextDue    func(s inbox.Store, target string, skip func(int64) bool) (time.Time, error)
+	advance    func(s inbox.Store, latest time.Time, limit int) (int, error)
 	attempted  func(s inbox.Store, n int64, a inbox.Attempt, due, dead time.Time) error
 	accepted   func(s inbox.Store, n int64, a inbox.Attempt, keep bool) error
 	remembered func(s inbox.Store, n int64) error
-	expire     func(s inbox.Store, waiting, died, delivered time.Time, limit int) (int, []int64, error)
+	expire     func(s inbox.Store, now, waiting, died, delivered time.Time, limit int) (int, []int64, error)
+	oldest     func(s inbox.Store) (waiting, dead, delivered time.Time, err error)
 	list       func(s inbox.Store, f inbox.Filter, after int64, limit int) ([]inbox.Event, error)
 	count      func(s inbox.Store, f inbox.Filter) (int, error)
 	retry      func(s inbox.Store, f inbox.Filter, now time.Time) (int, error)
@@ -56,16 +60,37 @@ func (f faulty) Load(_ context.Context, n int64) (inbox.Event, error) {
 	return e, err
 }
 
+func (f faulty) Targets(context.Context) ([]string, error) {
+	if f.targets != nil {
+		return f.targets(f.Store)
+	}
+	return f.Store.Targets(ctx)
+}
+
+func (f faulty) Advance(_ context.Context, latest time.Time, limit int) (int, error) {
+	if f.advance != nil {
+		return f.advance(f.Store, latest, limit)
+	}
+	return f.Store.Advance(ctx, latest, limit)
+}
+
+func (f faulty) Oldest(context.Context) (waiting, dead, delivered time.Time, err error) {
+	if f.oldest != nil {
+		return f.oldest(f.Store)
+	}
+	return f.Store.Oldest(ctx)
+}
+
 func (f faulty) Due(_ context.Context, target string, now time.Time, limit int, skip func(int64) bool) ([]inbox.Event, error) {
 	if f.due != nil {
-		return f.due(f.Store, now, limit, skip)
+		return f.due(f.Store, target, now, limit, skip)
 	}
 	return f.Store.Due(ctx, target, now, limit, skip)
 }
 
 func (f faulty) NextDue(_ context.Context, target string, skip func(int64) bool) (time.Time, error) {
 	if f.nextDue != nil {
-		return f.nextDue(f.Store, skip)
+		return f.nextDue(f.Store, target, skip)
 	}
 	return f.Store.NextDue(ctx, target, skip)
 }
@@ -93,7 +118,7 @@ func (f faulty) Remembered(_ context.Context, n int64) error {
 
 func (f faulty) Expire(_ context.Context, now, waiting, died, delivered time.Time, limit int) (int, []int64, error) {
 	if f.expire != nil {
-		return f.expire(f.Store, waiting, died, delivered, limit)
+		return f.expire(f.Store, now, waiting, died, delivered, limit)
 	}
 	return f.Store.Expire(ctx, now, waiting, died, delivered, limit)
 }
@@ -178,16 +203,16 @@ var faults = map[string]faulty{
 	"the body is cut":   {event: func(e *inbox.Event) { e.Body = e.Body[:len(e.Body)/2] }},
 	"headers are lost":  {event: func(e *inbox.Event) { e.Request.Header = nil }},
 	"times are rounded": {event: func(e *inbox.Event) { e.Due = e.Due.Truncate(time.Second) }},
-	"the due time is passed": {due: func(s inbox.Store, now time.Time, limit int, skip func(int64) bool) ([]inbox.Event, error) {
+	"the due time is passed": {due: func(s inbox.Store, target string, now time.Time, limit int, skip func(int64) bool) ([]inbox.Event, error) {
 		return s.Due(ctx, target, now.Add(time.Second), limit, skip)
 	}},
-	"there is no limit": {due: func(s inbox.Store, now time.Time, _ int, skip func(int64) bool) ([]inbox.Event, error) {
+	"there is no limit": {due: func(s inbox.Store, target string, now time.Time, _ int, skip func(int64) bool) ([]inbox.Event, error) {
 		return s.Due(ctx, target, now, 100, skip)
 	}},
-	"nothing is skipped": {due: func(s inbox.Store, now time.Time, limit int, _ func(int64) bool) ([]inbox.Event, error) {
+	"nothing is skipped": {due: func(s inbox.Store, target string, now time.Time, limit int, _ func(int64) bool) ([]inbox.Event, error) {
 		return s.Due(ctx, target, now, limit, none)
 	}},
-	"skipped events count to the limit": {due: func(s inbox.Store, now time.Time, limit int, skip func(int64) bool) (due []inbox.Event, err error) {
+	"skipped events count to the limit": {due: func(s inbox.Store, target string, now time.Time, limit int, skip func(int64) bool) (due []inbox.Event, err error) {
 		events, err := s.Due(ctx, target, now, limit, none)
 		for _, e := range events {
 			if !skip(e.Number) {
@@ -196,8 +221,60 @@ var faults = map[string]faulty{
 		}
 		return due, err
 	}},
-	"skipped events are next":   {nextDue: func(s inbox.Store, _ func(int64) bool) (time.Time, error) { return s.NextDue(ctx, target, none) }},
-	"all have one target":       {event: func(e *inbox.Event) { e.Target = "" }},
+	"skipped events are next": {nextDue: func(s inbox.Store, target string, _ func(int64) bool) (time.Time, error) {
+		return s.NextDue(ctx, target, none)
+	}},
+	"all have one target": {event: func(e *inbox.Event) { e.Target = "" }},
+	"targets are those of all events": {targets: func(s inbox.Store) (targets []string, err error) {
+		events, err := s.List(ctx, inbox.Filter{}, 0, 1e6)
+		for _, e := range events {
+			targets = append(targets, e.Target)
+		}
+		slices.Sort(targets)
+		return slices.Compact(targets), err
+	}},
+	"targets come more than once": {targets: func(s inbox.Store) (targets []string, err error) {
+		events, err := s.List(ctx, inbox.Filter{State: []inbox.State{inbox.Waiting}}, 0, 1e6)
+		for _, e := range events {
+			targets = append(targets, e.Target)
+		}
+		return targets, err
+	}},
+	"there is one target": {targets: func(s inbox.Store) ([]string, error) {
+		targets, err := s.Targets(ctx)
+		return targets[:min(len(targets), 1)], err
+	}},
+	"events of another target are due": {due: func(s inbox.Store, _ string, now time.Time, limit int, skip func(int64) bool) ([]inbox.Event, error) {
+		return s.Due(ctx, otherTarget, now, limit, skip)
+	}},
+	"the next event is one of another target": {nextDue: func(s inbox.Store, _ string, skip func(int64) bool) (time.Time, error) {
+		return s.NextDue(ctx, target, skip)
+	}},
+	"nothing is advanced": {advance: func(inbox.Store, time.Time, int) (int, error) { return 0, nil }},
+	"all are advanced":    {advance: func(s inbox.Store, latest time.Time, _ int) (int, error) { return s.Advance(ctx, latest, 1e6) }},
+	"events are advanced to an earlier time": {advance: func(s inbox.Store, latest time.Time, limit int) (int, error) {
+		return s.Advance(ctx, latest.Add(-time.Nanosecond), limit)
+	}},
+	"the oldest that waits is not known": {oldest: func(s inbox.Store) (_, dead, delivered time.Time, err error) {
+		_, dead, delivered, err = s.Oldest(ctx)
+		return time.Time{}, dead, delivered, err
+	}},
+	"the oldest that died is not known": {oldest: func(s inbox.Store) (waiting, _, delivered time.Time, err error) {
+		waiting, _, delivered, err = s.Oldest(ctx)
+		return waiting, time.Time{}, delivered, err
+	}},
+	"the oldest that was delivered is not known": {oldest: func(s inbox.Store) (waiting, dead, _ time.Time, err error) {
+		waiting, dead, _, err = s.Oldest(ctx)
+		return waiting, dead, time.Time{}, err
+	}},
+	"events died when they could first": {expire: func(s inbox.Store, _, waiting, died, delivered time.Time, limit int) (int, []int64, error) {
+		return s.Expire(ctx, waiting, waiting, died, delivered, limit)
+	}},
+	"since when an event waits is not known": {event: func(e *inbox.Event) { e.Since = e.Arrived }},
+	"filters of targets are ignored": {list: func(s inbox.Store, f inbox.Filter, after int64, limit int) ([]inbox.Event, error) {
+		f.Target = nil
+		return s.List(ctx, f, after, limit)
+	}},
 	"failures are not recorded": {attempted: func(inbox.Store, int64, inbox.Attempt, time.Time, time.Time) error { return nil }},
 	"nothing dies of a failure": {attempted: func(s inbox.Store, n int64, a inbox.Attempt, due, _ time.Time) error {
 		return s.Attempted(ctx, n, a, due, time.Time{})
@@ -220,18 +297,20 @@ var faults = map[string]faulty{
 		return err
 	}},
 	"accepted events stay": {remembered: func(s inbox.Store, n int64) error { _, err := s.Load(ctx, n); return err }},
-	"nothing expires":      {expire: func(inbox.Store, time.Time, time.Time, time.Time, int) (int, []int64, error) { return 0, nil, nil }},
-	"everything expires at once": {expire: func(s inbox.Store, waiting, died, delivered time.Time, _ int) (int, []int64, error) {
-		return s.Expire(ctx, expiry, waiting, died, delivered, 1000)
+	"nothing expires": {expire: func(inbox.Store, time.Time, time.Time, time.Time, time.Time, int) (int, []int64, error) {
+		return 0, nil, nil
 	}},
-	"no time is always": {expire: func(s inbox.Store, waiting, died, delivered time.Time, limit int) (int, []int64, error) {
+	"everything expires at once": {expire: func(s inbox.Store, now, waiting, died, delivered time.Time, _ int) (int, []int64, error) {
+		return s.Expire(ctx, now, waiting, died, delivered, 1000)
+	}},
+	"no time is always": {expire: func(s inbox.Store, now, waiting, died, delivered time.Time, limit int) (int, []int64, error) {
 		if died.IsZero() {
 			died = time.Now()
 		}
-		return s.Expire(ctx, expiry, waiting, died, delivered, limit)
+		return s.Expire(ctx, now, waiting, died, delivered, limit)
 	}},
-	"expired events are not reported": {expire: func(s inbox.Store, waiting, died, delivered time.Time, limit int) (int, []int64, error) {
-		changed, _, err := s.Expire(ctx, expiry, waiting, died, delivered, limit)
+	"expired events are not reported": {expire: func(s inbox.Store, now, waiting, died, delivered time.Time, limit int) (int, []int64, error) {
+		changed, _, err := s.Expire(ctx, now, waiting, died, delivered, limit)
 		return changed, nil, err
 	}},
 	"filters are ignored": {list: func(s inbox.Store, _ inbox.Filter, after int64, limit int) ([]inbox.Event, error) {
