@@ -28,6 +28,8 @@ type memory struct {
 	asked  int // events that Due has looked at
 	// unreadable is the number of an event that cannot be loaded.
 	unreadable int64
+	// retryFails makes Retry fail after the first event.
+	retryFails error
 }
 
 func newMemory() *memory {
@@ -184,6 +186,19 @@ func (m *memory) Advance(_ context.Context, latest time.Time, limit int) (int, e
 	return n, nil
 }
 
+// attempted records an attempt, unless that was done before.
+func (e *Event) attempted(a Attempt) {
+	if e.Attempts > 0 && e.Last.Time.Equal(a.Time) {
+		return
+	}
+	if e.Attempts++; e.Attempts == 1 {
+		e.First = a
+	}
+	e.Last = a
+}
+
+func (e *Event) settle(s State, at time.Time) { e.State, e.Since, e.Settled = s, time.Time{}, at }
+
 func (m *memory) Attempted(_ context.Context, number int64, a Attempt, due, dead time.Time) error {
 	err := m.begin("Attempted", true)
 	defer m.mu.Unlock()
@@ -191,16 +206,17 @@ func (m *memory) Attempted(_ context.Context, number int64, a Attempt, due, dead
 		return err
 	}
 	e := m.events[number]
-	if e == nil {
+	switch {
+	case e == nil:
 		return ErrNotFound
+	case e.State != Waiting:
+		return nil
 	}
 	m.set(e, func() {
-		if e.Attempts++; e.Attempts == 1 {
-			e.First = a
-		}
-		e.Last, e.State, e.Due, e.Settled = a, Waiting, due, dead
+		e.attempted(a)
+		e.Due = due
 		if !dead.IsZero() {
-			e.State = Dead
+			e.settle(Dead, dead)
 		}
 	})
 	return nil
@@ -213,10 +229,16 @@ func (m *memory) Accepted(_ context.Context, number int64, a Attempt, keepBody b
 		return err
 	}
 	e := m.events[number]
-	if e == nil {
+	switch {
+	case e == nil:
 		return ErrNotFound
+	case e.State != Waiting && e.State != Dead:
+		return nil
 	}
-	m.set(e, func() { e.State, e.Last, e.Settled = Accepted, a, a.Time })
+	m.set(e, func() {
+		e.attempted(a)
+		e.settle(Accepted, a.Time)
+	})
 	if !keepBody {
 		e.Body = nil
 	}
@@ -233,6 +255,7 @@ func (m *memory) Remembered(_ context.Context, number int64) error {
 	switch {
 	case e == nil:
 		return ErrNotFound
+	case e.State != Accepted:
 	case e.Body != nil:
 		e.State = Delivered
 	default:
@@ -253,7 +276,7 @@ func (m *memory) Expire(_ context.Context, now, waiting, died, delivered time.Ti
 		}
 		switch {
 		case e.State == Waiting && e.Since.Before(waiting):
-			m.set(e, func() { e.State, e.Settled = Dead, now })
+			m.set(e, func() { e.settle(Dead, now) })
 			dead = append(dead, e.Number)
 		case e.State == Dead && e.Settled.Before(died), e.State == Delivered && e.Settled.Before(delivered):
 			m.remove(e)
@@ -285,7 +308,7 @@ func (m *memory) Oldest(context.Context) (waiting, dead, delivered time.Time, er
 func (m *memory) matching(f Filter) []*Event {
 	var found []*Event
 	for _, e := range m.events {
-		if (f.State == nil || slices.Contains(f.State, e.State)) && (f.Number == nil || slices.Contains(f.Number, e.Number)) {
+		if f.Matches(e) {
 			found = append(found, e)
 		}
 	}
@@ -313,9 +336,14 @@ func (m *memory) Retry(_ context.Context, f Filter, now time.Time) (int, error) 
 	}
 	n := 0
 	for _, e := range m.matching(f) {
-		if e.Body != nil && e.State != Accepted {
-			m.set(e, func() { e.State, e.Due, e.Since, e.Attempts = Waiting, now, now, 0 })
-			n++
+		if e.State != Accepted {
+			m.set(e, func() {
+				e.State, e.Due, e.Since, e.Settled = Waiting, now, now, time.Time{}
+				e.Attempts, e.First, e.Last = 0, Attempt{}, Attempt{}
+			})
+			if n++; m.retryFails != nil {
+				return n, m.retryFails
+			}
 		}
 	}
 	return n, nil
@@ -328,8 +356,10 @@ func (m *memory) Discard(_ context.Context, f Filter, _ func(Event)) (n int, _ e
 		return 0, err
 	}
 	for _, e := range m.matching(f) {
-		m.remove(e)
-		n++
+		if e.State != Accepted {
+			m.remove(e)
+			n++
+		}
 	}
 	return n, nil
 }

@@ -19,7 +19,7 @@ func (d *Dispatcher) Retry(ctx context.Context, f Filter) (int, error) {
 		return 0, err
 	}
 	n, err := d.store.Retry(ctx, f, d.clock.now())
-	if err != nil {
+	if n == 0 {
 		return 0, err
 	}
 	d.mu.Lock()
@@ -32,12 +32,11 @@ func (d *Dispatcher) Retry(ctx context.Context, f Filter) (int, error) {
 	}
 	d.mu.Unlock()
 	d.Wake()
-	return n, nil
+	return n, err
 }
 
 // Discard removes all events that match f, as [Store.Discard] does, and returns how
-// many there were. An attempt that
-// is under way goes on.
+// many there were. An attempt that is under way goes on.
 func (d *Dispatcher) Discard(ctx context.Context, f Filter) (int, error) {
 	return d.store.Discard(ctx, f, func(Event) {})
 }

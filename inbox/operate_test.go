@@ -1,6 +1,7 @@
 package inbox
 
 import (
+	"errors"
 	"testing"
 	"time"
 )
@@ -100,6 +101,24 @@ func TestARetryOfManyIsComplete(t *testing.T) {
 		b.answers(accept)
 		b.retry(Filter{State: []State{Dead}})
 		b.expectStates(0, 0, 0, 0)
+	})
+}
+
+func TestARetryThatFailsHalfwayDeliversWhatItChanged(t *testing.T) {
+	run(t, func(b *bed) {
+		b.policy.DeadOn = func(status int) bool { return status == 422 }
+		b.Activate(b.config())
+		b.answers(status(422))
+		b.add(2)
+		b.sleep(time.Hour)
+		b.seen()
+		b.answers(accept)
+		b.store.retryFails = errDisk
+		if n, err := b.d.Retry(b.Context(), Filter{}); n != 1 || !errors.Is(err, errDisk) {
+			b.Errorf("%d are retried, error %v", n, err)
+		}
+		b.expect("e1 1h0m0s")
+		b.expectStates(0, 1, 0, 0)
 	})
 }
 
