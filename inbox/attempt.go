@@ -93,7 +93,7 @@ func (d *Dispatcher) deliver(c *Config, e Event) (o Outcome) {
 		if p := recover(); p != nil {
 			// A panic with every attempt would end the process again and again.
 			o = Outcome{Attempt: Attempt{Cause: "panic"}}
-			d.trouble("delivering an event", fmt.Errorf("panic: %v", p))
+			d.trouble("delivering an event", fmt.Errorf("panic with a %T", p))
 		}
 		o.Time, o.Duration = wall, time.Since(began).Seconds()
 		if d.ctx.Err() != nil && !o.Accepted {

@@ -80,8 +80,8 @@ type Outcome struct {
 }
 
 // Deliver makes one attempt to deliver an event, which has its request and its
-// body. Outcome.Attempt.Time and Duration may be left zero: the dispatcher sets
-// them. ctx ends when the dispatcher is stopped and the grace period has passed.
+// body. The dispatcher sets Time and Duration of the outcome. ctx ends when the
+// dispatcher is stopped and the grace period has passed.
 type Deliver func(ctx context.Context, e Event) Outcome
 
 // Config is what a [Dispatcher] works by: it comes and goes with the
@@ -91,8 +91,8 @@ type Config struct {
 	Deliver Deliver
 	// Remember records the ID of an event that the backend has accepted, so that
 	// it is a duplicate from then on. The event has no request and no body. It is
-	// called again until it returns nil, perhaps after another process has
-	// called it.
+	// called until it returns nil, and may be called again for the same event
+	// after that, also in another process.
 	Remember func(context.Context, Event) error
 	Hooks    Hooks
 }
@@ -351,7 +351,7 @@ func (d *Dispatcher) dispatchAll() (time.Duration, error) {
 	d.mu.Lock()
 	c, rediscover := d.current(), d.rediscover
 	d.rediscover = false
-	idle := c == nil || d.stopped || d.paused
+	idle := c == nil
 	unrecorded := len(d.unrecorded)
 	d.mu.Unlock()
 	if unrecorded >= maxUnrecorded || unrecorded > 0 && d.store.Stats().Err != nil {

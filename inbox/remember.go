@@ -1,10 +1,5 @@
 package inbox
 
-import (
-	"context"
-	"errors"
-)
-
 // failuresThatStop is how many events in a row cannot be remembered before the
 // others are not tried either for a while.
 const failuresThatStop = 3
@@ -105,7 +100,7 @@ func (d *Dispatcher) rememberAll(after *int64) (failed error) {
 				continue
 			}
 			failed = err
-			if failures++; failures == failuresThatStop || errors.Is(d.ctx.Err(), context.Canceled) {
+			if failures++; failures == failuresThatStop || d.ctx.Err() != nil {
 				return failed
 			}
 		}

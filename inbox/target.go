@@ -1,6 +1,7 @@
 package inbox
 
 import (
+	"slices"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -166,7 +167,9 @@ func (d *Dispatcher) fill(t *target) error {
 	due, err := d.store.Due(d.ctx, t.name, now, batch, skip)
 	next := now
 	if err == nil && len(due) < batch {
-		next, err = d.store.NextDue(d.ctx, t.name, skip)
+		next, err = d.store.NextDue(d.ctx, t.name, func(number int64) bool {
+			return slices.ContainsFunc(due, func(e Event) bool { return e.Number == number }) || skip(number)
+		})
 		// A store may round times; it is not asked again for the same one.
 		if !next.IsZero() && !next.After(now) {
 			next = now.Add(time.Millisecond)
