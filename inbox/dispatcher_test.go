@@ -201,6 +201,19 @@ func TestWhatBecomesDueIsDeliveredThen(t *testing.T) {
 	})
 }
 
+func TestOneDeliveryAsksTheStoreOnce(t *testing.T) {
+	run(t, func(b *bed) {
+		b.sleep(time.Second)
+		b.slowBackend(takes(time.Second))
+		due, nextDue := b.store.count("Due"), b.store.count("NextDue")
+		b.add(1)
+		b.sleep(time.Minute)
+		if due, nextDue = b.store.count("Due")-due, b.store.count("NextDue")-nextDue; due != 1 || nextDue != 1 {
+			b.Errorf("Due was called %d times, NextDue %d times", due, nextDue)
+		}
+	})
+}
+
 func TestOldestDueFirst(t *testing.T) {
 	run(t, func(b *bed) {
 		if err := b.d.SetPaused(b.Context(), true); err != nil {
@@ -378,6 +391,26 @@ func TestAClockThatWasYearsAheadDoesNotDelayWhatIsDue(t *testing.T) {
 	}
 }
 
+func TestAClockThatIsPutBackWhileAnEventIsStoredDoesNotDelayIt(t *testing.T) {
+	run(t, func(b *bed) {
+		b.jump(100_000 * time.Hour)
+		b.sleep(time.Second)
+		f, _ := b.d.TryFirst("site")
+		f.End(status(500))
+		b.store.commit = time.Second
+		go func() {
+			if _, err := f.Keep(b.Context(), b.event(), 1<<30); err != nil {
+				b.Error(err)
+			}
+		}()
+		b.sleep(500 * time.Millisecond)
+		b.store.commit = 0
+		b.jump(-100_000 * time.Hour)
+		b.sleep(20 * time.Minute)
+		b.expectCount(1)
+	})
+}
+
 func TestAReloadWithAShorterBackoffHolds(t *testing.T) {
 	run(t, func(b *bed) {
 		b.policy.FirstRetry, b.policy.LongestRetry = time.Hour, time.Hour
@@ -441,6 +474,21 @@ func TestAStoreThatCannotBeReadIsAskedGently(t *testing.T) {
 		}
 		b.store.breakAll(nil)
 		b.add(1)
+		b.sleep(90 * time.Second)
+		b.expectCount(1)
+	})
+}
+
+func TestAfterAStoreCouldNotBeReadNothingIsMissed(t *testing.T) {
+	run(t, func(b *bed) {
+		b.answers(status(500))
+		b.first()
+		b.sleep(time.Second)
+		b.store.breakAll(errors.New("input/output error"))
+		b.answers(accept)
+		b.sleep(time.Hour)
+		b.expect("e1 0s")
+		b.store.breakAll(nil)
 		b.sleep(90 * time.Second)
 		b.expectCount(1)
 	})

@@ -184,6 +184,8 @@ func TestOnePoisonedEventDoesNotCloseTheGate(t *testing.T) {
 
 func TestRateIsKept(t *testing.T) {
 	run(t, func(b *bed) {
+		b.first()
+		b.seen()
 		b.policy.Rate = 10
 		b.Activate(b.config())
 		b.add(100)
@@ -212,6 +214,20 @@ func TestRetryAfterOfABackendThatIsDownHoldsForAll(t *testing.T) {
 		b.expect()
 		b.sleep(time.Second)
 		b.expectCount(2)
+	})
+}
+
+// The event itself is due when it would be without.
+func TestRetryAfterOfABackendThatIsDownEndsWithAReload(t *testing.T) {
+	run(t, func(b *bed) {
+		busy := down
+		busy.Status, busy.RetryAfter = 503, 10*time.Minute
+		b.answers(busy)
+		b.add(1)
+		b.sleep(time.Minute)
+		b.answers(accept)
+		b.Activate(b.config())
+		b.expect("e1 0s", "e1 1m0s")
 	})
 }
 

@@ -56,8 +56,10 @@ func (m *memory) set(e *Event, change func()) {
 	byDue := func(a, b *Event) int { return cmp.Or(a.Due.Compare(b.Due), cmp.Compare(a.Number, b.Number)) }
 	if e.State == Waiting {
 		i, found := slices.BinarySearchFunc(m.due[e.Target], e, byDue)
-		if found {
-			m.due[e.Target] = slices.Delete(m.due[e.Target], i, i+1)
+		if due := m.due[e.Target]; found {
+			copy(due[1:], due[:i]) // mostly few: the oldest ones go first
+			due[0] = nil
+			m.due[e.Target] = due[1:]
 		}
 	}
 	change()

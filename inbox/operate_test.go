@@ -42,11 +42,11 @@ func TestARetryWhileTheEventIsUnderWayStartsAnew(t *testing.T) {
 		})
 		b.sleep(15 * time.Minute)
 		b.seen()
-		b.retry(Filter{})
-		b.sleep(500 * time.Millisecond)
+		b.sleep(6*time.Minute + 16*time.Second + 500*time.Millisecond)
+		b.expect("e1 1h21m16s")
 		b.retry(Filter{}) // under way
-		b.sleep(5500 * time.Millisecond)
-		b.expect("e1 1h15m0s", "e1 1h15m6s")
+		b.sleep(6 * time.Second)
+		b.expect("e1 1h21m22s")
 	})
 }
 
@@ -146,5 +146,21 @@ func TestWhatIsDiscardedIsNotDelivered(t *testing.T) {
 		}
 		b.sleep(time.Hour)
 		b.expect()
+	})
+}
+
+func TestTheDiscardOfTheEventThatAsksLetsOthersAsk(t *testing.T) {
+	run(t, func(b *bed) {
+		b.answers(down)
+		b.add(50)
+		b.sleep(time.Second)
+		if _, err := b.d.Discard(b.Context(), Filter{}); err != nil {
+			b.Fatal(err)
+		}
+		b.sleep(time.Hour)
+		b.expect("e1 0s")
+		b.answers(accept)
+		b.add(1)
+		b.expect("e51 1h0m1s")
 	})
 }
