@@ -302,7 +302,7 @@ func TestSenderThatDisconnectsWhileItWaitsForMemoryLeavesNothingBehind(t *testin
 		gone := sendAsync(client, signed(s.url, body).WithContext(ctx))
 		awaitQueued(t, 1)
 		cancel()
-		if r := caddytest.Receive(t, gone, "the sender"); r.err == nil {
+		if r := caddytest.Receive(t, gone, "the sender"); r.err == nil && r.status != http.StatusServiceUnavailable { // in a race with the disconnect
 			t.Fatalf("the sender was answered %d", r.status)
 		}
 		awaitQueued(t, 0)
