@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/buzzbip/caddy-webhook/dedupe"
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 	"github.com/buzzbip/caddy-webhook/internal/database"
 )
 
@@ -131,7 +132,7 @@ func BenchmarkDeliverWhileAMillionExpire(b *testing.B) {
 	b.ReportMetric(float64(took[len(took)/2].Microseconds()), "µs-p50")
 	b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "µs-p99")
 	b.ReportMetric(float64(took[len(took)-1].Microseconds()), "µs-max")
-	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+	for end := time.Now().Add(caddytest.Patience); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
 		if now, err := os.Stat(path); err == nil && now.Size() < full.Size()/4 {
 			break
 		}

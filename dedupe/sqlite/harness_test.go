@@ -18,10 +18,6 @@ import (
 	"github.com/buzzbip/caddy-webhook/internal/database"
 )
 
-// patience is how long a test waits for what must happen; it never decides
-// whether a test passes on a slow machine.
-const patience = 30 * time.Second
-
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func newPath(t testing.TB) string {

@@ -13,6 +13,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/buzzbip/caddy-webhook/dedupe"
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 )
 
 func TestRestartForgetsNoDeliveredIDAndFreesThoseInFlight(t *testing.T) {
@@ -56,7 +57,7 @@ func TestRetentionContinuesAcrossARestart(t *testing.T) {
 	if err != nil || time.Since(began) < short.Retention && !after.Expires.Equal(before.Expires) {
 		t.Errorf("it expires at %v, and after the restart at %v (error %v)", before.Expires, after.Expires, err)
 	}
-	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(caddytest.Patience); ; time.Sleep(time.Millisecond) {
 		v, err := s.Claim(t.Context(), short)
 		if err != nil || time.Now().After(end) {
 			t.Fatal("it is never forgotten", err)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/buzzbip/caddy-webhook/dedupe"
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 	"github.com/buzzbip/caddy-webhook/internal/database"
 )
 
@@ -44,7 +45,7 @@ func TestSuccessThatTheDiskIsTooSlowForIsWrittenLater(t *testing.T) {
 	}
 	expect(t, s, numbered(1), dedupe.Delivered)
 	release()
-	for end := time.Now().Add(patience); s.Stats().Err != nil || opened(t, s).pending.len() > 0; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(caddytest.Patience); s.Stats().Err != nil || opened(t, s).pending.len() > 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("writing does not resume")
 		}
@@ -86,7 +87,7 @@ func TestRemovedFileIsAnErrorAndEventsPass(t *testing.T) {
 	if err := os.Remove(path); err != nil {
 		t.Skip("this system does not let go of files in use:", err)
 	}
-	for end := time.Now().Add(patience); s.Stats().Err == nil; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(caddytest.Patience); s.Stats().Err == nil; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("nobody notices")
 		}
@@ -125,7 +126,7 @@ func TestExpiredIDsLeaveTheFileAndItShrinks(t *testing.T) {
 	live := numbered(1 << 40)
 	live.Scope = "other"
 	deliver(t, s, live)
-	for end := time.Now().Add(patience); rows(t, s) > 1; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(caddytest.Patience); rows(t, s) > 1; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("%d rows are left", rows(t, s))
 		}
@@ -133,7 +134,7 @@ func TestExpiredIDsLeaveTheFileAndItShrinks(t *testing.T) {
 	if stats := s.Stats(); len(stats.Scopes) != 1 || stats.Scopes["other"].Delivered != 1 {
 		t.Errorf("got %+v", stats.Scopes)
 	}
-	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(caddytest.Patience); ; time.Sleep(10 * time.Millisecond) {
 		if info, err := os.Stat(path); err == nil && info.Size() < full.Size()/2 {
 			break
 		}
@@ -183,7 +184,7 @@ func TestPendingChanges(t *testing.T) {
 func alone(t *testing.T, path string) []byte {
 	t.Helper()
 	if runtime.GOOS != "linux" {
-		t.Skip("limitFiles is for Linux only")
+		t.Skip("caddytest.LimitFiles is for Linux only")
 	}
 	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
 	cmd.Env = append(os.Environ(), "BUZZBIP_TEST_ALONE="+path)
@@ -221,7 +222,7 @@ func fullDisk(t *testing.T, path string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lift := limitFiles(t, info.Size())
+	lift := caddytest.LimitFiles(t, info.Size())
 	failed := 0
 	for n := uint64(1); n < 1000; n++ {
 		c := expect(t, s, numbered(n), dedupe.Claimed)
@@ -237,7 +238,7 @@ func fullDisk(t *testing.T, path string) {
 		t.Errorf("%d IDs are counted", n)
 	}
 	lift()
-	for end := time.Now().Add(patience); s.Stats().Err != nil || opened(t, s).pending.len() > 0; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(caddytest.Patience); s.Stats().Err != nil || opened(t, s).pending.len() > 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("writing does not resume")
 		}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/buzzbip/caddy-webhook/inbox"
 	"github.com/buzzbip/caddy-webhook/inbox/inboxtest"
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 )
 
 const crashVariable = "BUZZBIP_TEST_CRASH"
@@ -188,7 +189,7 @@ func fullDisk(t *testing.T, path string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lift := limitFiles(t, info.Size())
+	lift := caddytest.LimitFiles(t, info.Size())
 	failed := 0
 	for n := range 1000 {
 		number, err := s.Add(t.Context(), numbered(n+1, 10_000), noLimit)

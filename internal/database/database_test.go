@@ -15,11 +15,9 @@ import (
 
 	"github.com/ncruces/go-sqlite3"
 	"go.uber.org/goleak"
-)
 
-// patience is how long a test waits for what must happen; it never decides
-// whether a test passes on a slow machine.
-const patience = 30 * time.Second
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
+)
 
 func TestMain(m *testing.M) {
 	watchInterval = 5 * time.Millisecond
@@ -107,7 +105,7 @@ func hold(db *DB) (release func()) {
 
 func waitFor(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(patience); !ok(); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(caddytest.Patience); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("waited in vain for %s", what)
 		}

@@ -1,13 +1,13 @@
-package sqlite
+package caddytest
 
 import (
 	"syscall"
 	"testing"
 )
 
-// limitFiles makes writes beyond a size fail, as on a full disk, until the
-// function that it returns is called.
-func limitFiles(t *testing.T, size int64) (lift func()) {
+// LimitFiles makes writes beyond a size fail, as on a full disk, until the
+// function that it returns is called. It applies to the whole process.
+func LimitFiles(t *testing.T, size int64) (lift func()) {
 	t.Helper()
 	var was syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &was); err != nil {
