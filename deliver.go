@@ -75,7 +75,8 @@ func (h *Handler) attempt(state *requestState, target eventInStore) *attempt {
 // hasClaimed reports whether a, or an attempt around it, has claimed an event.
 func (a *attempt) hasClaimed(target eventInStore) bool {
 	for ; a != nil; a = a.outer {
-		if a.claimed && a.target == target {
+		// also if the event was stored meanwhile: it is still being delivered
+		if a.target == target && (a.holdsClaim() || a.keeper != nil && a.keeper.isKept()) {
 			return true
 		}
 	}

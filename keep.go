@@ -41,10 +41,10 @@ func (a *attempt) runWithInbox(w http.ResponseWriter, r *http.Request, next cadd
 // deliverOrKeep delivers the event of a for the first time. If the backend fails, or
 // does not answer within answer_within, the event goes to the inbox.
 func (a *attempt) deliverOrKeep(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	k := &keeper{attempt: a, event: a.inboxEvent(r), w: w, header: make(http.Header), kept: make(chan struct{})}
+	k := &keeper{attempt: a, w: w, r: r, header: make(http.Header), kept: make(chan struct{})}
 	var try bool
 	if !a.inbox.AcceptsAlways() {
-		k.first, try = a.inbox.dispatcher.TryFirst(k.event.Target)
+		k.first, try = a.inbox.dispatcher.TryFirst(inboxTarget(r))
 	}
 	if try {
 		if a.tryMemory() {
@@ -58,18 +58,26 @@ func (a *attempt) deliverOrKeep(w http.ResponseWriter, r *http.Request, next cad
 	return a.run(w, r, next)
 }
 
+// arrivedAs returns r with the URL and the sender's address that it arrived with.
+func arrivedAs(r *http.Request) *http.Request {
+	if original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok {
+		return &original
+	}
+	return r
+}
+
+// inboxTarget returns what r's event is delivered to, as the dispatcher names it.
+func inboxTarget(r *http.Request) string { return r.Host + arrivedAs(r).URL.Path }
+
 // inboxEvent returns the event of a as the inbox keeps it.
 func (a *attempt) inboxEvent(r *http.Request) inbox.Event {
-	state, original := a.state, *r
-	if o, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok {
-		original.URL, original.RequestURI, original.RemoteAddr = o.URL, o.RequestURI, o.RemoteAddr
-	}
+	state, original := a.state, arrivedAs(r)
 	header := r.Header.Clone()
 	for _, name := range notKept {
 		delete(header, name)
 	}
 	e := inbox.Event{
-		Target: r.Host + original.URL.Path,
+		Target: inboxTarget(r),
 		Scope:  a.target.scope, Key: a.target.key, Digest: a.claim.Digest,
 		ID: state.event.ID, Type: state.event.Type, Secret: state.key.label,
 		Arrived: state.arrived,
@@ -95,9 +103,9 @@ var notKept = []string{
 // as it is if the backend accepts the event, or if the inbox does not take it.
 type keeper struct {
 	attempt *attempt
-	event   inbox.Event
 	first   *inbox.First // nil if no attempt is made
 	w       http.ResponseWriter
+	r       *http.Request // the sender's, which the next handlers do not change
 	kept    chan struct{} // closed once the event is in the inbox
 
 	mu      sync.Mutex
@@ -210,11 +218,12 @@ func (k *keeper) keep() bool {
 	ctx, cancel := context.WithTimeout(context.Background(), keepTimeout)
 	defer cancel()
 	a := k.attempt
+	event := a.inboxEvent(k.r)
 	var err error
 	if k.first != nil {
-		_, err = k.first.Keep(ctx, k.event, a.inbox.Capacity())
+		_, err = k.first.Keep(ctx, event, a.inbox.Capacity())
 	} else {
-		_, err = a.inbox.dispatcher.Add(ctx, k.event.Target, k.event, a.inbox.Capacity())
+		_, err = a.inbox.dispatcher.Add(ctx, event.Target, event, a.inbox.Capacity())
 	}
 	if err != nil && !errors.Is(err, inbox.ErrKept) {
 		a.sampled.log(a.logger, zapcore.ErrorLevel, "the inbox does not take events, so senders get the failures of the backend", "", func() []zap.Field {
@@ -231,18 +240,23 @@ func (k *keeper) keep() bool {
 // succeed implements [successHook]. A success after the event was stored is told to
 // the dispatcher, which then removes it.
 func (k *keeper) succeed(status int) int {
-	k.mu.Lock()
-	k.decided = true
-	k.passing = !k.isKept()
-	k.mu.Unlock()
-	if k.passing {
-		maps.Copy(k.w.Header(), k.header)
-	}
+	k.pass()
 	status = k.attempt.succeed(status)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.end(inbox.Outcome{Accepted: true, Attempt: inbox.Attempt{Status: status}})
 	return status
+}
+
+// pass lets the response go to the sender, unless the event is in the inbox.
+func (k *keeper) pass() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.decided = true
+	if !k.isKept() {
+		k.passing = true
+		maps.Copy(k.w.Header(), k.header)
+	}
 }
 
 // Header implements [http.ResponseWriter].
@@ -270,10 +284,7 @@ func (k *keeper) WriteHeader(status int) {
 			k.attempt.cancel() // the rest of the response is of no use
 			return
 		}
-		k.mu.Lock()
-		k.passing = true
-		k.mu.Unlock()
-		maps.Copy(k.w.Header(), k.header)
+		k.pass()
 	}
 	k.w.WriteHeader(status)
 }
@@ -332,14 +343,14 @@ type fork struct {
 	state   *requestState
 	vars    map[string]any
 	repl    *caddy.Replacer
-	ended   *atomic.Bool
+	ended   atomic.Bool
 }
 
 func newFork(r *http.Request, state *requestState, w http.ResponseWriter) *fork {
 	ctx := r.Context()
 	parent := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	server, _ := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
-	f := &fork{state: new(requestState), repl: caddy.NewReplacer(), ended: new(atomic.Bool)}
+	f := &fork{state: new(requestState), repl: caddy.NewReplacer()}
 	*f.state = *state
 	f.state.spare = nil
 	f.request = caddyhttp.PrepareRequest(r.Clone(ctx), f.repl, w, server)

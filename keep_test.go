@@ -12,6 +12,10 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
 	"github.com/buzzbip/caddy-webhook/inbox"
 	"github.com/buzzbip/caddy-webhook/internal/adminapi"
 	"github.com/buzzbip/caddy-webhook/internal/caddytest"
@@ -322,6 +326,48 @@ func TestEventIsStoredIfThereIsNoMemoryToDeliverIt(t *testing.T) {
 	expect(t, caddytest.Receive(t, first, "the first answer"), http.StatusOK, "")
 	waitForEmptyInbox(t)
 	b.expectCount(t, 2)
+}
+
+// pass is a handler that waits until passNow is closed.
+type pass struct{}
+
+var passNow chan struct{}
+
+func init() {
+	caddy.RegisterModule(pass{})
+	httpcaddyfile.RegisterHandlerDirective("pass", func(httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) { return pass{}, nil })
+}
+
+func (pass) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "http.handlers.pass", New: func() caddy.Module { return new(pass) }}
+}
+
+func (pass) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	<-passNow
+	return next.ServeHTTP(w, r)
+}
+
+// The claim of the first handler is settled when the event is stored. The second
+// one must not take the event for a duplicate then, also if something has removed the
+// header that tells it: nobody would deliver it.
+func TestEventIsStoredBeforeItReachesAnotherHandler(t *testing.T) {
+	passNow = make(chan struct{})
+	b := newBackend(t, nil)
+	s := start(t, "route {\nbuzzbip_webhook "+caddytest.Secret+" {\nanswer_within 50ms\n"+kept(t, "")+"\n}\npass\nrequest_header -"+deliveryHeader+"\nbuzzbip_webhook "+caddytest.Secret+"\nreverse_proxy "+b.address()+"\n}")
+	expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, caddytest.NewEvent())), http.StatusOK, webhook.ResultStored)
+	close(passNow)
+	waitForEmptyInbox(t)
+	b.expectCount(t, 1)
+}
+
+func TestRedeliveryIsForTheHostOfTheEvent(t *testing.T) {
+	b, working := failing(t, http.StatusInternalServerError)
+	s := start(t, "respond gone 404")
+	s.server = `"strict_sni_host":true,`
+	s.reload(proxied(b, kept(t, "")))
+	expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, caddytest.NewEvent())), http.StatusOK, webhook.ResultStored)
+	working.Store(true)
+	waitForEmptyInbox(t)
 }
 
 func TestLookupTellsAnEventThatIsInTheInbox(t *testing.T) {

@@ -48,7 +48,7 @@ func (a *App) redeliver(ctx context.Context, backing string, e inbox.Event) inbo
 	d := &redelivery{event: e}
 	r, err := newRedelivery(context.WithValue(ctx, redeliveryKey{}, d), e)
 	if err == nil {
-		serveRedelivery(h.server, r)
+		h.serveRedelivery(r)
 	}
 	if !d.reached {
 		a.reportUnserved(e)
@@ -73,19 +73,20 @@ func newRedelivery(ctx context.Context, e inbox.Event) (*http.Request, error) {
 	}).WithContext(ctx)
 	r.Body, r.ContentLength = newPayload(e.Body), int64(len(e.Body))
 	if e.Request.TLS {
-		r.TLS = &tls.ConnectionState{ServerName: r.URL.Hostname(), HandshakeComplete: true}
+		host := url.URL{Host: e.Request.Host}
+		r.TLS = &tls.ConnectionState{ServerName: host.Hostname(), HandshakeComplete: true}
 	}
 	return r, nil
 }
 
-// serveRedelivery passes a request to a server of Caddy. Nobody reads the response.
-func serveRedelivery(server *caddyhttp.Server, r *http.Request) {
+// serveRedelivery passes a request to the server of h. Nobody reads the response.
+func (h *Handler) serveRedelivery(r *http.Request) {
 	defer func() {
 		if panicked := recover(); panicked != nil && panicked != any(http.ErrAbortHandler) {
-			caddy.Log().Named("http.handlers.buzzbip_webhook").Error("a handler panicked during a redelivery", zap.Any("panic", panicked), zap.Stack("stack"))
+			h.logger.Error("a handler panicked during a redelivery", zap.Any("panic", panicked), zap.Stack("stack"))
 		}
 	}()
-	server.ServeHTTP(&unread{header: make(http.Header)}, r)
+	h.server.ServeHTTP(&unread{header: make(http.Header)}, r)
 }
 
 // unread is a response that nobody reads.
