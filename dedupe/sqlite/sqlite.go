@@ -73,13 +73,9 @@ func (s *Store) Cleanup() error {
 //	sqlite [<path>]
 func (s *Store) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the name of the store
-	if d.NextArg() {
-		if s.Path = d.Val(); s.Path == "" {
-			return d.Err("the path is empty")
-		}
-	}
-	if d.NextArg() {
-		return d.ArgErr()
+	var err error
+	if s.Path, err = database.PathArg(d); err != nil {
+		return err
 	}
 	if d.NextBlock(0) {
 		return d.Errf("store sqlite has no option %q: it takes a path only", d.Val())

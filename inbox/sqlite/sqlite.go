@@ -82,13 +82,9 @@ func (s *Store) Cleanup() error {
 // The options are those of [inbox.Options].
 func (s *Store) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the name of the inbox
-	if d.NextArg() {
-		if s.Path = d.Val(); s.Path == "" {
-			return d.Err("the path is empty")
-		}
-	}
-	if d.NextArg() {
-		return d.ArgErr()
+	var err error
+	if s.Path, err = database.PathArg(d); err != nil {
+		return err
 	}
 	for d.NextBlock(0) {
 		if err := s.UnmarshalCaddyfileOption(d, "sqlite"); err != nil {

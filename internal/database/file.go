@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/ncruces/go-sqlite3"
 	"go.uber.org/zap"
 )
@@ -50,6 +51,19 @@ var ErrDamaged = errors.New("damaged")
 
 func damaged(path string, err error) error {
 	return fmt.Errorf("%s is damaged (%w): restore a backup, or move all of %s* away to start with nothing; then duplicates of earlier events are delivered", path, err, path)
+}
+
+// PathArg reads the path that may follow the name of a module in a Caddyfile.
+func PathArg(d *caddyfile.Dispenser) (path string, err error) {
+	if d.NextArg() {
+		if path = d.Val(); path == "" {
+			return "", d.Err("the path is empty")
+		}
+	}
+	if d.NextArg() {
+		return "", d.ArgErr()
+	}
+	return path, nil
 }
 
 // Resolve returns the canonical path for the option path of a module, in which
