@@ -79,8 +79,8 @@ func (p *pending) supersede(event id, number uint64) bool {
 	return !known || old.number <= number
 }
 
-// first returns up to count changes. It removes deliveries that have expired,
-// unless nothing else is left to try the disk with.
+// first returns up to count changes, expired ones among them: they too show
+// whether the disk works.
 func (p *pending) first(count int) map[id]change {
 	p.mu.Lock()
 	defer p.mu.Unlock()
