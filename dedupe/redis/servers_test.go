@@ -197,7 +197,11 @@ func TestSentinel(t *testing.T) {
 	stop := traffic(t, asIs, a, b)
 	time.Sleep(100 * time.Millisecond)
 	master.Kill()
-	waitFor(t, "both to notice the outage", func() bool { return !up(a) && !up(b) })
+	var noticedA, noticedB bool // one may be up again before the other notices
+	waitFor(t, "both to notice the outage", func() bool {
+		noticedA, noticedB = noticedA || !up(a), noticedB || !up(b)
+		return noticedA && noticedB
+	})
 	expectRecovery(t, stop, a, b)
 }
 
