@@ -168,7 +168,7 @@ func (e *environment) startAll(ctx context.Context, report *Report, group *group
 // what -requests allows.
 func (e *environment) eventsFor(size int) int {
 	warmUp := 2*e.connections + 1
-	n := warmUp + int(1.2*e.duration.Seconds()*float64(eventsPerSecond(size)))
+	n := warmUp + int(2.2*e.duration.Seconds()*float64(eventsPerSecond(size)))
 	if e.requests > 0 {
 		n = min(n, warmUp+2*e.requests)
 	}
@@ -189,7 +189,7 @@ func (e *environment) measure(ctx context.Context, g *gateway, s scenario, proto
 	if warmUp == 0 {
 		warmUp = events.fresh()
 	}
-	if _, err := l.run(ctx, e.duration/10, warmUp); err != nil {
+	if _, err := l.run(ctx, e.duration, warmUp); err != nil {
 		return r, err
 	}
 	before, _, err := g.usage()
