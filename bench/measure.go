@@ -187,7 +187,7 @@ func (e *environment) measure(ctx context.Context, g *gateway, s scenario, proto
 	}
 	warmUp := e.requests
 	if warmUp == 0 {
-		warmUp = events.fresh()
+		warmUp = events.fresh() / 2
 	}
 	if _, err := l.run(ctx, e.duration, warmUp); err != nil {
 		return r, err
