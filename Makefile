@@ -1,7 +1,7 @@
 # make test         the tests, with the race detector: about 4 minutes on 2 cores, longer the first time;
-#                   installs redis-server and jq if they are missing
+#                   installs redis-server, jq and curl if they are missing
 # make check        everything below, from lint to deployment: about 10 minutes on 2 cores,
-#                   up to 40 the first time, because Go compiles a lot; installs redis-server, jq,
+#                   up to 40 the first time, because Go compiles a lot; installs redis-server, jq, curl,
 #                   Prometheus, Chromium, systemd and openssl if they are missing
 #   make lint           format, modules, vet, staticcheck, golangci-lint, the workflows
 #   make cross          compiles for Windows, macOS and ARM, including the tests
@@ -17,6 +17,7 @@
 # make release      builds a release into dist: of VERSION=v1.2.3, or of this checkout
 # make redis        installs redis-server only
 # make jq           installs jq only
+# make curl         installs curl only
 # make clean        removes build and dist
 #
 # Programs are installed with your system's package manager, with sudo unless you are root.
@@ -41,7 +42,7 @@ MODULES := http.handlers.buzzbip_webhook http.matchers.buzzbip_event \
 	http.buzzbip_webhook.stores.memory http.buzzbip_webhook.stores.sqlite \
 	http.buzzbip_webhook.stores.redis http.buzzbip_webhook.inboxes.sqlite buzzbip_webhook
 
-.PHONY: help test redis jq check announce lint cross fuzz monitoring browser screenshots newest-caddy xcaddy deployment release bench bench-check clean
+.PHONY: help test redis jq curl check announce lint cross fuzz monitoring browser screenshots newest-caddy xcaddy deployment release bench bench-check clean
 
 # The list above.
 help:
@@ -49,7 +50,7 @@ help:
 
 # -count=1 for the tests in e2e: Go does not know that they build Caddy from this module, and would
 # show the results of an earlier one.
-test: redis jq
+test: redis jq curl
 	$(GO) test -race -timeout 15m ./...
 	cd e2e && $(GO) test -race -count=1 -timeout 15m .
 
@@ -60,11 +61,14 @@ redis:
 jq:
 	@tools/install.sh jq
 
+curl:
+	@tools/install.sh curl
+
 check: announce lint cross fuzz monitoring browser newest-caddy xcaddy deployment
 
 announce:
 	@echo "make check takes about 10 minutes on 2 cores, the first time up to 40, and installs what is missing of"
-	@echo "redis-server, jq, Prometheus, Chromium, systemd and openssl with the package manager of your system"
+	@echo "redis-server, jq, curl, Prometheus, Chromium, systemd and openssl with the package manager of your system"
 
 lint:
 	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "not formatted:"; echo "$$unformatted"; exit 1; fi
@@ -113,7 +117,7 @@ browser:
 screenshots:
 	cd e2e && $(GO) test -count=1 -run TestPageFits ./browser -args -screenshots $(CURDIR)/docs
 
-newest-caddy: redis jq
+newest-caddy: redis jq curl
 	@mkdir -p build
 	cp go.mod build/newest.mod
 	cp go.sum build/newest.sum

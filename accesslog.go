@@ -11,7 +11,7 @@ import (
 // report adds the outcome of a request to the metrics and the feed.
 func (s *requestState) report() {
 	s.typeSeries().requests[s.result]().Inc()
-	if s.reason != "" {
+	if s.reason != "" && !s.observed {
 		metrics.rejections.WithLabelValues(string(s.reason)).Inc()
 	}
 	latest.add(s)
@@ -38,6 +38,9 @@ func (f *accessLogFields) MarshalLogObject(log zapcore.ObjectEncoder) error {
 		log.AddString("buzzbip_event_type", s.event.Type)
 	}
 	log.AddString("buzzbip_result", string(f.result))
+	if f.wouldBe != "" {
+		log.AddString("buzzbip_would_be", string(f.wouldBe))
+	}
 	if f.number > 1 {
 		log.AddInt("buzzbip_attempt", f.number)
 	}

@@ -119,6 +119,7 @@ func (a *App) overview() adminapi.Overview {
 			o.Scopes = append(o.Scopes, adminapi.Scope{Store: b.kind, Delivered: b.others.Delivered, InFlight: b.others.InFlight})
 		}
 	}
+	o.NotEnforced, o.Observed = !a.enforces(), observed.report()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	names := a.scopeNames()

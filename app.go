@@ -20,6 +20,7 @@ type App struct {
 	ctx      caddy.Context
 	mu       sync.Mutex
 	handlers []*Handler
+	notices  *notices
 }
 
 // startedApps are those that have started and not stopped, the newest last. There
@@ -45,9 +46,12 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{ID: "buzzbip_webhook", New: func() caddy.Module { return new(App) }}
 }
 
-// Provision registers the metrics with the configuration.
+// Provision registers the metrics with the configuration, and finds Caddy's event app.
 func (a *App) Provision(ctx caddy.Context) error {
 	a.ctx = ctx
+	if err := a.provisionNotices(ctx); err != nil {
+		return err
+	}
 	return a.registerMetrics(ctx)
 }
 

@@ -47,6 +47,7 @@ func parseCaddyfile(helper httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, e
 //		on_conflict      drop|deliver
 //		dedupe           off
 //		inbox            <module> [<args>] {...}
+//		enforce          off
 //	}
 //
 // The options secret, secret_file and events may be repeated.
@@ -103,8 +104,6 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, name string) (err erro
 			return d.WrapErr(err)
 		}
 		h.Events = append(h.Events, args...)
-	case "envelope":
-		h.Envelope, err = option.Word(d)
 	case "max_body_size":
 		h.MaxBodySize, err = option.Size(d)
 	case "read_timeout":
@@ -119,16 +118,13 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, name string) (err erro
 		h.MaxAge, err = option.Duration(d)
 	case "retention":
 		h.Retention, err = option.Duration(d)
-	case "scope":
-		h.Scope, err = option.Word(d)
 	case "store":
 		h.StoreRaw, err = unmarshalGuest(d, "store", storeNamespace)
 	case "inbox":
 		h.InboxRaw, err = unmarshalGuest(d, "inbox", inboxNamespace)
-	case "on_conflict":
-		h.OnConflict, err = option.Word(d)
-	case "dedupe":
-		h.Dedupe, err = option.Word(d)
+	case "envelope", "scope", "on_conflict", "dedupe", "enforce":
+		words := map[string]*string{"envelope": &h.Envelope, "scope": &h.Scope, "on_conflict": &h.OnConflict, "dedupe": &h.Dedupe, "enforce": &h.Enforce}
+		*words[name], err = option.Word(d)
 	default:
 		return unknownOption(d, name)
 	}
@@ -138,7 +134,7 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, name string) (err erro
 // options are those of buzzbip_webhook, as errors list them.
 var options = []string{
 	"secret", "secret_file", "events", "envelope", "max_body_size", "read_timeout", "delivery_timeout", "answer_within",
-	"max_in_flight", "max_age", "retention", "scope", "store", "on_conflict", "dedupe", "inbox",
+	"max_in_flight", "max_age", "retention", "scope", "store", "on_conflict", "dedupe", "inbox", "enforce",
 }
 
 // directives are those of Caddy that have no module of the same name. Its own

@@ -21,7 +21,7 @@ type errorRoute struct{}
 // 2xx, the sender gets the status of the error instead, so that it retries.
 func (errorRoute) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	state := stateOf(r)
-	if state == nil || !state.result.Failure() || state.errorRequest == r {
+	if state == nil || state.observed || !state.result.Failure() || state.errorRequest == r {
 		return next.ServeHTTP(w, r)
 	}
 	if state.result == webhook.ResultFailed {
@@ -73,7 +73,7 @@ func errorStatus(r *http.Request) int {
 // rejectedBefore returns the error of a request that a buzzbip_webhook has
 // rejected, if its error routes have another one. There is nothing to verify.
 func (state *requestState) rejectedBefore(r *http.Request) error {
-	if state == nil || state.result != webhook.ResultRejected && state.result != webhook.ResultInFlight {
+	if state == nil || state.observed || state.result != webhook.ResultRejected && state.result != webhook.ResultInFlight {
 		return nil
 	}
 	err, _ := r.Context().Value(caddyhttp.ErrorCtxKey).(error)

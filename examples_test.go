@@ -1,10 +1,12 @@
 package buzzbip
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -12,6 +14,7 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/buzzbip/caddy-webhook/internal/adminapi"
 	"github.com/buzzbip/caddy-webhook/internal/caddytest"
@@ -346,5 +349,60 @@ func TestEachExampleCanBeServedOnLocalhost(t *testing.T) {
 		if config := string(adapt(t, text)); !strings.Contains(config, `":8080"`) || strings.Contains(config, "hooks.example.com") {
 			t.Errorf("%s: %s", name, config)
 		}
+	}
+}
+
+// execHandler runs commands as github.com/mholt/caddy-events-exec does.
+type execHandler struct {
+	Command string   `json:"command"`
+	Args    []string `json:"args"`
+}
+
+func init() { caddy.RegisterModule(execHandler{}) }
+
+func (execHandler) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "events.handlers.exec", New: func() caddy.Module { return new(execHandler) }}
+}
+
+func (h *execHandler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next()
+	args := d.RemainingArgs()
+	h.Command, h.Args = args[0], args[1:]
+	return nil
+}
+
+func (h *execHandler) Handle(ctx context.Context, _ caddy.Event) error {
+	args := make([]string, len(h.Args))
+	for i, arg := range h.Args {
+		args[i] = ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer).ReplaceAll(arg, "")
+	}
+	out, err := exec.CommandContext(ctx, h.Command, args...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	return nil
+}
+
+func TestExampleChat(t *testing.T) {
+	t.Setenv("BUZZBIP_SECRET", caddytest.Secret)
+	chat := newBackend(t, nil)
+	t.Setenv("CHAT_WEBHOOK_URL", chat.URL)
+	script, err := filepath.Abs("examples/chat/notify.sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := startExample(t, "chat", "127.0.0.1:9000", answering(t, http.StatusUnprocessableEntity), "/etc/caddy/notify.sh", script,
+		"inbox sqlite", "inbox sqlite "+filepath.Join(t.TempDir(), "inbox.db")+" {\ndead_on 422\n}")
+	id := caddytest.NewID()
+	expect(t, send(newClient(t, "HTTP/2.0"), signed(s.url, caddytest.Event{ID: id}.Body())), http.StatusOK, webhook.ResultStored)
+	got := caddytest.Receive(t, chat.arrived, "the message about the dead event")
+	if want := "1 event(s) are dead. The last one is " + id + ": status_4xx."; !strings.Contains(got.body, want) || got.Header.Get("Content-Type") != "application/json" {
+		t.Errorf("the chat got %s %q, want %q", got.Header, got.body, want)
+	}
+	if _, err := ask(t, http.MethodPost, "inbox/pause", ""); err != nil {
+		t.Fatal(err)
+	}
+	if got := caddytest.Receive(t, chat.arrived, "the message about the pause"); !strings.Contains(got.body, "is paused") {
+		t.Errorf("the chat got %q", got.body)
 	}
 }

@@ -155,19 +155,29 @@ func TestFailedDeliveryIsLoggedOnceForTwoHandlers(t *testing.T) {
 // failuresTotal returns the metric by cause.
 func failuresTotal(t testing.TB) map[string]float64 {
 	t.Helper()
-	total := make(map[string]float64)
+	return gather(t, metrics.failures)
+}
+
+// gather returns the values of a counter or a gauge, by the values of their labels.
+func gather(t testing.TB, c prometheus.Collector) map[string]float64 {
+	t.Helper()
+	values := make(map[string]float64)
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(metrics.failures)
+	registry.MustRegister(c)
 	families, err := registry.Gather()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, family := range families {
 		for _, m := range family.GetMetric() {
-			total[m.GetLabel()[0].GetValue()] = m.GetCounter().GetValue()
+			var labels []string
+			for _, label := range m.GetLabel() {
+				labels = append(labels, label.GetValue())
+			}
+			values[strings.Join(labels, " ")] = m.GetCounter().GetValue() + m.GetGauge().GetValue()
 		}
 	}
-	return total
+	return values
 }
 
 // expectFailure fails the test unless the failure of one delivery shows in the

@@ -41,8 +41,9 @@ type feedEntry struct {
 	Type     string         `json:"type,omitempty"`
 	Result   webhook.Result `json:"result"`
 	Reason   webhook.Reason `json:"reason,omitempty"`
-	Cause    webhook.Cause  `json:"cause,omitempty"`  // of a failed delivery
-	Status   int            `json:"status,omitempty"` // the backend's, of a failed delivery
+	WouldBe  webhook.Result `json:"would_be,omitempty"` // with enforce off
+	Cause    webhook.Cause  `json:"cause,omitempty"`    // of a failed delivery
+	Status   int            `json:"status,omitempty"`   // the backend's, of a failed delivery
 	Secret   string         `json:"secret,omitempty"`
 	Duration float64        `json:"duration"` // in seconds
 }
@@ -52,7 +53,7 @@ type feedEntry struct {
 const kindUnverified = "unverified"
 
 func (f *feed) add(state *requestState) {
-	e := feedEntry{Time: state.start, Kind: kindUnverified, Result: state.result, Reason: state.reason, Duration: state.now.Sub(state.start).Seconds()}
+	e := feedEntry{Time: state.start, Kind: kindUnverified, Result: state.result, Reason: state.reason, WouldBe: state.wouldBe, Duration: state.now.Sub(state.start).Seconds()}
 	if state.key != nil {
 		e.Kind, e.Secret = string(state.result), state.key.label
 	}

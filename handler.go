@@ -1,6 +1,7 @@
 package buzzbip
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net/http"
@@ -32,6 +33,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 			return h.redeliver(d, w, r, next)
 		}
 	}
+	if h.Enforce == enforceOff {
+		return h.observe(w, r, next)
+	}
 	state := stateOf(r)
 	if err := state.rejectedBefore(r); err != nil {
 		return err
@@ -47,13 +51,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if h.store == nil {
 		return h.attempt(state, eventInStore{}).run(w, r, next)
 	}
-	request := dedupe.Request{
-		Scope:     state.key.scope,
-		Key:       dedupe.KeyOf(state.event.ID),
-		Digest:    dedupe.DigestOf(state.body),
-		Lease:     h.answerWithin + h.deliveryTimeout + leaseMargin,
-		Retention: h.retention,
-	}
+	request := h.claimRequest(state, dedupe.DigestOf(state.body))
 	target := eventInStore{h.store.backing(), request.Scope, request.Key}
 	if state.attempt.hasClaimed(target) || chains.lead(r, target) {
 		// another buzzbip_webhook has claimed the event and passed it on to us
@@ -82,6 +80,16 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	return a.run(w, r, next)
 }
 
+func (h *Handler) claimRequest(state *requestState, digest dedupe.Digest) dedupe.Request {
+	return dedupe.Request{
+		Scope:     state.key.scope,
+		Key:       dedupe.KeyOf(state.event.ID),
+		Digest:    digest,
+		Lease:     h.answerWithin + h.deliveryTimeout + leaseMargin,
+		Retention: h.retention,
+	}
+}
+
 // claim asks the store for the right to deliver the event.
 func (h *Handler) claim(state *requestState, r *http.Request, request dedupe.Request) (dedupe.Verdict, error) {
 	verdict, err := h.claimOrWait(state, r, request)
@@ -102,13 +110,16 @@ func (h *Handler) reportConflict(state *requestState, r *http.Request) {
 		zap.String("event_id", state.event.ID),
 		zap.String("event_type", state.event.Type),
 		zap.String("secret", state.key.label))...)
+	h.app.notices.add(noticeConflict, map[string]any{
+		"event_id": state.event.ID, "event_type": state.event.Type, "secret": state.key.label, "host": r.Host, "path": arrivedAs(r).URL.Path,
+	})
 }
 
 // claimOrWait is claim of the store. While the event is in flight it waits, if
 // there is memory for that.
 func (h *Handler) claimOrWait(state *requestState, r *http.Request, request dedupe.Request) (dedupe.Verdict, error) {
 	verdict, err := h.claimNow(state, r, request)
-	if !errors.Is(err, dedupe.ErrInFlight) || !underWay.hold(state.cost(), h.maxInFlight) {
+	if !errors.Is(err, dedupe.ErrInFlight) || state.observed || !underWay.hold(state.cost(), h.maxInFlight) {
 		return verdict, err
 	}
 	defer underWay.unhold(state.cost())
@@ -129,10 +140,7 @@ func (h *Handler) waitLeft(state *requestState) time.Duration {
 // admit verifies a request and completes state with its event and body. If a step
 // fails, it returns the reason.
 func (h *Handler) admit(state *requestState, w http.ResponseWriter, r *http.Request) (webhook.Reason, error) {
-	if r.Method != http.MethodPost {
-		return webhook.ReasonMethodNotAllowed, fmt.Errorf("webhooks are sent with POST, not %s", r.Method)
-	}
-	signature, reason, err := webhook.ParseSignature(r.Header)
+	signature, reason, err := admitHeaders(r)
 	if err != nil {
 		return reason, err
 	}
@@ -140,6 +148,21 @@ func (h *Handler) admit(state *requestState, w http.ResponseWriter, r *http.Requ
 	if err != nil {
 		return reason, err
 	}
+	state.body = body
+	return h.verify(state, body, signature)
+}
+
+// admitHeaders is the part of admit that needs no body.
+func admitHeaders(r *http.Request) (signature [sha256.Size]byte, reason webhook.Reason, err error) {
+	if r.Method != http.MethodPost {
+		return signature, webhook.ReasonMethodNotAllowed, fmt.Errorf("webhooks are sent with POST, not %s", r.Method)
+	}
+	return webhook.ParseSignature(r.Header)
+}
+
+// verify is the part of admit that needs the whole body. It completes state with the
+// event.
+func (h *Handler) verify(state *requestState, body []byte, signature [sha256.Size]byte) (webhook.Reason, error) {
 	key := h.secrets.verify(body, signature)
 	if key == nil {
 		recycle(body)
@@ -148,6 +171,7 @@ func (h *Handler) admit(state *requestState, w http.ResponseWriter, r *http.Requ
 	state.key, state.now = key, time.Now()
 	state.arrived = state.now
 	key.matched(state.now)
+	var err error
 	if state.event, err = webhook.ParseEvent(body, h.requires); err != nil {
 		return webhook.ReasonEnvelopeInvalid, fmt.Errorf("the envelope of the event is invalid: %w", err)
 	}
@@ -163,7 +187,6 @@ func (h *Handler) admit(state *requestState, w http.ResponseWriter, r *http.Requ
 			return webhook.ReasonEventFromFuture, fmt.Errorf("the event is from the future: created %s", state.event.CreatedAt)
 		}
 	}
-	state.body = body
 	return "", nil
 }
 
@@ -210,16 +233,18 @@ func (h *Handler) logRejection(state *requestState, r *http.Request, err error) 
 	if state.reason == webhook.ReasonStoreUnavailable {
 		level = zapcore.ErrorLevel
 	}
-	h.sampled.log(h.logger, level, "request rejected", string(state.reason), func() []zap.Field {
-		fields := append(endpoint(r),
-			zap.String("reason", string(state.reason)),
-			zap.String("remote_addr", r.RemoteAddr),
-			zap.Error(err))
-		if state.verified() {
-			fields = append(fields, zap.String("event_id", state.event.ID), zap.String("event_type", state.event.Type))
-		}
-		return fields
-	})
+	h.sampled.log(h.logger, level, "request rejected", string(state.reason), func() []zap.Field { return rejectionFields(state, r, err) })
+}
+
+func rejectionFields(state *requestState, r *http.Request, err error) []zap.Field {
+	fields := append(endpoint(r),
+		zap.String("reason", string(state.reason)),
+		zap.String("remote_addr", r.RemoteAddr),
+		zap.Error(err))
+	if state.verified() {
+		fields = append(fields, zap.String("event_id", state.event.ID), zap.String("event_type", state.event.Type))
+	}
+	return fields
 }
 
 // endpoint returns the fields that tell one webhook of several from the others.

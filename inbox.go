@@ -123,6 +123,9 @@ func (a *App) inboxHooks(h *Handler) inbox.Hooks {
 		Died: func(e inbox.Event) {
 			h.logger.Error("event is dead: the backend has not accepted it, and it is not delivered again unless you ask for it",
 				append(fields(e), zap.Int("status", e.Last.Status), zap.String("cause", e.Last.Cause))...)
+			a.notices.add(noticeDead, map[string]any{
+				"event_id": e.ID, "event_type": e.Type, "number": e.Number, "attempts": e.Attempts, "status": e.Last.Status, "cause": e.Last.Cause,
+			})
 		},
 		Trouble: func(doing string, err error) {
 			h.logger.Error("inbox: failed, will be tried again", zap.String("doing", doing), zap.Error(err))

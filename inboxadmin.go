@@ -196,6 +196,9 @@ func serveInboxPause(w http.ResponseWriter, r *http.Request, pause bool) error {
 	if err := in.dispatcher.SetPaused(r.Context(), pause); err != nil {
 		return unavailable(err)
 	}
+	if app := running(); pause && app != nil {
+		app.notices.add(noticeInboxPaused, map[string]any{"inbox": in.backing, "waiting": in.Stats().Waiting})
+	}
 	return writeJSON(w, http.StatusOK, adminapi.InboxChange{Events: in.Stats().Waiting})
 }
 

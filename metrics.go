@@ -47,6 +47,8 @@ var metrics = struct {
 	conflicts        prometheus.Counter
 	storeDuration    *prometheus.HistogramVec
 	storeErrors      *prometheus.CounterVec
+	wouldBe          *prometheus.CounterVec
+	enforced         prometheus.GaugeFunc
 	inboxAttempts    *prometheus.CounterVec
 }{
 	requests:         counters("requests_total", "Requests, by result and event type.", "result", "event_type"),
@@ -73,7 +75,17 @@ var metrics = struct {
 	storeDuration: histograms("store_operation_duration_seconds", "Duration of store operations. A claim of a duplicate includes its wait for the delivery in progress.",
 		[]float64{.00001, .0001, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10}, "store", "operation"),
 	inboxAttempts: counters("inbox_attempts_total", "Attempts to deliver an event of the inbox again, by result.", "result"),
-	storeErrors:   counters("store_errors_total", "Failed store operations.", "store", "operation"),
+	wouldBe:       counters("would_be_total", "Requests that were only observed, because enforce is off, by what their result and reason would have been.", "would_be", "reason"),
+	enforced: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Namespace: metricsNamespace, Subsystem: metricsSubsystem, Name: "enforced",
+		Help: "0 while a handler has enforce off, so that forged requests and duplicates reach its backend; else 1.",
+	}, func() float64 {
+		if app := running(); app != nil && !app.enforces() {
+			return 0
+		}
+		return 1
+	}),
+	storeErrors: counters("store_errors_total", "Failed store operations.", "store", "operation"),
 }
 
 func counter(name, help string) prometheus.Counter {
@@ -103,7 +115,7 @@ func (a *App) registerMetrics(ctx caddy.Context) error {
 	for _, collector := range []prometheus.Collector{
 		metrics.requests, metrics.rejections, metrics.failures, metrics.signatureMatches, metrics.deliveryDuration, metrics.eventAge,
 		metrics.inFlight, metrics.inFlightBytes, metrics.abandoned, metrics.conflicts, metrics.storeDuration, metrics.storeErrors, metrics.inboxAttempts,
-		storeCollector{}, inboxCollector{},
+		metrics.wouldBe, metrics.enforced, storeCollector{}, inboxCollector{},
 	} {
 		if err := ctx.GetMetricsRegistry().Register(collector); err != nil {
 			return err

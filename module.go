@@ -69,7 +69,8 @@ const (
 // `{http.buzzbip_webhook.secret}` | The label of the secret that matched
 // `{http.buzzbip_webhook.result}` | The outcome: `delivered`, `failed`, `stored`, `duplicate`, `conflict`, `ignored`, `in_flight` or `rejected`
 // `{http.buzzbip_webhook.attempt}` | The number of the attempt to deliver the event, from 1
-// `{http.buzzbip_webhook.reason}` | Why the request was rejected, else empty
+// `{http.buzzbip_webhook.reason}` | Why the request was rejected, or would be, else empty
+// `{http.buzzbip_webhook.would_be}` | With `enforce off`, what the result would be, after the next handlers; else empty
 //
 // Control characters in the values are replaced by spaces, so that they can be
 // headers.
@@ -142,6 +143,12 @@ type Handler struct {
 	// Default: deduplication.
 	Dedupe string `json:"dedupe,omitempty"`
 
+	// Set to `off` to observe only: every request passes as if the handler were not
+	// there. What would have become of it is in the access log, the metrics and
+	// `caddy buzzbip report`. Events that are in an inbox already are still
+	// delivered. Default: the handler enforces what it finds.
+	Enforce string `json:"enforce,omitempty"`
+
 	// The rest is resolved by Provision.
 	secrets         *secrets
 	events          patterns
@@ -202,11 +209,18 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
 		server.RegisterOnStop(awaitDeliveries)
 	}
-	if h.errorRoutes, err = guardErrorRoutes(ctx); err != nil {
-		return err
+	switch h.Enforce {
+	case "":
+		if h.errorRoutes, err = guardErrorRoutes(ctx); err != nil {
+			return err
+		}
+	case enforceOff:
+		h.logger.Warn("enforce off: every request reaches the next handlers, also forged ones and duplicates; remove the option once caddy buzzbip report shows what you expect")
+	default:
+		return fmt.Errorf("enforce can only be %s, not %q", enforceOff, h.Enforce)
 	}
 	h.app.register(h)
-	h.secrets.watch(ctx)
+	h.secrets.watch(ctx, func(label string) { h.app.notices.add(noticeSecretRotated, map[string]any{"secret": label}) })
 	return nil
 }
 

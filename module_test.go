@@ -112,6 +112,7 @@ type site struct {
 	url    string
 	server string // members of the server's JSON
 	named  string // named routes
+	apps   string // members of the apps' JSON
 }
 
 // start runs Caddy with the directives as those of a site that is served over
@@ -160,6 +161,7 @@ func (s *site) tryReload(directives string) error {
 			%s
 		}`, testOptions, s.named, port, certFile, keyFile, directives))
 	config = bytes.Replace(config, []byte(`"listen"`), []byte(s.server+`"listen"`), 1)
+	config = bytes.Replace(config, []byte(`"apps":{`), []byte(`"apps":{`+s.apps), 1)
 	err := caddy.Load(config, true)
 	if err == nil {
 		s.url = fmt.Sprintf("https://localhost:%d/webhooks/buzzbip", port)
@@ -498,6 +500,7 @@ func TestRejectedAtLoad(t *testing.T) {
 		"bad pattern":                   {Handler{Secrets: one, Events: []string{"*"}}, `"*" is no pattern`},
 		"bad envelope":                  {Handler{Secrets: one, Envelope: "loose"}, `envelope must be strict or lenient, not "loose"`},
 		"bad on_conflict":               {Handler{Secrets: one, OnConflict: "keep"}, `on_conflict must be drop or deliver, not "keep"`},
+		"bad enforce":                   {Handler{Secrets: one, Enforce: "on"}, `enforce can only be off, not "on"`},
 		"bad dedupe":                    {Handler{Secrets: one, Dedupe: "on"}, `dedupe can only be off, not "on"`},
 		"zero max_body_size":            {Handler{Secrets: one, MaxBodySize: ptr[int64](0)}, "max_body_size must be greater than zero"},
 		"negative max_body_size":        {Handler{Secrets: one, MaxBodySize: ptr[int64](-1)}, "max_body_size must be greater than zero"},

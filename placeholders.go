@@ -1,6 +1,7 @@
 package buzzbip
 
 import (
+	"context"
 	"net/http"
 	"strconv"
 	"strings"
@@ -27,6 +28,10 @@ type requestState struct {
 	body    []byte        // of the event
 	result  webhook.Result
 	reason  webhook.Reason
+	// wouldBe is what result would be if a handler enforced it that has enforce off
+	wouldBe webhook.Result
+	// observed says that all handlers of the request have enforce off
+	observed bool
 	// attempt is the delivery that is in progress, or nil
 	attempt *attempt
 	// spare is an attempt that was allocated with the state, or nil if it is used
@@ -56,14 +61,18 @@ func newState(r *http.Request, earlier *requestState) *requestState {
 		})
 		s = &both.state
 		s.spare = &both.first
-		ctx := r.Context()
-		caddyhttp.SetVar(ctx, stateVar, s)
-		ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer).Map(s.placeholder)
-		s.addToAccessLog(ctx)
+		s.publish(r.Context())
 	}
 	now := time.Now()
 	*s = requestState{start: now, now: now, number: 1, result: webhook.ResultRejected, attempt: s.attempt, spare: s.spare}
 	return s
+}
+
+// publish makes s known to placeholders, matchers and the access log.
+func (s *requestState) publish(ctx context.Context) {
+	caddyhttp.SetVar(ctx, stateVar, s)
+	ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer).Map(s.placeholder)
+	s.addToAccessLog(ctx)
 }
 
 // stateOf returns the delivery of r, or nil if no handler has made one.
@@ -119,6 +128,8 @@ func (s *requestState) value(name string) (string, bool) {
 		return string(s.result), true
 	case "reason":
 		return string(s.reason), true
+	case "would_be":
+		return string(s.wouldBe), true
 	case "attempt":
 		return strconv.Itoa(s.number), true
 	case "secret":

@@ -87,7 +87,7 @@ func TestCaddyfileOfTheREADMELoads(t *testing.T) {
 func TestREADMENamesEveryOptionAndReason(t *testing.T) {
 	readme := readme(t)
 	names := []string{"max_body_size", "read_timeout", "delivery_timeout", "answer_within", "max_in_flight", "max_age", "retention", "scope",
-		"store", "on_conflict", "dedupe off", "secret", "events", "envelope"}
+		"store", "on_conflict", "dedupe off", "enforce off", "inbox", "secret", "events", "envelope"}
 	for _, reason := range webhook.Reasons {
 		names = append(names, string(reason))
 	}

@@ -215,8 +215,9 @@ func (s *secret) read() ([]byte, error) {
 	}
 }
 
-// watch reads the files periodically until ctx is done.
-func (all *secrets) watch(ctx context.Context) {
+// watch reads the files periodically until ctx is done, and calls rotated with the
+// label of a secret that has changed.
+func (all *secrets) watch(ctx context.Context, rotated func(label string)) {
 	var files []*secret
 	for _, s := range all.list {
 		if s.path != "" {
@@ -249,6 +250,7 @@ func (all *secrets) watch(ctx context.Context) {
 				}
 				if changed {
 					all.logger.Info("the secret has changed", zap.String("secret", s.label))
+					rotated(s.label)
 				}
 			}
 		}

@@ -256,7 +256,7 @@ func newWatchedFile(t *testing.T) *watchedFile {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(cancel)
-	all.watch(ctx)
+	all.watch(ctx, func(string) {})
 	return &watchedFile{t, path, all, logs}
 }
 

@@ -138,6 +138,9 @@ func (d *Dispatcher) newRecord(a *attempt, p Policy, o Outcome) *record {
 	if a.retried {
 		attempts, since = 1, now
 	}
+	if a.event.Attempts, a.event.Last = attempts, o.Attempt; attempts == 1 {
+		a.event.First = o.Attempt
+	}
 	d.mu.Unlock()
 	if p.isDead(o, since, now) {
 		r.dead = now

@@ -18,8 +18,8 @@ func TestAStatusOfDeadOnIsDeath(t *testing.T) {
 		if e := b.store.event(number); e.State != Dead || e.Last.Status != 422 || !e.Settled.Equal(b.start) {
 			b.Errorf("%+v", e)
 		}
-		if len(b.died) != 1 {
-			b.Error(b.died)
+		if len(b.died) != 1 || b.lastDead.Attempts != 1 || b.lastDead.Last.Status != 422 || b.lastDead.First.Status != 422 {
+			b.Error(b.died, b.lastDead)
 		}
 	})
 }

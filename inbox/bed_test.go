@@ -31,6 +31,7 @@ type bed struct {
 	remembered map[string]int
 	remember   func(Event) error
 	died       []string
+	lastDead   Event
 	troubles   []string
 	added      int
 }
@@ -123,6 +124,7 @@ func (b *bed) config() Config {
 				b.mu.Lock()
 				defer b.mu.Unlock()
 				b.died = append(b.died, e.ID)
+				b.lastDead = e
 			},
 			Trouble: func(doing string, err error) {
 				b.mu.Lock()

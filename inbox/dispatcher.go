@@ -102,7 +102,7 @@ type Config struct {
 type Hooks struct {
 	// Redelivered is called after each attempt that the dispatcher has made.
 	Redelivered func(Event, Outcome)
-	// Died is called when an event has been declared dead.
+	// Died is called when an event has been declared dead, with its last attempt.
 	Died func(Event)
 	// Trouble is called when something fails that is tried again, at most once a
 	// minute for each thing that the dispatcher does.

@@ -290,8 +290,8 @@ func TestAFirstAttemptWithAStatusOfDeadOnIsDead(t *testing.T) {
 		}
 		b.sleep(time.Hour)
 		b.expectCount(1)
-		if len(b.died) != 2 {
-			b.Error(b.died)
+		if len(b.died) != 2 || b.lastDead.Attempts != 1 || b.lastDead.Last.Status != 422 {
+			b.Error(b.died, b.lastDead)
 		}
 	})
 }

@@ -20,6 +20,23 @@ type Overview struct {
 	Scopes  []Scope   `json:"scopes"`
 	Stores  []Store   `json:"stores"`
 	Secrets []Secret  `json:"secrets"`
+	// NotEnforced says that a handler has enforce off.
+	NotEnforced bool `json:"not_enforced,omitempty"`
+	// Observed is nil if no handler with enforce off has had a request since the
+	// process was started.
+	Observed *Observed `json:"observed,omitempty"`
+}
+
+// Observed counts the requests of handlers with enforce off since the process was
+// started.
+type Observed struct {
+	Requests uint64 `json:"requests"`
+	// WouldBe counts them by what their result would have been: one of
+	// [webhook.Results], or [webhook.WouldBeUnknown].
+	WouldBe map[webhook.Result]uint64 `json:"would_be"`
+	// Reasons counts those that would have been rejected, and those that no handler
+	// answered.
+	Reasons map[webhook.Reason]uint64 `json:"reasons"`
 }
 
 // Scope says how many event IDs a store holds for a scope.

@@ -25,7 +25,7 @@ Each command ends with exit code 0 if it succeeds, else with 1.`,
 		CobraFunc: func(cmd *cobra.Command) {
 			cmd.Args = cobra.NoArgs
 			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
-			cmd.AddCommand(signCommand(), sendCommand(), explainCommand(), checkCommand(), pageCommand(), lookupCommand(), forgetCommand())
+			cmd.AddCommand(signCommand(), sendCommand(), explainCommand(), checkCommand(), pageCommand(), lookupCommand(), forgetCommand(), reportCommand())
 			// Caddy's own help links to its documentation, which does not describe these commands
 			cmd.SetHelpTemplate(cmd.HelpTemplate() + "\nFull documentation is available at:\n" + documentation + "\n")
 			cmd.SetFlagErrorFunc(withUsage)

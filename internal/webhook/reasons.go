@@ -99,6 +99,10 @@ const (
 	ResultRejected Result = "rejected"
 )
 
+// WouldBeUnknown is what the result would have been of a request that was only
+// observed, and whose body the next handlers did not read to its end.
+const WouldBeUnknown Result = "unknown"
+
 // Failure reports whether r is a failure for the sender, which then retries.
 func (r Result) Failure() bool {
 	return r == ResultFailed || r == ResultInFlight || r == ResultRejected
