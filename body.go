@@ -1,7 +1,7 @@
 package buzzbip
 
 import (
-	"bytes"
+	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -113,22 +113,60 @@ func readAll(body io.Reader, declared, limit int64) ([]byte, error) {
 	}
 }
 
-// forged are buffers of bodies that had no valid signature. Nobody else has seen
-// these, so they can be used again. A verified body is not: a transport may read it
-// after the response, and placeholders until the end of the request.
-var forged sync.Pool
+// buffers are those of bodies that nothing can read any more.
+var buffers sync.Pool
 
-// recycle takes the buffer of a body that had no valid signature.
+// recycle takes the buffer of a body that nothing can read any more, such as one that
+// had no valid signature.
 func recycle(body []byte) {
 	if cap(body) > firstRead {
-		forged.Put(&body)
+		buffers.Put(&body)
 	}
+}
+
+// minReuse is the size of the smallest verified body whose buffer is used again.
+// Below it, the garbage collector is cheaper.
+const minReuse = 16 << 10
+
+// content is the body of a verified event. A transport may read it after the response,
+// and placeholders until the end of the request; both do so through its lock, so that
+// its buffer can be used again after that.
+type content struct {
+	mu              sync.RWMutex
+	bytes           []byte // nil once it was released
+	data, createdAt []byte // parts of bytes, or nil
+	shared          bool   // something has the bytes that does not ask
+}
+
+// readAt copies from the body, and returns 0 once it was released.
+func (c *content) readAt(b []byte, offset int) int {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return copy(b, c.bytes[min(offset, len(c.bytes)):])
+}
+
+// reuseAfter lets the buffer be used again once the server has ended the request of
+// ctx. A sender that disconnects ends ctx early, when handlers around this one may still
+// want placeholders: if it has done so, the buffer is left to the garbage collector.
+func (c *content) reuseAfter(ctx context.Context) {
+	if cap(c.bytes) < minReuse || c.shared || ctx.Err() != nil {
+		return
+	}
+	context.AfterFunc(ctx, c.release)
+}
+
+func (c *content) release() {
+	c.mu.Lock()
+	body := c.bytes
+	c.bytes, c.data, c.createdAt = nil, nil, nil
+	c.mu.Unlock()
+	recycle(body)
 }
 
 // newBuffer returns an empty buffer, of a size that is not much larger than size.
 func newBuffer(size int64) []byte {
 	if size > firstRead {
-		if b, ok := forged.Get().(*[]byte); ok && int64(cap(*b)) >= size && int64(cap(*b)) <= 2*size {
+		if b, ok := buffers.Get().(*[]byte); ok && int64(cap(*b)) >= size && int64(cap(*b)) <= 2*size {
 			return (*b)[:0]
 		}
 	}
@@ -150,10 +188,11 @@ func setBody(r *http.Request, body io.ReadCloser, length int) {
 
 // setBodyPlaceholders gives the placeholders for the request body fixed values.
 // Otherwise they read and replace the body of Caddy's own request.
-func setBodyPlaceholders(r *http.Request, body []byte) {
+func setBodyPlaceholders(r *http.Request, body *content) {
+	body.shared = true
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
-	repl.Set("http.request.body", string(body))
-	repl.Set("http.request.body_base64", inBase64(body))
+	repl.Set("http.request.body", string(body.bytes))
+	repl.Set("http.request.body_base64", inBase64(body.bytes))
 }
 
 // inBase64 is the value of a placeholder, encoded when it is used.
@@ -177,18 +216,16 @@ func placeholdersRead(r *http.Request) bool {
 // rest of it as a whole body. Closed at its end or before the first read, it can
 // be read again, because placeholders read and close the body.
 type payload struct {
-	mu     sync.Mutex // transports close bodies while another goroutine reads
-	reader bytes.Reader
-	closed bool
-	read   bool // at least in part
-	unread bool // closed before it was read: another body has taken its place
+	mu      sync.Mutex // transports close bodies while another goroutine reads
+	content *content
+	size    int
+	offset  int // how much was read
+	closed  bool
+	read    bool // at least in part
+	unread  bool // closed before it was read: another body has taken its place
 }
 
-func newPayload(body []byte) *payload {
-	p := new(payload)
-	p.reader.Reset(body)
-	return p
-}
+func newPayload(c *content) *payload { return &payload{content: c, size: len(c.bytes)} }
 
 func (p *payload) Read(b []byte) (int, error) {
 	p.mu.Lock()
@@ -197,19 +234,26 @@ func (p *payload) Read(b []byte) (int, error) {
 		return 0, http.ErrBodyReadAfterClose
 	}
 	p.read = true
-	return p.reader.Read(b)
+	if p.offset == p.size {
+		return 0, io.EOF
+	}
+	n := p.content.readAt(b, p.offset)
+	p.offset += n
+	if n == 0 && len(b) > 0 {
+		return 0, http.ErrBodyReadAfterClose // the request has ended
+	}
+	return n, nil
 }
 
 func (p *payload) Close() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.unread = p.unread || !p.read
-	if rest := p.reader.Len(); 0 < rest && rest < int(p.reader.Size()) {
+	if 0 < p.offset && p.offset < p.size {
 		p.closed = true
-		return nil
 	}
-	_, err := p.reader.Seek(0, io.SeekStart)
-	return err
+	p.offset = 0
+	return nil
 }
 
 // discarded reports whether the body was closed before anyone read it, as handlers

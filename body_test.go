@@ -4,17 +4,22 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"runtime"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"testing/iotest"
 	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 	"github.com/buzzbip/caddy-webhook/internal/webhook"
@@ -104,7 +109,7 @@ func TestPlaceholdersForTheBodySeeWhatReplacedIt(t *testing.T) {
 }
 
 func TestBodyIsReadAgainAsAWholeOrNotAtAll(t *testing.T) {
-	p := newPayload([]byte("body"))
+	p := newPayload(&content{bytes: []byte("body")})
 	p.Close()
 	if got, err := io.ReadAll(p); err != nil || string(got) != "body" {
 		t.Fatalf("got %q, %v", got, err)
@@ -497,4 +502,144 @@ func TestBackendThatAnswersEarlyGetsItsOwnBytes(t *testing.T) {
 			t.Errorf("the backend got %q, which is of no request", end)
 		}
 	}
+}
+
+// largeEvent returns an event with a large text of its own.
+func largeEvent(id string) string {
+	return caddytest.Event{ID: id, Data: fmt.Sprintf(`{"mine":%q,"text":%q}`, id, strings.Repeat(id+" ", 2*minReuse/len(id)))}.Body()
+}
+
+func TestBufferOfABodyIsUsedAgainOnlyWhenNobodyCanReadIt(t *testing.T) {
+	replied := func(status int) caddyhttp.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) error {
+			w.WriteHeader(status)
+			return nil
+		}
+	}
+	for name, test := range map[string]struct {
+		next     caddyhttp.HandlerFunc
+		body     string
+		gone     bool // the sender has disconnected
+		released bool
+	}{
+		"delivered":                 {replied(200), largeEvent(caddytest.NewID()), false, true},
+		"small":                     {replied(200), caddytest.NewEvent(), false, false},
+		"failed, for error routes":  {replied(500), largeEvent(caddytest.NewID()), false, false},
+		"of a sender that has gone": {replied(200), largeEvent(caddytest.NewID()), true, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := &Handler{Secrets: []Secret{{Value: caddytest.Secret}}}
+			provision(t, h)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			var body io.ReadCloser
+			var state *requestState
+			_, err := serve(h, signed("http://localhost/", test.body).WithContext(ctx), func(w http.ResponseWriter, r *http.Request) error {
+				if body, state = r.Body, stateOf(r); test.gone {
+					cancel()
+				}
+				return test.next(w, r)
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if value, _ := state.value("event.data.text"); value == "" && test.body != "" && !strings.Contains(test.body, value) {
+				t.Error("placeholders have no data before the request has ended")
+			}
+			ended := make(chan struct{})
+			cancel()
+			context.AfterFunc(ctx, func() { close(ended) })
+			<-ended
+			isReleased := func() bool {
+				state.body.mu.RLock()
+				defer state.body.mu.RUnlock()
+				return state.body.bytes == nil
+			}
+			if !test.released {
+				if isReleased() {
+					t.Error("the buffer is used again")
+				}
+				if got, err := io.ReadAll(body); string(got) != test.body || err != nil {
+					t.Errorf("the body reads %d bytes, %v", len(got), err)
+				}
+				return
+			}
+			caddytest.WaitFor(t, "the buffer to be released", isReleased)
+			if n, err := body.Read(make([]byte, 10)); n != 0 || err != http.ErrBodyReadAfterClose {
+				t.Errorf("after the request, a transport reads %d bytes, %v", n, err)
+			}
+			if value, known := state.value("event.data.mine"); value != "" || !known {
+				t.Errorf("after the request, a placeholder has %q", value)
+			}
+		})
+	}
+}
+
+func TestBodiesDoNotMix(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, client *http.Client) {
+		var mu sync.Mutex
+		want := make(map[string]string) // by ID
+		backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			id := r.Header.Get("X-ID")
+			mu.Lock()
+			body := want[id]
+			mu.Unlock()
+			early := r.Header.Get("X-Early") != ""
+			if early { // and the transport goes on
+				http.NewResponseController(w).EnableFullDuplex()
+				w.WriteHeader(http.StatusOK)
+				http.NewResponseController(w).Flush()
+			}
+			got, err := io.ReadAll(r.Body)
+			if !strings.HasPrefix(body, string(got)) || !early && (err != nil || len(got) < len(body)) {
+				t.Errorf("%s: the backend got %d bytes that are not the event's, %v", id, len(got), err)
+			}
+		}))
+		defer backend.Close()
+		s := start(t, fmt.Sprintf(`
+			log {
+				output test
+			}
+			log_append mine {http.buzzbip_webhook.event.data.mine}
+			buzzbip_webhook %s
+			reverse_proxy %s`, caddytest.Secret, backend.Listener.Addr()))
+		const total = 160
+		var senders sync.WaitGroup
+		for n := range 8 {
+			senders.Go(func() {
+				for range total / 8 {
+					id := caddytest.NewID()
+					body := largeEvent(id)
+					mu.Lock()
+					want[id] = body
+					mu.Unlock()
+					r := signed(s.url, body)
+					r.Header.Set("X-ID", id)
+					if n%2 == 0 {
+						r.Header.Set("X-Early", "yes")
+					}
+					if got := send(client, r); got.status != http.StatusOK {
+						t.Errorf("%s: answered %d, %v", id, got.status, got.err)
+					}
+				}
+			})
+		}
+		senders.Wait()
+		seen := 0
+		caddytest.WaitFor(t, "the access log", func() bool { return strings.Count(s.logs(), `"buzzbip_result"`) == total })
+		for line := range strings.Lines(s.logs()) {
+			var entry struct {
+				ID   string `json:"buzzbip_event_id"`
+				Mine string `json:"mine"`
+			}
+			if json.Unmarshal([]byte(line), &entry) == nil && entry.ID != "" {
+				if seen++; entry.Mine != entry.ID {
+					t.Errorf("the log of %s has the data of %q", entry.ID, entry.Mine)
+				}
+			}
+		}
+		if seen != total {
+			t.Errorf("the log has %d requests", seen)
+		}
+	})
 }

@@ -36,7 +36,7 @@ func awaitQueued(t *testing.T, n int) {
 }
 
 // costOf returns what an event takes.
-func costOf(body string) int64 { return (&requestState{body: []byte(body)}).cost() }
+func costOf(body string) int64 { return (&requestState{body: &content{bytes: []byte(body)}}).cost() }
 
 // asker asks a budget for memory in the background.
 type asker struct {
@@ -458,7 +458,7 @@ func BenchmarkMemory(b *testing.B) {
 	h := &Handler{Secrets: []Secret{{Value: caddytest.Secret}}}
 	provision(b, h)
 	r := httptest.NewRequest(http.MethodPost, "/", nil)
-	a := h.attempt(&requestState{body: bytes.Repeat([]byte("x"), 1<<10)}, eventInStore{})
+	a := h.attempt(&requestState{body: &content{bytes: bytes.Repeat([]byte("x"), 1<<10)}}, eventInStore{})
 	b.ReportAllocs()
 	for b.Loop() {
 		if err := a.acquireMemory(r); err != nil {

@@ -34,10 +34,10 @@ func (errorRoute) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		r = r.WithContext(ctx)
 	}
 	state.errorRequest = r
-	body := state.errorBody()
+	body := &content{bytes: state.errorBody()}
 	setBody(r, http.NoBody, 0)
-	if len(body) > 0 {
-		setBody(r, newPayload(body), len(body))
+	if len(body.bytes) > 0 {
+		setBody(r, newPayload(body), len(body.bytes))
 	}
 	setBodyPlaceholders(r, body)
 	delete(r.Header, deliveryHeader)

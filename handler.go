@@ -42,6 +42,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 	state = newState(r, state)
 	defer state.report()
+	defer state.reuse(r.Context(), state.body)
 	if reason, err := h.admit(state, w, r); reason != "" {
 		return h.reject(state, w, r, reason, err)
 	}
@@ -51,7 +52,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if h.store == nil {
 		return h.attempt(state, eventInStore{}).run(w, r, next)
 	}
-	request := h.claimRequest(state, dedupe.DigestOf(state.body))
+	request := h.claimRequest(state, dedupe.DigestOf(state.body.bytes))
 	target := eventInStore{h.store.backing(), request.Scope, request.Key}
 	if state.attempt.hasClaimed(target) || chains.lead(r, target) {
 		// another buzzbip_webhook has claimed the event and passed it on to us
@@ -148,7 +149,6 @@ func (h *Handler) admit(state *requestState, w http.ResponseWriter, r *http.Requ
 	if err != nil {
 		return reason, err
 	}
-	state.body = body
 	return h.verify(state, body, signature)
 }
 
@@ -171,20 +171,21 @@ func (h *Handler) verify(state *requestState, body []byte, signature [sha256.Siz
 	state.key, state.now = key, time.Now()
 	state.arrived = state.now
 	key.matched(state.now)
-	var err error
-	if state.event, err = webhook.ParseEvent(body, h.requires); err != nil {
+	event, err := webhook.ParseEvent(body, h.requires)
+	if err != nil {
 		return webhook.ReasonEnvelopeInvalid, fmt.Errorf("the envelope of the event is invalid: %w", err)
 	}
-	age := state.now.Sub(state.event.Created)
-	if !state.event.Created.IsZero() {
+	state.setEvent(event, body)
+	age := state.now.Sub(event.Created)
+	if !event.Created.IsZero() {
 		metrics.eventAge.Observe(max(age, 0).Seconds())
 	}
 	if h.maxAge > 0 {
 		switch {
 		case age > h.maxAge:
-			return webhook.ReasonEventStale, fmt.Errorf("the event is older than max_age: created %s", state.event.CreatedAt)
+			return webhook.ReasonEventStale, fmt.Errorf("the event is older than max_age: created %s", event.CreatedAt)
 		case age < -webhook.ClockSkew:
-			return webhook.ReasonEventFromFuture, fmt.Errorf("the event is from the future: created %s", state.event.CreatedAt)
+			return webhook.ReasonEventFromFuture, fmt.Errorf("the event is from the future: created %s", event.CreatedAt)
 		}
 	}
 	return "", nil

@@ -85,7 +85,7 @@ func (a *attempt) inboxEvent(r *http.Request) inbox.Event {
 			Host: r.Host, URI: original.URL.RequestURI(), Proto: r.Proto, TLS: r.TLS != nil,
 			RemoteAddr: original.RemoteAddr, Header: header,
 		},
-		Body: state.body,
+		Body: state.body.bytes,
 	}
 	if a.server != nil {
 		e.Request.Server = a.server.Name()

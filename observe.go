@@ -62,7 +62,7 @@ type observation struct {
 func newObservation(h *Handler, r *http.Request) *observation {
 	now := time.Now()
 	o := &observation{handler: h, declared: r.ContentLength}
-	o.state = requestState{start: now, now: now, number: 1, result: webhook.ResultFailed, wouldBe: webhook.ResultRejected, observed: true}
+	o.state = requestState{body: new(content), start: now, now: now, number: 1, result: webhook.ResultFailed, wouldBe: webhook.ResultRejected, observed: true}
 	var reason webhook.Reason
 	if o.signature, reason, o.err = admitHeaders(r); o.err != nil {
 		o.judge(reason, o.err)
@@ -115,7 +115,7 @@ func (o *observation) take(data []byte, err error) {
 func (o *observation) judge(reason webhook.Reason, err error) {
 	o.judged, o.body, o.err = true, nil, err
 	o.state.reason = reason
-	o.state.event.CreatedAt, o.state.event.Data = bytes.Clone(o.state.event.CreatedAt), nil
+	o.state.body.bytes, o.state.body.data, o.state.body.createdAt = nil, nil, bytes.Clone(o.state.body.createdAt)
 }
 
 // succeed implements [successHook].

@@ -25,7 +25,7 @@ type requestState struct {
 	number  int           // of the attempt, from 1
 	key     *key          // nil until the signature is verified
 	event   webhook.Event // empty until then, and if its envelope is invalid
-	body    []byte        // of the event
+	body    *content      // of the event
 	result  webhook.Result
 	reason  webhook.Reason
 	// wouldBe is what result would be if a handler enforced it that has enforce off
@@ -58,13 +58,18 @@ func newState(r *http.Request, earlier *requestState) *requestState {
 		both := new(struct {
 			state requestState
 			first attempt
+			body  content
 		})
 		s = &both.state
-		s.spare = &both.first
+		s.spare, s.body = &both.first, &both.body
 		s.publish(r.Context())
 	}
 	now := time.Now()
-	*s = requestState{start: now, now: now, number: 1, result: webhook.ResultRejected, attempt: s.attempt, spare: s.spare}
+	body := s.body
+	if body.bytes != nil {
+		body = new(content) // that one is of the handler before
+	}
+	*s = requestState{start: now, now: now, number: 1, result: webhook.ResultRejected, attempt: s.attempt, spare: s.spare, body: body}
 	return s
 }
 
@@ -75,6 +80,13 @@ func (s *requestState) publish(ctx context.Context) {
 	s.addToAccessLog(ctx)
 }
 
+// setEvent sets the event, and its body.
+func (s *requestState) setEvent(e webhook.Event, body []byte) {
+	s.body.bytes, s.body.data, s.body.createdAt = body, e.Data, e.CreatedAt
+	e.Data, e.CreatedAt = nil, nil // they must be read with its lock
+	s.event = e
+}
+
 // stateOf returns the delivery of r, or nil if no handler has made one.
 func stateOf(r *http.Request) *requestState {
 	s, _ := caddyhttp.GetVar(r.Context(), stateVar).(*requestState)
@@ -82,7 +94,15 @@ func stateOf(r *http.Request) *requestState {
 }
 
 // cost returns what the event takes of the memory for events under way.
-func (s *requestState) cost() int64 { return allowance + int64(cap(s.body)) }
+func (s *requestState) cost() int64 { return allowance + int64(cap(s.body.bytes)) }
+
+// reuse lets the buffer of a body be used again after the request, if nobody can have
+// it then: the inbox may, and error routes.
+func (s *requestState) reuse(ctx context.Context, body *content) {
+	if s.result != webhook.ResultFailed && s.result != webhook.ResultStored {
+		body.reuseAfter(ctx)
+	}
+}
 
 // verified reports whether the sender of the event holds a secret.
 func (s *requestState) verified() bool { return s != nil && s.event.ID != "" }
@@ -91,7 +111,7 @@ func (s *requestState) verified() bool { return s != nil && s.event.ID != "" }
 // delivery failed, and none of a request that was rejected.
 func (s *requestState) errorBody() []byte {
 	if s.result == webhook.ResultFailed {
-		return s.body
+		return s.body.bytes
 	}
 	return nil
 }
@@ -145,11 +165,14 @@ func (s *requestState) value(name string) (string, bool) {
 		return s.event.ID, true
 	case "event.type":
 		return s.event.Type, true
-	case "event.created_at":
-		return string(s.event.CreatedAt), true
+	}
+	s.body.mu.RLock()
+	defer s.body.mu.RUnlock()
+	if name == "event.created_at" {
+		return string(s.body.createdAt), true
 	}
 	if path, ok := strings.CutPrefix(name, "event.data."); ok {
-		return gjson.GetBytes(s.event.Data, path).String(), true
+		return gjson.GetBytes(s.body.data, path).String(), true
 	}
 	return "", false
 }

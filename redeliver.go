@@ -71,7 +71,7 @@ func newRedelivery(ctx context.Context, e inbox.Event) (*http.Request, error) {
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		Header: e.Request.Header.Clone(), RemoteAddr: e.Request.RemoteAddr,
 	}).WithContext(ctx)
-	r.Body, r.ContentLength = newPayload(e.Body), int64(len(e.Body))
+	r.Body, r.ContentLength = newPayload(&content{bytes: e.Body}), int64(len(e.Body))
 	if e.Request.TLS {
 		host := url.URL{Host: e.Request.Host}
 		r.TLS = &tls.ConnectionState{ServerName: host.Hostname(), HandshakeComplete: true}
@@ -117,7 +117,8 @@ func (h *Handler) redeliver(d *redelivery, w http.ResponseWriter, r *http.Reques
 	if err != nil {
 		return err // it was valid when it arrived, so its file is damaged
 	}
-	state.event, state.body, state.arrived, state.number = event, e.Body, state.now, e.Attempts+1
+	state.setEvent(event, e.Body)
+	state.arrived, state.number = state.now, e.Attempts+1
 	r.Header.Set(redeliveryHeader, strconv.Itoa(state.number))
 	a := h.attempt(state, eventInStore{h.store.backing(), e.Scope, e.Key})
 	d.reached = true

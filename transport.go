@@ -38,10 +38,10 @@ var errNotRepeated = errors.New("not repeated: the backend may have processed it
 
 // prepare gives r the event's body. A transport can get it again if the backend
 // has certainly not processed the request, such as a refused HTTP/2 stream.
-func (s *sending) prepare(r *http.Request, body []byte) {
+func (s *sending) prepare(r *http.Request, body *content) {
 	r.Header[deliveryHeader] = append(s.token[:], r.Header[deliveryHeader]...)
-	s.given.reader.Reset(body)
-	setBody(r, &s.given, len(body))
+	s.given.content, s.given.size = body, len(body.bytes)
+	setBody(r, &s.given, s.given.size)
 	r.GetBody = func() (io.ReadCloser, error) {
 		if s.idempotencyKey.Load() {
 			return nil, errNotRepeated
