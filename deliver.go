@@ -140,7 +140,7 @@ func (a *attempt) deliver(w http.ResponseWriter, r *http.Request, next caddyhttp
 			defer a.settle() // also if the error that is reported makes that panic
 			a.fail(r, duration, err, panicked, errors.Is(ctx.Err(), context.DeadlineExceeded))
 			if a.keeper != nil {
-				a.keeper.failed(a.state.failure, outcomeOf(a.state.failure, a.recorder.Header(), err))
+				a.keeper.failed(outcomeOf(a.state.failure, a.recorder.Header(), err))
 			}
 		}
 		a.state.typeSeries().duration().Observe(duration.Seconds())
@@ -246,15 +246,15 @@ func (a *attempt) holdsClaim() bool {
 
 func (a *attempt) settle() {
 	if a.holdsClaim() {
-		a.settleAs(a.delivered)
+		a.settleAs(a.claim, a.delivered)
 	}
 }
 
 // settleAs settles the claim, which a still holds.
-func (a *attempt) settleAs(delivered bool) {
+func (a *attempt) settleAs(claim dedupe.Claim, delivered bool) {
 	a.claimed = false
 	defer a.settling.stop()
-	if err := a.store.settle(&a.settling, a.claim, delivered); err != nil {
+	if err := a.store.settle(&a.settling, claim, delivered); err != nil {
 		a.sampled.log(a.logger, zapcore.ErrorLevel, "failed to record the outcome of a delivery", "", func() []zap.Field {
 			return []zap.Field{zap.String("event_id", a.event.ID), zap.Bool("delivered", delivered), zap.Error(err)}
 		})

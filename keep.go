@@ -41,10 +41,10 @@ func (a *attempt) runWithInbox(w http.ResponseWriter, r *http.Request, next cadd
 // deliverOrKeep delivers the event of a for the first time. If the backend fails, or
 // does not answer within answer_within, the event goes to the inbox.
 func (a *attempt) deliverOrKeep(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	k := &keeper{attempt: a, w: w, r: r, header: make(http.Header), kept: make(chan struct{})}
+	k := &keeper{attempt: a, w: w, request: arrivalOf(r)}
 	var try bool
 	if !a.inbox.AcceptsAlways() {
-		k.first, try = a.inbox.dispatcher.TryFirst(inboxTarget(r))
+		k.first, try = a.inbox.dispatcher.TryFirst(k.request.target())
 	}
 	if try {
 		if a.tryMemory() {
@@ -58,6 +58,21 @@ func (a *attempt) deliverOrKeep(w http.ResponseWriter, r *http.Request, next cad
 	return a.run(w, r, next)
 }
 
+// arrival is what the inbox keeps of a request. The next handlers do not change it.
+type arrival struct {
+	host     string
+	tls      bool
+	header   http.Header
+	original *http.Request // as it arrived
+}
+
+func arrivalOf(r *http.Request) arrival {
+	return arrival{r.Host, r.TLS != nil, r.Header.Clone(), arrivedAs(r)}
+}
+
+// target returns what the event is delivered to, as the dispatcher names it.
+func (a *arrival) target() string { return a.host + a.original.URL.Path }
+
 // arrivedAs returns r with the URL and the sender's address that it arrived with.
 func arrivedAs(r *http.Request) *http.Request {
 	if original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok {
@@ -66,24 +81,20 @@ func arrivedAs(r *http.Request) *http.Request {
 	return r
 }
 
-// inboxTarget returns what r's event is delivered to, as the dispatcher names it.
-func inboxTarget(r *http.Request) string { return r.Host + arrivedAs(r).URL.Path }
-
-// inboxEvent returns the event of a as the inbox keeps it.
-func (a *attempt) inboxEvent(r *http.Request) inbox.Event {
-	state, original := a.state, arrivedAs(r)
-	header := r.Header.Clone()
+// inboxEvent returns the event as the inbox keeps it.
+func (k *keeper) inboxEvent() inbox.Event {
+	a, state, original := k.attempt, k.attempt.state, k.request.original
 	for _, name := range notKept {
-		delete(header, name)
+		delete(k.request.header, name)
 	}
 	e := inbox.Event{
-		Target: inboxTarget(r),
+		Target: k.request.target(),
 		Scope:  a.target.scope, Key: a.target.key, Digest: a.claim.Digest,
 		ID: state.event.ID, Type: state.event.Type, Secret: state.key.label,
 		Arrived: state.arrived,
 		Request: inbox.Request{
-			Host: r.Host, URI: original.URL.RequestURI(), Proto: r.Proto, TLS: r.TLS != nil,
-			RemoteAddr: original.RemoteAddr, Header: header,
+			Host: k.request.host, URI: original.URL.RequestURI(), Proto: original.Proto, TLS: k.request.tls,
+			RemoteAddr: original.RemoteAddr, Header: k.request.header,
 		},
 		Body: state.body.bytes,
 	}
@@ -105,28 +116,73 @@ type keeper struct {
 	attempt *attempt
 	first   *inbox.First // nil if no attempt is made
 	w       http.ResponseWriter
-	r       *http.Request // the sender's, which the next handlers do not change
-	kept    chan struct{} // closed once the event is in the inbox
+	request arrival
+	late    func() // tells the sender that the event is in the inbox, while the next handlers run
 
 	mu      sync.Mutex
-	decided bool              // by what the backend answered; nothing is kept after that
-	passing bool              // the response goes to the sender
-	ended   bool              // first knows the outcome
-	header  http.Header       // of a response that is not passed on, or not yet
-	failure *adminapi.Failure // of the attempt
+	decided bool        // by what the backend answered; nothing is kept after that
+	passing bool        // the response goes to the sender
+	kept    bool        // the event is in the inbox
+	ended   bool        // first knows the outcome
+	header  http.Header // of a response that is not passed on, or not yet
 }
 
-// deliver runs the next handlers beside the sender's request, which may end before
-// they do.
+// deliver runs the next handlers. If they have not answered within answer_within, the
+// sender is told that the event is in the inbox, and they go on.
 func (k *keeper) deliver(r *http.Request, next caddyhttp.Handler) error {
+	a := k.attempt
+	a.keeper, a.recorder.onSuccess = k, k
+	if r.ProtoMajor == 1 {
+		return k.deliverHere(r, next)
+	}
+	return k.deliverBeside(r, next)
+}
+
+// deliverHere delivers in the sender's request. Over HTTP/1.1 it can be answered before
+// the handler returns; but its connection cannot be used for another request until then,
+// so it is closed.
+func (k *keeper) deliverHere(r *http.Request, next caddyhttp.Handler) error {
+	a := k.attempt
+	defer underWay.release(a.memory)
+	answered := false
+	k.late = func() {
+		answered = true
+		header := k.w.Header()
+		header.Set(webhook.ResultHeader, string(webhook.ResultStored))
+		header.Set("Content-Length", "0")
+		header.Set("Connection", "close")
+		k.w.WriteHeader(http.StatusOK)
+		_ = http.NewResponseController(k.w).Flush()
+	}
+	timer := time.AfterFunc(a.waitLeft(a.state), k.keepLate)
+	defer timer.Stop()
+	err := k.run(r, next)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch {
+	case answered:
+		a.state.result = webhook.ResultStored
+		return nil
+	case k.kept:
+		return answer(a.state, k.w, webhook.ResultStored)
+	}
+	return err
+}
+
+// deliverBeside delivers beside the sender's request, which may end before: over HTTP/2
+// and HTTP/3, its response ends when the handler returns.
+func (k *keeper) deliverBeside(r *http.Request, next caddyhttp.Handler) error {
 	a, state := k.attempt, k.attempt.state
 	child := newFork(r, state, k)
-	a.state, a.keeper, a.recorder.onSuccess = child.state, k, k
+	a.state = child.state
 	type end struct {
 		err      error
 		panicked any
 	}
-	ended := make(chan end, 1)
+	ended, late := make(chan end, 1), make(chan struct{})
+	k.late = func() { close(late) }
+	timer := time.AfterFunc(a.waitLeft(state), k.keepLate)
+	defer timer.Stop()
 	go func() {
 		defer underWay.release(a.memory)
 		var e end
@@ -134,56 +190,56 @@ func (k *keeper) deliver(r *http.Request, next caddyhttp.Handler) error {
 			e.panicked = recover()
 			ended <- e
 		}()
-		e.err = a.deliver(k, child.request, next)
+		e.err = k.run(child.request, next)
 	}()
-
-	timer := time.NewTimer(a.waitLeft(state))
-	defer timer.Stop()
-	var result end
 	select {
-	case <-k.kept:
-	case result = <-ended:
-	case <-timer.C:
-		if !k.keepLate() {
-			select {
-			case <-k.kept:
-			case result = <-ended:
-			}
-		}
-	}
-	select {
-	case <-k.kept:
-		state.failure = k.failureSoFar()
+	case <-late:
 		return answer(state, k.w, webhook.ResultStored)
-	default:
+	case e := <-ended:
+		child.join(r, state)
+		if k.isKept() {
+			return answer(state, k.w, webhook.ResultStored)
+		}
+		if e.panicked != nil {
+			panic(e.panicked)
+		}
+		return e.err
 	}
-	child.join(r, state)
-	if result.panicked != nil {
-		panic(result.panicked)
-	}
-	return result.err
 }
 
-// keepLate keeps the event of a delivery that has not ended.
-func (k *keeper) keepLate() bool {
+// run runs the next handlers. What they panic with does not matter to a sender whose
+// event is in the inbox.
+func (k *keeper) run(r *http.Request, next caddyhttp.Handler) error {
+	defer func() {
+		if k.isKept() {
+			_ = recover() // it is in the log
+		}
+	}()
+	return k.attempt.deliver(k, r, next)
+}
+
+// keepLate keeps the event of a delivery that has not ended, and tells the sender.
+func (k *keeper) keepLate() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return !k.decided && k.keep()
+	if k.kept || !k.decided && k.keep() {
+		k.late()
+	}
 }
 
 // failed keeps the event of a delivery that has failed, unless that was decided
 // before, and reports whether it is kept.
-func (k *keeper) failed(f *adminapi.Failure, o inbox.Outcome) bool {
+func (k *keeper) failed(o inbox.Outcome) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.isKept() {
+	if k.kept {
 		k.end(o)
 		return true
 	}
 	if k.decided {
 		return false
 	}
-	k.decided, k.failure = true, f
+	k.decided = true
 	k.end(o)
 	return k.keep()
 }
@@ -197,18 +253,9 @@ func (k *keeper) end(o inbox.Outcome) {
 }
 
 func (k *keeper) isKept() bool {
-	select {
-	case <-k.kept:
-		return true
-	default:
-		return false
-	}
-}
-
-func (k *keeper) failureSoFar() *adminapi.Failure {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.failure
+	return k.kept
 }
 
 // keep stores the event and settles the claim: then its ID is a duplicate. It
@@ -218,7 +265,7 @@ func (k *keeper) keep() bool {
 	ctx, cancel := context.WithTimeout(context.Background(), keepTimeout)
 	defer cancel()
 	a := k.attempt
-	event := a.inboxEvent(k.r)
+	event := k.inboxEvent()
 	var err error
 	if k.first != nil {
 		_, err = k.first.Keep(ctx, event, a.inbox.Capacity())
@@ -231,9 +278,10 @@ func (k *keeper) keep() bool {
 		})
 		return false
 	}
-	a.claim.Retention = a.keptRetention
-	a.settleAs(true)
-	close(k.kept)
+	claim := a.claim
+	claim.Retention = a.keptRetention
+	a.settleAs(claim, true)
+	k.kept = true
 	return true
 }
 
@@ -253,7 +301,7 @@ func (k *keeper) pass() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.decided = true
-	if !k.isKept() {
+	if !k.kept {
 		k.passing = true
 		maps.Copy(k.w.Header(), k.header)
 	}
@@ -261,8 +309,13 @@ func (k *keeper) pass() {
 
 // Header implements [http.ResponseWriter].
 func (k *keeper) Header() http.Header {
-	if k.isPassing() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.passing {
 		return k.w.Header()
+	}
+	if k.header == nil {
+		k.header = make(http.Header)
 	}
 	return k.header
 }
@@ -280,7 +333,7 @@ func (k *keeper) WriteHeader(status int) {
 	}
 	if !k.isPassing() {
 		f := &adminapi.Failure{Time: time.Now().UTC(), Duration: time.Since(k.attempt.start).Seconds(), Cause: causeOfStatus(status), Status: status}
-		if k.failed(f, outcomeOf(f, k.header, nil)) {
+		if k.failed(outcomeOf(f, k.Header(), nil)) {
 			k.attempt.cancel() // the rest of the response is of no use
 			return
 		}
