@@ -24,8 +24,8 @@ func TestMain(m *testing.M) {
 func TestEverythingThatNeedsNoOtherProgramIsMeasured(t *testing.T) {
 	report, err := measureAll(t.Context(), options{
 		rounds: 2, duration: 100 * time.Millisecond, requests: 50, connections: 2, sizes: []int{1 << 10},
-		only: regexp.MustCompile(`^(memory|sqlite|off|respond|duplicate|forged|filtered|collector|attack)`),
-		ids:  1000, slow: 10, readTimeout: time.Second,
+		only: regexp.MustCompile(`^(memory|sqlite|off|respond|duplicate|forged|filtered|inbox|always|collector|outage|attack)`),
+		ids:  1000, slow: 10, readTimeout: time.Second, depths: []int{200, 400}, waiting: 100,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -38,15 +38,19 @@ func TestEverythingThatNeedsNoOtherProgramIsMeasured(t *testing.T) {
 		}
 	}
 	want := []string{
-		"plain http/1.1 1KiB", "memory http/1.1 1KiB", "memory+buffers http/1.1 1KiB", "sqlite+buffers http/1.1 1KiB", "off http/1.1 1KiB",
+		"plain http/1.1 1KiB", "memory http/1.1 1KiB", "memory+buffers http/1.1 1KiB", "inbox http/1.1 1KiB", "inbox+buffers http/1.1 1KiB",
+		"sqlite+buffers http/1.1 1KiB", "always http/1.1 1KiB", "off http/1.1 1KiB",
 		"respond http/1.1 1KiB", "duplicate http/1.1 1KiB", "forged http/1.1 1KiB", "filtered http/1.1 1KiB",
-		"plain http/2 1KiB", "memory http/2 1KiB", "memory+buffers http/2 1KiB",
+		"plain http/2 1KiB", "memory http/2 1KiB", "memory+buffers http/2 1KiB", "inbox http/2 1KiB", "inbox+buffers http/2 1KiB",
 	}
 	if !slices.Equal(measured, want) {
 		t.Errorf("it measured %q, not %q", measured, want)
 	}
 	if len(report.Collector) != 2 || report.Collector[1].IDs != 1000 {
 		t.Errorf("of the collector this was measured: %+v", report.Collector)
+	}
+	if o := report.Outage; o == nil || o.P99 <= 0 || o.PerSecond <= 0 || len(o.Drains) != 2 || o.Drains[1].Waiting < 400 || o.Drains[1].PerSecond <= 0 || o.Backlog.Start <= 0 {
+		t.Errorf("of an outage this was measured: %+v", o)
 	}
 	if f := report.Flood; f == nil || f.Ratio.Median <= 0 {
 		t.Errorf("of a flood this was measured: %+v", f)

@@ -36,6 +36,8 @@ type options struct {
 	ids            int           // that the collector is measured with
 	slow           int           // connections of the attack with slow bodies
 	readTimeout    time.Duration // of the gateway that they attack
+	depths         []int         // how many events wait when the backend is back
+	waiting        int           // events in the inbox of a Caddy that starts
 	against        string
 	profiles       string // directory
 	profileSeconds int    // of each
@@ -111,7 +113,7 @@ func parseFlags(args []string) (o options, f files, err error) {
 	flags.DurationVar(&o.duration, "duration", 250*time.Millisecond, "how long each measurement takes")
 	flags.IntVar(&o.requests, "requests", 0, "the most requests of each measurement; 0: as many as fit in -duration")
 	flags.IntVar(&o.connections, "connections", 16, "how many connections send at once, one request at a time each")
-	only := flags.String("only", "", "measure only scenarios that match this `regexp`, such as 'memory.* http/1.1 1KiB', collector or attack")
+	only := flags.String("only", "", "measure only scenarios that match this `regexp`, such as 'memory.* http/1.1 1KiB', collector, outage or attack")
 	sizes := flags.String("sizes", "512B,1KiB,4KiB,64KiB,1MiB", "sizes of the events' bodies")
 	flags.StringVar(&o.against, "against", "", "measure another build of Caddy with the plugin too: the `path` of its binary")
 	flags.BoolVar(&o.npm, "npm", false, "let npm download Express into a temporary directory, to measure it too")
@@ -127,8 +129,9 @@ func parseFlags(args []string) (o options, f files, err error) {
 		return o, f, fmt.Errorf("unknown argument %q: there are only flags, see -help", flags.Arg(0))
 	}
 	o.ids, o.slow, o.readTimeout, o.profileSeconds = 10_000_000, 5000, 10*time.Second, 5
+	o.depths, o.waiting = []int{1000, 100_000}, 1_000_000
 	if *quick {
-		o.ids, o.slow = 1_000_000, 500
+		o.ids, o.slow, o.depths, o.waiting = 1_000_000, 500, []int{1000, 10_000}, 100_000
 		set := make(map[string]bool)
 		flags.Visit(func(f *flag.Flag) { set[f.Name] = true })
 		for name, value := range map[string]string{"rounds": "5", "duration": "200ms", "sizes": "1KiB,64KiB"} {

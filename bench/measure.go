@@ -17,6 +17,7 @@ const (
 	collectorName = "collector"
 	floodName     = "attack flood"
 	slowName      = "attack slow bodies"
+	outageName    = "outage"
 )
 
 // group is what is measured with the same protocol and events of the same size,
@@ -61,7 +62,7 @@ type round struct {
 
 // measureAll measures everything that the options ask for.
 func measureAll(ctx context.Context, o options) (*Report, error) {
-	if len(groupsOf(o)) == 0 && !o.only.MatchString(collectorName) && !o.only.MatchString(floodName) && !o.only.MatchString(slowName) {
+	if len(groupsOf(o)) == 0 && !o.only.MatchString(collectorName) && !o.only.MatchString(floodName) && !o.only.MatchString(slowName) && !o.only.MatchString(outageName) {
 		return nil, errors.New("-only matches no scenario")
 	}
 	debug.SetGCPercent(400) // the senders' collector is not what is measured
@@ -87,6 +88,9 @@ func measureAll(ctx context.Context, o options) (*Report, error) {
 	}
 	if err := e.measureCollector(ctx, report); err != nil {
 		return nil, fmt.Errorf("collector: %w", err)
+	}
+	if err := e.measureOutage(ctx, report); err != nil {
+		return nil, fmt.Errorf("%s: %w", outageName, err)
 	}
 	if err := e.measureAttacks(ctx, report); err != nil {
 		return nil, err

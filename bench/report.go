@@ -25,6 +25,7 @@ type Report struct {
 	Cells       []Cell         `json:"cells"`
 	HMAC        map[int]spread `json:"hmac_us"` // by size
 	Collector   []Collector    `json:"collector,omitempty"`
+	Outage      *Outage        `json:"outage,omitempty"`
 	Flood       *Flood         `json:"flood,omitempty"`
 	SlowBodies  *SlowBodies    `json:"slow_bodies,omitempty"`
 	Skipped     []string       `json:"skipped,omitempty"`
@@ -41,6 +42,7 @@ type Cell struct {
 	CPU             spread `json:"cpu_us"`
 	CPURatio        spread `json:"cpu_ratio"`
 	CPUExtra        spread `json:"cpu_extra_us"`
+	InboxRatio      spread `json:"cpu_ratio_without_inbox,omitzero"` // to the same without an inbox
 	Throughput      spread `json:"requests_per_second"`
 	ThroughputRatio spread `json:"throughput_ratio"`
 	P50             spread `json:"p50_us"`
@@ -99,6 +101,9 @@ func (r *Report) summarize(g group, results map[string][]round) {
 			Allocs:          over(func(n int) float64 { return rounds[n].mallocs }),
 			Bytes:           over(func(n int) float64 { return rounds[n].bytes }),
 		}
+		if rest, inbox := strings.CutPrefix(s.name, "inbox"); inbox && results["memory"+rest] != nil {
+			c.InboxRatio = over(func(n int) float64 { return divide(rounds[n].cpu, results["memory"+rest][n].cpu) })
+		}
 		var gc, busy float64
 		for _, one := range rounds {
 			c.Pause = max(c.Pause, one.pause)
@@ -142,6 +147,7 @@ func (r *Report) writeMarkdown(w io.Writer) {
 		fmt.Fprintln(w)
 	}
 	r.writeCollector(w)
+	r.writeOutage(w)
 	r.writeAttacks(w)
 	r.writeTargets(w)
 	if len(r.Skipped) > 0 {

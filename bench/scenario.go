@@ -61,6 +61,8 @@ func scenarios(o options) []scenario {
 		{name: "plain+buffers", about: "`reverse_proxy` with `request_buffers`"},
 		{name: "memory", about: "`buzzbip_webhook`"},
 		{name: "memory+buffers", about: "`buzzbip_webhook`, `request_buffers`"},
+		{name: "inbox", about: "`inbox sqlite`, which the backend leaves empty", sizes: over2},
+		{name: "inbox+buffers", about: "the same, `request_buffers`", sizes: over2},
 	}
 	if o.against != "" {
 		list = append(list,
@@ -73,6 +75,7 @@ func scenarios(o options) []scenario {
 		})
 	}
 	list = append(list,
+		scenario{name: "always", about: "`inbox sqlite` with `accept always`", want: answer{http.StatusOK, "stored"}, sizes: usual, protocols: onlyHTTP1},
 		scenario{name: "off", about: "`dedupe off`", sizes: usual, protocols: onlyHTTP1},
 		scenario{name: "respond", about: "`respond` after reading the body, without the plugin", sizes: usual, protocols: onlyHTTP1},
 		scenario{name: "duplicate", about: "duplicates", gateway: "memory", kind: duplicate, want: answer{http.StatusOK, "duplicate"}, sizes: usual, protocols: onlyHTTP1},
@@ -151,6 +154,10 @@ func (e *environment) start(ctx context.Context, name string) (*gateway, error) 
 		return startCaddy(ctx, e.dir, name, caddy, proxy)
 	case "memory":
 		return startCaddy(ctx, e.dir, name, caddy, webhook(""))
+	case "inbox":
+		return startCaddy(ctx, e.dir, name, caddy, webhook(inboxDirective(filepath.Join(e.dir, name+".db"))))
+	case "always":
+		return startCaddy(ctx, e.dir, name, caddy, webhook(strings.Replace(inboxDirective(filepath.Join(e.dir, name+".db")), "{", "{\n\t\t\taccept always", 1)))
 	case "off":
 		return startCaddy(ctx, e.dir, name, caddy, webhook("dedupe off"))
 	case "against":

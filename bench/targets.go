@@ -40,6 +40,7 @@ func (r *Report) targets() (list []target) {
 		}
 	}
 	list = append(list, r.rejectionTargets()...)
+	list = append(list, r.inboxTargets()...)
 	if f := r.Flood; f != nil {
 		list = append(list, target{"p99 of deliveries during a flood of forged requests, ratio to calm", f.Ratio, 2, false, "%.2f"})
 	}
