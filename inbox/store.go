@@ -48,13 +48,15 @@ type Store interface {
 
 	// Due returns up to limit events of a target that wait and are due at now,
 	// without their requests and bodies, ordered by when they became due and then
-	// by number. It leaves out those for which skip returns true. It takes no
-	// longer because more events wait, for this target or for others.
+	// by number. It leaves out those for which skip returns true, and those that do
+	// not wait any more, or are not due, when skip has returned false: an event
+	// whose delivery ends while Due looks is not returned as it was before. It takes
+	// no longer because more events wait, for this target or for others.
 	Due(ctx context.Context, target string, now time.Time, limit int, skip func(number int64) bool) ([]Event, error)
 
 	// NextDue returns the earliest time at which an event of a target that waits
 	// is due, for which skip returns false. It returns the zero time if there is
-	// none.
+	// none. An event that changes in the meantime may count as it was before.
 	NextDue(ctx context.Context, target string, skip func(number int64) bool) (time.Time, error)
 
 	// Advance makes up to limit events that wait and are due after latest due at

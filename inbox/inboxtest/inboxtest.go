@@ -51,6 +51,7 @@ func Test(t *testing.T, c Config) {
 		{"what is not delivered is bounded in bytes", bound},
 		{"events are due by time and then by number", due},
 		{"events that are skipped are not due", skipped},
+		{"an event whose delivery ends meanwhile is not due", endsMeanwhile},
 		{"events are due for their targets", targets},
 		{"events that are due too late are advanced", advanced},
 		{"the oldest of each state", oldest},
@@ -526,6 +527,35 @@ func skipped(s *suite) {
 	s.are(events)
 	if next, err := s.store.NextDue(s.Context(), target, skip(a, b, c)); err != nil || !next.IsZero() {
 		s.Errorf("the next is due at %v, error %v", next, err)
+	}
+}
+
+// The caller of Due notes which events are under way. When one of these is done,
+// this is recorded first, and then it is under way no more.
+func endsMeanwhile(s *suite) {
+	for name, end := range map[string]func(n int64) error{
+		"removed": func(n int64) error {
+			return errors.Join(s.store.Accepted(s.Context(), n, success(after(1)), false), s.store.Remembered(s.Context(), n))
+		},
+		"accepted": func(n int64) error { return s.store.Accepted(s.Context(), n, success(after(1)), false) },
+		"failed": func(n int64) error {
+			return s.store.Attempted(s.Context(), n, failure(after(1)), after(2000), time.Time{})
+		},
+	} {
+		first, second := s.addNew(name, 0), s.addNew("after "+name, 1)
+		ended := false
+		events, err := s.store.Due(s.Context(), target, after(1000), 1, func(n int64) bool {
+			if n == first && !ended {
+				ended = true
+				if err := end(n); err != nil {
+					s.Error(err)
+				}
+			}
+			return false
+		})
+		s.ok(err)
+		s.are(events, second)
+		s.accept(second, after(1), false)
 	}
 }
 

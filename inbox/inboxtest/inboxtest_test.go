@@ -221,6 +221,15 @@ var faults = map[string]faulty{
 		}
 		return due, err
 	}},
+	"events are due as they were before": {due: func(s inbox.Store, target string, now time.Time, limit int, skip func(int64) bool) (due []inbox.Event, _ error) {
+		events, err := s.Due(ctx, target, now, 1000, none)
+		for _, e := range events {
+			if len(due) < limit && !skip(e.Number) {
+				due = append(due, e)
+			}
+		}
+		return due, err
+	}},
 	"skipped events are next": {nextDue: func(s inbox.Store, target string, _ func(int64) bool) (time.Time, error) {
 		return s.NextDue(ctx, target, none)
 	}},

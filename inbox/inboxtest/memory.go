@@ -89,14 +89,20 @@ func (m *Memory) Load(_ context.Context, number int64) (inbox.Event, error) {
 }
 
 // waiting returns the events of a target that wait, by when they are due and then by
-// number.
-func (m *Memory) waiting(target string, skip func(int64) bool) (events []*inbox.Event) {
-	for _, e := range m.events {
-		if e.State == inbox.Waiting && e.Target == target && !skip(e.Number) {
-			events = append(events, e)
+// number. It calls skip without the lock, and then looks again.
+func (m *Memory) waiting(target string, skip func(int64) bool) (events []inbox.Event) {
+	m.mu.Lock()
+	numbers := slices.Collect(maps.Keys(m.events))
+	m.mu.Unlock()
+	numbers = slices.DeleteFunc(numbers, skip)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, number := range numbers {
+		if e := m.events[number]; e != nil && e.State == inbox.Waiting && e.Target == target {
+			events = append(events, bare(e))
 		}
 	}
-	slices.SortFunc(events, func(a, b *inbox.Event) int { return cmp.Or(a.Due.Compare(b.Due), cmp.Compare(a.Number, b.Number)) })
+	slices.SortFunc(events, func(a, b inbox.Event) int { return cmp.Or(a.Due.Compare(b.Due), cmp.Compare(a.Number, b.Number)) })
 	return events
 }
 
@@ -115,11 +121,9 @@ func (m *Memory) Targets(context.Context) ([]string, error) {
 
 // Due implements [inbox.Store].
 func (m *Memory) Due(_ context.Context, target string, now time.Time, limit int, skip func(int64) bool) (due []inbox.Event, _ error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	for _, e := range m.waiting(target, skip) {
 		if len(due) < limit && !e.Due.After(now) {
-			due = append(due, bare(e))
+			due = append(due, e)
 		}
 	}
 	return due, nil
@@ -127,8 +131,6 @@ func (m *Memory) Due(_ context.Context, target string, now time.Time, limit int,
 
 // NextDue implements [inbox.Store].
 func (m *Memory) NextDue(_ context.Context, target string, skip func(int64) bool) (time.Time, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	for _, e := range m.waiting(target, skip) {
 		return e.Due, nil
 	}

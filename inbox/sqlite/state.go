@@ -173,7 +173,7 @@ func targetsOf(c *database.Conn) (targets []string, err error) {
 // waiting calls each with events of a target that wait, by when they are due and
 // then by number, until it returns errEnough. It leaves out those that skip does. The
 // caller's skip is not called any more once waiting has returned.
-func (st *state) waiting(ctx context.Context, target string, skip func(int64) bool, each func(c *database.Conn, number int64, due time.Time) error) error {
+func (st *state) waiting(ctx context.Context, target string, skip func(int64) bool, each func(number int64, due time.Time) error) error {
 	var mu sync.Mutex
 	ended := false
 	err := st.read(ctx, func(c *database.Conn) error {
@@ -189,7 +189,7 @@ func (st *state) waiting(ctx context.Context, target string, skip func(int64) bo
 			if skipped {
 				return nil
 			}
-			return each(c, number, timeOf(row.ColumnInt64(1)))
+			return each(number, timeOf(row.ColumnInt64(1)))
 		}, target)
 		if errors.Is(err, errEnough) {
 			return nil
@@ -203,16 +203,44 @@ func (st *state) waiting(ctx context.Context, target string, skip func(int64) bo
 }
 
 func (st *state) due(ctx context.Context, target string, now time.Time, limit int, skip func(int64) bool) ([]inbox.Event, error) {
-	var events []inbox.Event
-	err := st.waiting(ctx, target, skip, func(c *database.Conn, number int64, due time.Time) error {
-		if due.After(now) || len(events) >= limit {
-			return errEnough
-		}
-		e, err := get(c, number)
+	for {
+		var numbers []int64
+		err := st.waiting(ctx, target, skip, func(number int64, due time.Time) error {
+			if due.After(now) || len(numbers) >= limit {
+				return errEnough
+			}
+			numbers = append(numbers, number)
+			return nil
+		})
 		if err != nil {
-			return err
+			return nil, err
 		}
-		events = append(events, e)
+		// A query sees the events as they were when it began, which was before
+		// skip was called. Another one sees what has changed until then.
+		events, err := st.stillDue(ctx, now, numbers)
+		if err != nil || len(events) == len(numbers) {
+			return events, err
+		}
+	}
+}
+
+// stillDue returns those of some events that wait and are due.
+func (st *state) stillDue(ctx context.Context, now time.Time, numbers []int64) ([]inbox.Event, error) {
+	if len(numbers) == 0 {
+		return nil, nil
+	}
+	var events []inbox.Event
+	err := st.read(ctx, func(c *database.Conn) error {
+		for _, number := range numbers {
+			e, err := get(c, number)
+			switch {
+			case errors.Is(err, inbox.ErrNotFound):
+			case err != nil:
+				return err
+			case e.State == inbox.Waiting && !e.Due.After(now):
+				events = append(events, e)
+			}
+		}
 		return nil
 	})
 	if err != nil {
@@ -223,7 +251,7 @@ func (st *state) due(ctx context.Context, target string, now time.Time, limit in
 
 func (st *state) nextDue(ctx context.Context, target string, skip func(int64) bool) (time.Time, error) {
 	var next time.Time
-	err := st.waiting(ctx, target, skip, func(_ *database.Conn, _ int64, due time.Time) error {
+	err := st.waiting(ctx, target, skip, func(_ int64, due time.Time) error {
 		next = due
 		return errEnough
 	})
