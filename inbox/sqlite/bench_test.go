@@ -195,9 +195,9 @@ func BenchmarkMillion(b *testing.B) {
 					b.Fatal(err)
 				}
 			}
+			b.ReportMetric(float64(rss(b))/(1<<20), "MB-RSS")
 		})
 	}
-	b.ReportMetric(float64(rss(b))/(1<<20), "MB-RSS")
 	stop(b, s)
 }
 

@@ -22,24 +22,32 @@ const (
 )
 
 // walk calls each with the events that match f and have numbers greater than
-// after and up to last, by number, a step at a time, until it returns errEnough.
-func (st *state) walk(ctx context.Context, f inbox.Filter, after, last int64, each func([]inbox.Event) error) error {
+// after and up to last, by number, up to limit of them at a time, until it returns
+// errEnough.
+func (st *state) walk(ctx context.Context, f inbox.Filter, after, last int64, limit int, each func([]inbox.Event) error) error {
 	next, err := st.steps(ctx, f)
 	for err == nil && after < last {
 		var events []inbox.Event
 		reached := last
 		err = st.read(ctx, func(c *database.Conn) error {
 			rows := 0
-			return next(c, after, last, func(row *sqlite3.Stmt) error {
+			err := next(c, after, last, func(row *sqlite3.Stmt) error {
 				e, matches, err := read(row, &f)
 				if err == nil && matches {
 					events = append(events, e)
 				}
-				if rows++; rows == readStep {
+				if rows++; rows == readStep || len(events) == limit {
 					reached = e.Number
+					if err == nil {
+						err = errEnough
+					}
 				}
 				return err
 			})
+			if errors.Is(err, errEnough) {
+				return nil
+			}
+			return err
 		})
 		if err == nil {
 			after = reached
@@ -117,7 +125,7 @@ func (st *state) list(ctx context.Context, f inbox.Filter, after int64, limit in
 		return nil, err
 	}
 	var events []inbox.Event
-	err = st.walk(ctx, f, after, last, func(more []inbox.Event) error {
+	err = st.walk(ctx, f, after, last, limit, func(more []inbox.Event) error {
 		events = append(events, more[:min(len(more), limit-len(events))]...)
 		if len(events) >= limit {
 			return errEnough
@@ -136,7 +144,7 @@ func (st *state) count(ctx context.Context, f inbox.Filter) (int, error) {
 		return 0, err
 	}
 	n := 0
-	err = st.walk(ctx, f, 0, last, func(events []inbox.Event) error {
+	err = st.walk(ctx, f, 0, last, readStep, func(events []inbox.Event) error {
 		n += len(events)
 		return nil
 	})
@@ -151,7 +159,7 @@ func (st *state) change(ctx context.Context, f inbox.Filter, change func(*databa
 		return 0, err
 	}
 	n := 0
-	err = st.walk(ctx, f, 0, last, func(events []inbox.Event) error {
+	err = st.walk(ctx, f, 0, last, readStep, func(events []inbox.Event) error {
 		for step := range slices.Chunk(events, writeStep) {
 			var done []inbox.Event
 			err := st.write(ctx, func(c *database.Conn) error {
