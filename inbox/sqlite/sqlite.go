@@ -227,11 +227,10 @@ func (s *Store) SetPaused(ctx context.Context, paused bool) error {
 
 // Stats implements [inbox.Store].
 func (s *Store) Stats() inbox.Stats {
-	stats, err := with(s, func(st *state) (inbox.Stats, error) { return st.stats(), nil })
-	if err != nil {
-		stats.Backing, stats.Err = s.path, err
+	if s.state == nil {
+		return inbox.Stats{Backing: s.path, Err: errNotOpen}
 	}
-	return stats
+	return s.state.stats()
 }
 
 // Interface guards

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -126,6 +127,41 @@ func TestLookingForAnEventCostsNothingWhileNothingIsKept(t *testing.T) {
 	stop(t, s)
 	s = start(t, s.path)
 	check()
+}
+
+// A scrape of the metrics is answered although the disk does not respond.
+func TestStatsDoNotWaitForTheDisk(t *testing.T) {
+	s := start(t, newPath(t))
+	e := numbered(1, 100)
+	add(t, s, e)
+	want := s.Stats()
+	if want.Waiting != 1 || !want.Oldest.Equal(e.Arrived.Round(0)) || want.Err != nil {
+		t.Errorf("got %+v", want)
+	}
+	release := make(chan struct{})
+	var held, ended sync.WaitGroup
+	hold := func(call func(context.Context, func(*database.Conn) error) error) {
+		held.Add(1)
+		ended.Go(func() {
+			if err := call(context.Background(), func(*database.Conn) error { held.Done(); <-release; return nil }); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	hold(s.state.db.Write)
+	for range 2 { // there are two connections for reading
+		hold(s.state.db.Read)
+	}
+	held.Wait()
+	if got := s.Stats(); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	close(release)
+	ended.Wait()
+	stop(t, s)
+	if got := s.Stats(); got.Backing != want.Backing || got.Err == nil {
+		t.Errorf("once it is closed, it is %+v", got)
+	}
 }
 
 // A request may come late, when another configuration has opened the file anew.

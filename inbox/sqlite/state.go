@@ -19,13 +19,14 @@ import (
 // writing, callers set a bound.
 const readTimeout = 2 * time.Second
 
+var errNotOpen = errors.New("the inbox is not open")
+
 // state is the inbox in one file.
 type state struct {
 	db *database.DB
 
 	mu     sync.Mutex
 	closed bool
-	oldest time.Time // when it was read last
 	// counts and paused are what is committed. They are not known, and counts is
 	// nil, once the state is closed.
 	counts atomic.Pointer[counts]
@@ -425,22 +426,14 @@ func (st *state) setPaused(ctx context.Context, paused bool) error {
 }
 
 func (st *state) stats() inbox.Stats {
-	var oldest time.Time
-	err := st.read(context.Background(), func(c *database.Conn) error {
-		return c.Query("SELECT min(since) FROM events INDEXED BY events_by_age WHERE state = 'waiting'",
-			func(row *sqlite3.Stmt) error { oldest = timeOf(row.ColumnInt64(0)); return nil })
-	})
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if err == nil {
-		st.oldest = oldest
+	n := st.counts.Load()
+	if n == nil {
+		return inbox.Stats{Backing: st.db.Path(), Err: errNotOpen}
 	}
-	stats := inbox.Stats{Backing: st.db.Path(), Oldest: st.oldest, Paused: st.paused, Err: st.db.Err()}
-	if stats.Err == nil {
-		stats.Err = err
+	return inbox.Stats{
+		Backing: st.db.Path(), Waiting: n.waiting, Dead: n.dead, Delivered: n.delivered, Bytes: n.bytes,
+		Oldest: n.oldest, Paused: st.paused, Err: st.db.Err(),
 	}
-	if n := st.counts.Load(); n != nil {
-		stats.Waiting, stats.Dead, stats.Delivered, stats.Bytes = n.waiting, n.dead, n.delivered, n.bytes
-	}
-	return stats
 }

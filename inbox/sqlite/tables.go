@@ -278,10 +278,11 @@ func timeOf(nanoseconds int64) time.Time {
 	return time.Unix(0, nanoseconds)
 }
 
-// counts are how many events there are, and the size of their bodies.
+// counts are how many events there are, and what else [inbox.Stats] has of them.
 type counts struct {
 	waiting, dead, accepted, delivered int
-	bytes                              int64 // of those that wait or are dead
+	bytes                              int64     // of those that wait or are dead
+	oldest                             time.Time // Since of the one that has been waiting longest
 }
 
 func (n *counts) events() int { return n.waiting + n.dead + n.accepted + n.delivered }
@@ -298,11 +299,13 @@ func (n *counts) matching(states []inbox.State) (events int) {
 }
 
 func count(c *database.Conn) (n counts, err error) {
-	err = c.Query("SELECT state, events, bytes FROM event_counts", func(row *sqlite3.Stmt) error {
+	err = c.Query(`SELECT state, events, bytes,
+		CASE state WHEN 'waiting' THEN (SELECT min(since) FROM events INDEXED BY events_by_age WHERE state = 'waiting') END
+		FROM event_counts`, func(row *sqlite3.Stmt) error {
 		events := row.ColumnInt(1)
 		switch inbox.State(row.ColumnText(0)) {
 		case inbox.Waiting:
-			n.waiting = events
+			n.waiting, n.oldest = events, timeOf(row.ColumnInt64(3))
 			n.bytes += row.ColumnInt64(2)
 		case inbox.Dead:
 			n.dead = events
