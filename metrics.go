@@ -221,7 +221,7 @@ type inboxCollector struct{}
 
 var (
 	inboxEventsDesc = inboxDesc("inbox_events", "Events in the inbox, by state.", "state")
-	inboxBytesDesc  = inboxDesc("inbox_bytes", "Size of the bodies in the inbox that wait or are dead.")
+	inboxBytesDesc  = inboxDesc("inbox_bytes", "Size of the events in the inbox that wait or are dead, as max_size counts it.")
 	inboxOldestDesc = inboxDesc("inbox_oldest_seconds", "How long the oldest event has been waiting; 0 if none waits.")
 	inboxPausedDesc = inboxDesc("inbox_paused", "1 while redelivery is paused.")
 	inboxUpDesc     = inboxDesc("inbox_up", "1 while the inbox can keep events.")

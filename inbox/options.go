@@ -67,8 +67,8 @@ type Options struct {
 	// How many events are delivered again in a second at most. Default: no limit.
 	Rate *int `json:"rate,omitempty"`
 
-	// How many bytes the bodies of the events may take that are not delivered
-	// yet. At this limit, events are treated as without an inbox. Default: 1 GiB.
+	// How many bytes the events may take that are not delivered yet: their bodies
+	// and headers, and 1 KiB for each event. At this limit, events are treated as without an inbox. Default: 1 GiB.
 	MaxSize *int64 `json:"max_size,omitempty"`
 
 	// How long events are kept after the backend has accepted them, so that they
@@ -167,8 +167,7 @@ func (o *Options) Policy() Policy { return o.policy }
 // resolved.
 func (o *Options) AcceptsAlways() bool { return o.always }
 
-// Capacity returns how many bytes of bodies may be kept, once o has been
-// resolved. It is for [Store.Add].
+// Capacity returns how many bytes of events may be kept, once o has been resolved. It is for [Store.Add].
 func (o *Options) Capacity() int64 { return o.maxSize }
 
 // UnmarshalCaddyfileOption reads the option at d, which is in the block of the

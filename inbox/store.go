@@ -29,8 +29,8 @@ type Store interface {
 	// Add keeps an event that waits for its next attempt, and returns its number.
 	// Numbers increase, and are not used again. Add returns [ErrKept] if an event
 	// with the same scope, key and digest is kept already, in whatever state, and
-	// [ErrFull] if the bodies of the events that wait or are dead would take more
-	// than maxSize bytes. It fails if no configuration uses the store any more,
+	// [ErrFull] if the events that wait or are dead would take more than maxSize
+	// bytes: see [Event.Size]. It fails if no configuration uses the store any more,
 	// for nobody would deliver the event.
 	Add(ctx context.Context, e Event, maxSize int64) (number int64, err error)
 
@@ -180,6 +180,26 @@ type Event struct {
 	Body    []byte  // nil where it was not asked for
 }
 
+// eventOverhead is about what an event takes on the disk besides its strings and its
+// body: columns of a fixed size, its two attempts, and its part of the indexes.
+const eventOverhead = 1024
+
+// Size returns how many bytes e counts for in a [Store]: those of its body, of its
+// request and of its other strings, and 1 KiB for all the rest.
+func (e *Event) Size() int64 {
+	n := eventOverhead + len(e.Body)
+	r := &e.Request
+	for _, s := range []string{e.Target, e.Scope, e.ID, e.Type, e.OrderKey, e.Secret, r.Server, r.Host, r.URI, r.Proto, r.RemoteAddr} {
+		n += len(s)
+	}
+	for name, values := range r.Header {
+		for _, value := range values {
+			n += len(name) + len(value)
+		}
+	}
+	return int64(n)
+}
+
 // Request is what is needed of the sender's request to repeat it.
 type Request struct {
 	Server     string      `json:"server"` // the name of Caddy's server
@@ -241,7 +261,7 @@ type Stats struct {
 	// Waiting, Dead and Delivered count events by state. Accepted ones are
 	// nowhere counted.
 	Waiting, Dead, Delivered int
-	// Bytes is the size of the bodies that wait or are dead.
+	// Bytes is the sum of [Event.Size] of the events that wait or are dead.
 	Bytes int64
 	// Oldest is the earliest Since of the events that wait, or zero.
 	Oldest time.Time

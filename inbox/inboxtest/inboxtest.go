@@ -356,20 +356,27 @@ func numbers(s *suite) {
 }
 
 func bound(s *suite) {
-	body := func(id string, size int) inbox.Event {
+	const size, maxSize = 3000, 4 * 3000
+	sized := func(id string, size int64) inbox.Event {
 		e := NewEvent(id, start)
-		e.Body = make([]byte, size)
+		e.Body = nil
+		e.Body = make([]byte, size-e.Size())
 		return e
 	}
-	const maxSize = 1000
 	full := func() {
 		s.Helper()
-		_, err := s.store.Add(s.Context(), body("one more", 1), maxSize)
+		_, err := s.store.Add(s.Context(), sized("one more", size/2), maxSize)
 		s.is(err, inbox.ErrFull)
 	}
 	var added []int64
 	for i := range 4 {
-		n, err := s.store.Add(s.Context(), body(fmt.Sprint(i), maxSize/4), maxSize)
+		e := sized(fmt.Sprint(i), size+1)
+		if i == 3 {
+			_, err := s.store.Add(s.Context(), e, maxSize)
+			s.is(err, inbox.ErrFull)
+		}
+		e.Body = e.Body[1:]
+		n, err := s.store.Add(s.Context(), e, maxSize)
 		s.ok(err)
 		added = append(added, n)
 	}
@@ -381,7 +388,7 @@ func bound(s *suite) {
 	}
 	room := func(id string) int64 {
 		s.Helper()
-		n, err := s.store.Add(s.Context(), body(id, maxSize/4), maxSize)
+		n, err := s.store.Add(s.Context(), sized(id, size), maxSize)
 		s.ok(err)
 		full()
 		return n
@@ -975,20 +982,20 @@ func stats(s *suite) {
 	if got.Backing == "" || got.Err != nil || !got.Oldest.IsZero() || got.Bytes != 0 {
 		s.Errorf("an empty store describes itself as %+v", got)
 	}
-	b := s.addNew("bb", 20)
-	a := s.addNew("a", 10)
+	eventA, eventB := NewEvent("a", after(10)), NewEvent("bb", after(20))
+	b, a := s.add(eventB), s.add(eventA)
 	got = s.store.Stats()
-	if want := int64(len(`{"id":"bb"}{"id":"a"}`)); got.Waiting != 2 || got.Bytes != want || !got.Oldest.Equal(after(10)) || got.Err != nil {
+	if want := eventA.Size() + eventB.Size(); got.Waiting != 2 || got.Bytes != want || !got.Oldest.Equal(after(10)) || got.Err != nil {
 		s.Errorf("got %+v, want %d bytes", got, want)
 	}
 	s.kill(a, after(30))
 	got = s.store.Stats()
-	if want := int64(len(`{"id":"bb"}{"id":"a"}`)); got.Waiting != 1 || got.Dead != 1 || got.Bytes != want || !got.Oldest.Equal(after(20)) {
+	if want := eventA.Size() + eventB.Size(); got.Waiting != 1 || got.Dead != 1 || got.Bytes != want || !got.Oldest.Equal(after(20)) {
 		s.Errorf("got %+v, want %d bytes", got, want)
 	}
 	s.accept(b, after(30), true)
 	got = s.store.Stats()
-	if want := int64(len(`{"id":"a"}`)); got.Waiting != 0 || got.Dead != 1 || got.Delivered != 1 || got.Bytes != want || !got.Oldest.IsZero() {
+	if want := eventA.Size(); got.Waiting != 0 || got.Dead != 1 || got.Delivered != 1 || got.Bytes != want || !got.Oldest.IsZero() {
 		s.Errorf("got %+v, want %d bytes", got, want)
 	}
 }
@@ -1020,7 +1027,8 @@ func (s *suite) race(lost error, f func(racer int) error) (won int) {
 }
 
 func lastPlace(s *suite) {
-	size := int64(len(NewEvent("round 10 racer 10", start).Body))
+	e := NewEvent("round 10 racer 10", start)
+	size := e.Size()
 	for round := 10; round < 20; round++ {
 		won := s.race(inbox.ErrFull, func(racer int) error {
 			_, err := s.store.Add(s.Context(), NewEvent(fmt.Sprintf("round %d racer %d", round, racer+10), start), size*int64(round-9))

@@ -169,10 +169,11 @@ func (f faulty) Stats() inbox.Stats {
 var faults = map[string]faulty{
 	"there is no bound": {add: func(s inbox.Store, e inbox.Event, _ int64) (int64, error) { return s.Add(ctx, e, noLimit) }},
 	"the bound is one event too high": {add: func(s inbox.Store, e inbox.Event, maxSize int64) (int64, error) {
-		return s.Add(ctx, e, maxSize+int64(len(e.Body)))
+		return s.Add(ctx, e, maxSize+e.Size())
 	}},
+	"the bound is one byte too high": {add: func(s inbox.Store, e inbox.Event, maxSize int64) (int64, error) { return s.Add(ctx, e, maxSize+1) }},
 	"the bound is checked before the event is added": {add: func(s inbox.Store, e inbox.Event, maxSize int64) (int64, error) {
-		if s.Stats().Bytes+int64(len(e.Body)) > maxSize {
+		if s.Stats().Bytes+e.Size() > maxSize {
 			return 0, inbox.ErrFull
 		}
 		time.Sleep(time.Millisecond)

@@ -33,7 +33,7 @@ func (m *Memory) Add(_ context.Context, e inbox.Event, maxSize int64) (int64, er
 			return 0, inbox.ErrKept
 		}
 	}
-	if m.bytes()+int64(len(e.Body)) > maxSize {
+	if m.bytes()+e.Size() > maxSize {
 		return 0, inbox.ErrFull
 	}
 	m.last++
@@ -48,7 +48,7 @@ func (m *Memory) Add(_ context.Context, e inbox.Event, maxSize int64) (int64, er
 func (m *Memory) bytes() (n int64) {
 	for _, e := range m.events {
 		if e.State == inbox.Waiting || e.State == inbox.Dead {
-			n += int64(len(e.Body))
+			n += e.Size()
 		}
 	}
 	return n

@@ -148,7 +148,7 @@ func (s *sequence) add(t *rapid.T) {
 	if rapid.Bool().Draw(t, "attempted") {
 		e.Attempts, e.First, e.Last = 1, failure(e.Arrived), failure(e.Arrived)
 	}
-	maxSize := draw(t, "max size", int64(30), noLimit)
+	maxSize := draw(t, "max size", 4*e.Size(), noLimit)
 	got, gotErr := s.store.Add(context.Background(), e, maxSize)
 	want, wantErr := s.model.Add(context.Background(), e, maxSize)
 	s.same("add", gotErr, wantErr)

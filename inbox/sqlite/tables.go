@@ -38,7 +38,7 @@ var tables = database.Tables{
 			order_key TEXT NOT NULL,
 			secret    TEXT NOT NULL,
 			arrived   INTEGER NOT NULL,
-			size      INTEGER NOT NULL, -- of the body
+			size      INTEGER NOT NULL, -- see inbox.Event.Size
 			attempts  INTEGER NOT NULL,
 			first     TEXT NOT NULL,    -- the first attempt in JSON, or empty
 			last      TEXT NOT NULL
@@ -160,7 +160,7 @@ func insert(c *database.Conn, e *inbox.Event) (number int64, err error) {
 	err = c.Query(`INSERT INTO events(state, since, due, target, scope, key, digest, id, type, order_key, secret, arrived, size, attempts, first, last)
 		VALUES('waiting', ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?1, ?11, ?12, ?13, ?14) RETURNING number`,
 		func(row *sqlite3.Stmt) error { number = row.ColumnInt64(0); return nil },
-		nanoseconds(e.Arrived), nanoseconds(e.Due), e.Target, e.Scope, e.Key[:], int64(e.Digest), e.ID, e.Type, e.OrderKey, e.Secret, len(e.Body), e.Attempts, first, last)
+		nanoseconds(e.Arrived), nanoseconds(e.Due), e.Target, e.Scope, e.Key[:], int64(e.Digest), e.ID, e.Type, e.OrderKey, e.Secret, e.Size(), e.Attempts, first, last)
 	if err != nil {
 		return 0, err
 	}

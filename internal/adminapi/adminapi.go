@@ -123,7 +123,7 @@ type Inbox struct {
 	Waiting   int          `json:"waiting"`
 	Dead      int          `json:"dead"`
 	Delivered int          `json:"delivered"` // that are kept
-	Bytes     int64        `json:"bytes"`     // of the bodies of those that wait or are dead
+	Bytes     int64        `json:"bytes"`     // of those that wait or are dead, as max_size counts it
 	Oldest    *time.Time   `json:"oldest"`    // when the oldest of those that wait has arrived
 	Paused    *time.Time   `json:"paused"`    // since when; null: not paused
 	Events    []InboxEvent `json:"events"`
