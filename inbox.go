@@ -8,6 +8,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 
 	"github.com/buzzbip/caddy-webhook/dedupe"
 	"github.com/buzzbip/caddy-webhook/inbox"
@@ -126,6 +127,13 @@ func (a *App) inboxHooks(h *Handler) inbox.Hooks {
 			a.notices.add(noticeDead, map[string]any{
 				"event_id": e.ID, "event_type": e.Type, "number": e.Number, "attempts": e.Attempts, "status": e.Last.Status, "cause": e.Last.Cause,
 			})
+		},
+		Removed: func(dead, delivered int) {
+			metrics.inboxExpired.WithLabelValues(string(inbox.Dead)).Add(float64(dead))
+			metrics.inboxExpired.WithLabelValues(string(inbox.Delivered)).Add(float64(delivered))
+			if dead > 0 {
+				h.sampled.log(h.logger, zapcore.WarnLevel, "dead events were removed after keep_dead; the metric inbox_expired_events_total counts them", "", func() []zap.Field { return nil })
+			}
 		},
 		Trouble: func(doing string, err error) {
 			h.logger.Error("inbox: failed, will be tried again", zap.String("doing", doing), zap.Error(err))

@@ -216,6 +216,20 @@ func TestStatusThatNoRetryWillChangeMakesTheEventDead(t *testing.T) {
 	}
 }
 
+// An event that the backend never got does not leave unnoticed.
+func TestDeadEventsThatAreRemovedAreCounted(t *testing.T) {
+	b, _ := failing(t, http.StatusUnprocessableEntity)
+	removed := func() float64 { return gather(t, metrics.inboxExpired)["dead"] }
+	before := removed()
+	s := start(t, proxied(b, kept(t, "dead_on 422\nkeep_dead 50ms")))
+	expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, caddytest.NewEvent())), http.StatusOK, webhook.ResultStored)
+	caddytest.WaitFor(t, "the event to be removed", func() bool { return removed() == before+1 })
+	if stats := inboxStats(t); stats.Waiting+stats.Dead+stats.Delivered != 0 {
+		t.Errorf("the inbox has %+v", stats)
+	}
+	caddytest.WaitFor(t, "the log to say so", func() bool { return strings.Contains(s.logs(), "dead events were removed after keep_dead") })
+}
+
 func TestConflictWithAnEventInTheInbox(t *testing.T) {
 	for option, result := range map[string]webhook.Result{"drop": webhook.ResultConflict, "deliver": webhook.ResultStored} {
 		t.Run(option, func(t *testing.T) {

@@ -50,6 +50,7 @@ var metrics = struct {
 	wouldBe          *prometheus.CounterVec
 	enforced         prometheus.GaugeFunc
 	inboxAttempts    *prometheus.CounterVec
+	inboxExpired     *prometheus.CounterVec
 }{
 	requests:         counters("requests_total", "Requests, by result and event type.", "result", "event_type"),
 	rejections:       counters("rejections_total", "Rejected requests, by reason.", "reason"),
@@ -75,6 +76,7 @@ var metrics = struct {
 	storeDuration: histograms("store_operation_duration_seconds", "Duration of store operations. A claim of a duplicate includes its wait for the delivery in progress.",
 		[]float64{.00001, .0001, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10}, "store", "operation"),
 	inboxAttempts: counters("inbox_attempts_total", "Attempts to deliver an event of the inbox again, by result.", "result"),
+	inboxExpired:  counters("inbox_expired_events_total", "Events of the inbox that were removed because of their age, by their state.", "state"),
 	wouldBe:       counters("would_be_total", "Requests that were only observed, because enforce is off, by what their result and reason would have been.", "would_be", "reason"),
 	enforced: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Namespace: metricsNamespace, Subsystem: metricsSubsystem, Name: "enforced",
@@ -108,13 +110,16 @@ func init() {
 	for _, cause := range webhook.Causes {
 		metrics.failures.WithLabelValues(string(cause))
 	}
+	for _, state := range []inbox.State{inbox.Dead, inbox.Delivered} {
+		metrics.inboxExpired.WithLabelValues(string(state))
+	}
 }
 
 // registerMetrics registers the metrics with the registry of a configuration.
 func (a *App) registerMetrics(ctx caddy.Context) error {
 	for _, collector := range []prometheus.Collector{
 		metrics.requests, metrics.rejections, metrics.failures, metrics.signatureMatches, metrics.deliveryDuration, metrics.eventAge,
-		metrics.inFlight, metrics.inFlightBytes, metrics.abandoned, metrics.conflicts, metrics.storeDuration, metrics.storeErrors, metrics.inboxAttempts,
+		metrics.inFlight, metrics.inFlightBytes, metrics.abandoned, metrics.conflicts, metrics.storeDuration, metrics.storeErrors, metrics.inboxAttempts, metrics.inboxExpired,
 		metrics.wouldBe, metrics.enforced, storeCollector{}, inboxCollector{},
 	} {
 		if err := ctx.GetMetricsRegistry().Register(collector); err != nil {

@@ -32,6 +32,7 @@ type bed struct {
 	remember   func(Event) error
 	died       []string
 	lastDead   Event
+	removed    [2]int // dead and delivered events
 	troubles   []string
 	added      int
 }
@@ -125,6 +126,12 @@ func (b *bed) config() Config {
 				defer b.mu.Unlock()
 				b.died = append(b.died, e.ID)
 				b.lastDead = e
+			},
+			Removed: func(dead, delivered int) {
+				b.mu.Lock()
+				defer b.mu.Unlock()
+				b.removed[0] += dead
+				b.removed[1] += delivered
 			},
 			Trouble: func(doing string, err error) {
 				b.mu.Lock()

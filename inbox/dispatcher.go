@@ -104,6 +104,9 @@ type Hooks struct {
 	Redelivered func(Event, Outcome)
 	// Died is called when an event has been declared dead, with its last attempt.
 	Died func(Event)
+	// Removed is called when events were removed because of their age, with how
+	// many there were of the dead and of the delivered ones.
+	Removed func(dead, delivered int)
 	// Trouble is called when something fails that is tried again, at most once a
 	// minute for each thing that the dispatcher does.
 	Trouble func(doing string, err error)

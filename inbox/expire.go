@@ -85,8 +85,12 @@ func (d *Dispatcher) expireStep(c *Config, now time.Time) (changed int, err erro
 		}
 		return now.Add(-keep)
 	}
-	changed, dead, err := d.store.Expire(d.ctx, now,
+	expired, err := d.store.Expire(d.ctx, now,
 		before(c.Policy.DeadAfter), before(c.Policy.KeepDead), now.Add(-c.Policy.KeepDelivered), expireLimit)
+	if c.Hooks.Removed != nil && expired.Dead+expired.Delivered > 0 {
+		c.Hooks.Removed(expired.Dead, expired.Delivered)
+	}
+	changed, dead := expired.Changed(), expired.Died
 	if len(dead) == 0 {
 		return changed, err
 	}

@@ -101,6 +101,9 @@ func TestDeadAndDeliveredEventsAreKeptAsLongAsTheyShould(t *testing.T) {
 		b.expectStates(0, 500, 0, 0)
 		b.sleep(2 * time.Second)
 		b.expectStates(0, 0, 0, 0)
+		if b.removed != [2]int{500, 500} {
+			b.Errorf("%d dead and %d delivered events are said to be removed", b.removed[0], b.removed[1])
+		}
 		if n := b.store.count("Expire"); n > 20 {
 			b.Errorf("%d calls of Expire", n)
 		}

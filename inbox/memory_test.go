@@ -266,28 +266,28 @@ func (m *memory) Remembered(_ context.Context, number int64) error {
 	return nil
 }
 
-func (m *memory) Expire(_ context.Context, now, waiting, died, delivered time.Time, limit int) (changed int, dead []int64, err error) {
+func (m *memory) Expire(_ context.Context, now, waiting, died, delivered time.Time, limit int) (expired Expired, err error) {
 	err = m.begin("Expire", true)
 	defer m.mu.Unlock()
 	if err != nil {
-		return 0, nil, err
+		return expired, err
 	}
 	for _, e := range m.events {
-		if changed == limit {
-			break
-		}
 		switch {
+		case expired.Changed() == limit:
+			return expired, nil
 		case e.State == Waiting && e.Since.Before(waiting):
 			m.set(e, func() { e.settle(Dead, now) })
-			dead = append(dead, e.Number)
-		case e.State == Dead && e.Settled.Before(died), e.State == Delivered && e.Settled.Before(delivered):
+			expired.Died = append(expired.Died, e.Number)
+		case e.State == Dead && e.Settled.Before(died):
 			m.remove(e)
-		default:
-			continue
+			expired.Dead++
+		case e.State == Delivered && e.Settled.Before(delivered):
+			m.remove(e)
+			expired.Delivered++
 		}
-		changed++
 	}
-	return changed, dead, nil
+	return expired, nil
 }
 
 func (m *memory) Oldest(context.Context) (waiting, dead, delivered time.Time, err error) {

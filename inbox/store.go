@@ -82,9 +82,8 @@ type Store interface {
 	// Expire declares events dead, since now, that wait since before
 	// waitingBefore; removes dead events that died before diedBefore, and
 	// delivered ones that were accepted before deliveredBefore. It changes up to
-	// limit events and returns how many it changed, and the numbers of those that
-	// it declared dead. Zero times mean never.
-	Expire(ctx context.Context, now, waitingBefore, diedBefore, deliveredBefore time.Time, limit int) (changed int, dead []int64, err error)
+	// limit events. Zero times mean never.
+	Expire(ctx context.Context, now, waitingBefore, diedBefore, deliveredBefore time.Time, limit int) (Expired, error)
 
 	// Oldest returns the earliest Since of the events that wait, and the earliest
 	// Settled of the dead and of the delivered ones, each zero if there is none.
@@ -252,6 +251,17 @@ func (f *Filter) ByState() bool {
 func among[T comparable](alternatives []T, value T) bool {
 	return len(alternatives) == 0 || slices.Contains(alternatives, value)
 }
+
+// Expired is what [Store.Expire] has changed.
+type Expired struct {
+	// Died has the numbers of the events that were declared dead.
+	Died []int64
+	// Dead and Delivered are how many events were removed that had these states.
+	Dead, Delivered int
+}
+
+// Changed returns how many events were changed.
+func (e Expired) Changed() int { return len(e.Died) + e.Dead + e.Delivered }
 
 // Stats describes a [Store] at one moment.
 type Stats struct {

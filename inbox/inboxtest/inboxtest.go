@@ -645,9 +645,7 @@ func accepted(s *suite) {
 	events, err := s.store.List(s.Context(), inbox.Filter{State: []inbox.State{inbox.Accepted}}, 0, 10)
 	s.ok(err)
 	s.are(events, n)
-	if changed, dead, err := s.store.Expire(s.Context(), expiry, after(1e6), after(1e6), after(1e6), 10); changed != 0 || dead != nil || err != nil {
-		s.Errorf("%d expired, %d died, error %v", changed, dead, err)
-	}
+	s.expire(after(1e6), after(1e6), after(1e6), 10, 0, 0)
 	s.ok(s.store.Remembered(s.Context(), n))
 	s.gone(n)
 	s.counts(0, 0, 0)
@@ -675,20 +673,20 @@ func deadAccepted(s *suite) {
 	s.counts(0, 0, 0)
 }
 
-func (s *suite) expire(waiting, died, delivered time.Time, limit, wantChanged int, wantDead ...int64) {
+func (s *suite) expire(waiting, died, delivered time.Time, limit, wantDead, wantDelivered int, wantDied ...int64) {
 	s.Helper()
-	changed, dead, err := s.store.Expire(s.Context(), expiry, waiting, died, delivered, limit)
+	got, err := s.store.Expire(s.Context(), expiry, waiting, died, delivered, limit)
 	s.ok(err)
-	if changed != wantChanged || !slices.Equal(dead, wantDead) {
-		s.Errorf("%d were changed and %d died, want %d and %d", changed, dead, wantChanged, wantDead)
+	if got.Dead != wantDead || got.Delivered != wantDelivered || !slices.Equal(got.Died, wantDied) {
+		s.Errorf("expired: %+v, want %d dead and %d delivered, and %d to die", got, wantDead, wantDelivered, wantDied)
 	}
 }
 
 func oldDie(s *suite) {
 	a, b := s.addNew("a", 10), s.addNew("b", 20)
-	s.expire(time.Time{}, time.Time{}, time.Time{}, 10, 0)
-	s.expire(after(10), after(1000), after(1000), 10, 0)
-	s.expire(after(11), time.Time{}, time.Time{}, 10, 1, a)
+	s.expire(time.Time{}, time.Time{}, time.Time{}, 10, 0, 0)
+	s.expire(after(10), after(1000), after(1000), 10, 0, 0)
+	s.expire(after(11), time.Time{}, time.Time{}, 10, 0, 0, a)
 	e := s.load(a)
 	if e.State != inbox.Dead || !e.Settled.Equal(expiry) || e.Body == nil {
 		s.Errorf("it is %+v", e)
@@ -703,14 +701,14 @@ func oldLeave(s *suite) {
 	s.kill(dead2, after(20))
 	s.accept(delivered, after(30), true)
 	s.accept(delivered2, after(40), true)
-	s.expire(time.Time{}, time.Time{}, time.Time{}, 10, 0)
-	s.expire(time.Time{}, after(10), after(30), 10, 0)
-	s.expire(time.Time{}, after(11), time.Time{}, 10, 1)
+	s.expire(time.Time{}, time.Time{}, time.Time{}, 10, 0, 0)
+	s.expire(time.Time{}, after(10), after(30), 10, 0, 0)
+	s.expire(time.Time{}, after(11), time.Time{}, 10, 1, 0)
 	s.gone(dead)
-	s.expire(time.Time{}, time.Time{}, after(31), 10, 1)
+	s.expire(time.Time{}, time.Time{}, after(31), 10, 0, 1)
 	s.gone(delivered)
 	s.counts(1, 1, 1)
-	s.expire(time.Time{}, after(1000), after(1000), 10, 2)
+	s.expire(time.Time{}, after(1000), after(1000), 10, 1, 1)
 	s.gone(dead2)
 	s.gone(delivered2)
 	s.state(waiting, inbox.Waiting)
@@ -726,11 +724,11 @@ func expiresInSteps(s *suite) {
 	s.kill(n[1], start)
 	s.accept(n[2], start, true)
 	s.accept(n[3], start, true)
-	s.expire(after(1000), after(1), after(1), 4, 4, n[4:8]...)
-	s.expire(after(1000), after(1), after(1), 2, 2, n[8])
-	s.expire(after(1000), after(1), after(1), 2, 2)
-	s.expire(after(1000), after(1), after(1), 2, 1)
-	s.expire(after(1000), after(1), after(1), 2, 0)
+	s.expire(after(1000), after(1), after(1), 4, 0, 0, n[4:8]...)
+	s.expire(after(1000), after(1), after(1), 2, 1, 0, n[8])
+	s.expire(after(1000), after(1), after(1), 2, 1, 1)
+	s.expire(after(1000), after(1), after(1), 2, 0, 1)
+	s.expire(after(1000), after(1), after(1), 2, 0, 0)
 	s.counts(0, 5, 0)
 }
 
@@ -764,14 +762,14 @@ func retried(s *suite) {
 
 func retriedOld(s *suite) {
 	n := s.addNew("a", 0)
-	s.expire(after(1000), time.Time{}, time.Time{}, 10, 1, n)
+	s.expire(after(1000), time.Time{}, time.Time{}, 10, 0, 0, n)
 	s.retry(inbox.Filter{}, after(5000), 1)
 	if got := s.store.Stats().Oldest; !got.Equal(after(5000)) {
 		s.Errorf("the oldest has been waiting since %v", got)
 	}
-	s.expire(after(5000), time.Time{}, time.Time{}, 10, 0)
+	s.expire(after(5000), time.Time{}, time.Time{}, 10, 0, 0)
 	s.state(n, inbox.Waiting)
-	s.expire(after(5001), time.Time{}, time.Time{}, 10, 1, n)
+	s.expire(after(5001), time.Time{}, time.Time{}, 10, 0, 0, n)
 }
 
 func acceptedStay(s *suite) {

@@ -26,7 +26,7 @@ type faulty struct {
 	attempted  func(s inbox.Store, n int64, a inbox.Attempt, due, dead time.Time) error
 	accepted   func(s inbox.Store, n int64, a inbox.Attempt, keep bool) error
 	remembered func(s inbox.Store, n int64) error
-	expire     func(s inbox.Store, now, waiting, died, delivered time.Time, limit int) (int, []int64, error)
+	expire     func(s inbox.Store, now, waiting, died, delivered time.Time, limit int) (inbox.Expired, error)
 	oldest     func(s inbox.Store) (waiting, dead, delivered time.Time, err error)
 	list       func(s inbox.Store, f inbox.Filter, after int64, limit int) ([]inbox.Event, error)
 	count      func(s inbox.Store, f inbox.Filter) (int, error)
@@ -116,7 +116,7 @@ func (f faulty) Remembered(_ context.Context, n int64) error {
 	return f.Store.Remembered(ctx, n)
 }
 
-func (f faulty) Expire(_ context.Context, now, waiting, died, delivered time.Time, limit int) (int, []int64, error) {
+func (f faulty) Expire(_ context.Context, now, waiting, died, delivered time.Time, limit int) (inbox.Expired, error) {
 	if f.expire != nil {
 		return f.expire(f.Store, now, waiting, died, delivered, limit)
 	}
@@ -277,7 +277,7 @@ var faults = map[string]faulty{
 		waiting, dead, _, err = s.Oldest(ctx)
 		return waiting, dead, time.Time{}, err
 	}},
-	"events died when they could first": {expire: func(s inbox.Store, _, waiting, died, delivered time.Time, limit int) (int, []int64, error) {
+	"events died when they could first": {expire: func(s inbox.Store, _, waiting, died, delivered time.Time, limit int) (inbox.Expired, error) {
 		return s.Expire(ctx, waiting, waiting, died, delivered, limit)
 	}},
 	"since when an event waits is not known": {event: func(e *inbox.Event) { e.Since = e.Arrived }},
@@ -307,21 +307,27 @@ var faults = map[string]faulty{
 		return err
 	}},
 	"accepted events stay": {remembered: func(s inbox.Store, n int64) error { _, err := s.Load(ctx, n); return err }},
-	"nothing expires": {expire: func(inbox.Store, time.Time, time.Time, time.Time, time.Time, int) (int, []int64, error) {
-		return 0, nil, nil
+	"nothing expires": {expire: func(inbox.Store, time.Time, time.Time, time.Time, time.Time, int) (inbox.Expired, error) {
+		return inbox.Expired{}, nil
 	}},
-	"everything expires at once": {expire: func(s inbox.Store, now, waiting, died, delivered time.Time, _ int) (int, []int64, error) {
+	"everything expires at once": {expire: func(s inbox.Store, now, waiting, died, delivered time.Time, _ int) (inbox.Expired, error) {
 		return s.Expire(ctx, now, waiting, died, delivered, 1000)
 	}},
-	"no time is always": {expire: func(s inbox.Store, now, waiting, died, delivered time.Time, limit int) (int, []int64, error) {
+	"no time is always": {expire: func(s inbox.Store, now, waiting, died, delivered time.Time, limit int) (inbox.Expired, error) {
 		if died.IsZero() {
 			died = time.Now()
 		}
 		return s.Expire(ctx, now, waiting, died, delivered, limit)
 	}},
-	"expired events are not reported": {expire: func(s inbox.Store, now, waiting, died, delivered time.Time, limit int) (int, []int64, error) {
-		changed, _, err := s.Expire(ctx, now, waiting, died, delivered, limit)
-		return changed, nil, err
+	"expired events are not reported": {expire: func(s inbox.Store, now, waiting, died, delivered time.Time, limit int) (inbox.Expired, error) {
+		expired, err := s.Expire(ctx, now, waiting, died, delivered, limit)
+		expired.Died = nil
+		return expired, err
+	}},
+	"removed events are not counted": {expire: func(s inbox.Store, now, waiting, died, delivered time.Time, limit int) (inbox.Expired, error) {
+		expired, err := s.Expire(ctx, now, waiting, died, delivered, limit)
+		expired.Dead = 0
+		return expired, err
 	}},
 	"filters are ignored": {list: func(s inbox.Store, _ inbox.Filter, after int64, limit int) ([]inbox.Event, error) {
 		return s.List(ctx, inbox.Filter{}, after, limit)

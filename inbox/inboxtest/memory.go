@@ -241,7 +241,7 @@ func (m *Memory) Remembered(_ context.Context, number int64) error {
 }
 
 // Expire implements [inbox.Store]. It takes the oldest first.
-func (m *Memory) Expire(_ context.Context, now, waitingBefore, diedBefore, deliveredBefore time.Time, limit int) (changed int, dead []int64, _ error) {
+func (m *Memory) Expire(_ context.Context, now, waitingBefore, diedBefore, deliveredBefore time.Time, limit int) (result inbox.Expired, _ error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	since := func(e *inbox.Event) time.Time {
@@ -259,18 +259,21 @@ func (m *Memory) Expire(_ context.Context, now, waitingBefore, diedBefore, deliv
 		slices.SortFunc(events, func(a, b *inbox.Event) int {
 			return cmp.Or(since(a).Compare(since(b)), cmp.Compare(a.Number, b.Number))
 		})
-		events = events[:min(len(events), limit-changed)]
-		changed += len(events)
-		return events
+		return events[:min(len(events), limit-result.Changed())]
 	}
 	for _, e := range expired(inbox.Waiting, waitingBefore) {
 		die(e, now)
-		dead = append(dead, e.Number)
+		result.Died = append(result.Died, e.Number)
 	}
-	for _, e := range append(expired(inbox.Dead, diedBefore), expired(inbox.Delivered, deliveredBefore)...) {
+	for _, e := range expired(inbox.Dead, diedBefore) {
 		delete(m.events, e.Number)
+		result.Dead++
 	}
-	return changed, dead, nil
+	for _, e := range expired(inbox.Delivered, deliveredBefore) {
+		delete(m.events, e.Number)
+		result.Delivered++
+	}
+	return result, nil
 }
 
 // matching returns the events that match f, by number.

@@ -214,8 +214,8 @@ func BenchmarkAddWhile(b *testing.B) {
 		{"discard", func(s *Store) error { _, err := s.Discard(ctx, inbox.Filter{}, func(inbox.Event) {}); return err }},
 		{"expire", func(s *Store) error {
 			for {
-				changed, _, err := s.Expire(ctx, time.Now(), time.Now(), time.Time{}, time.Time{}, 100)
-				if err != nil || changed < 100 {
+				expired, err := s.Expire(ctx, time.Now(), time.Now(), time.Time{}, time.Time{}, 100)
+				if err != nil || expired.Changed() < 100 {
 					return err
 				}
 			}

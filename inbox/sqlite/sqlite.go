@@ -183,12 +183,10 @@ func (s *Store) Remembered(ctx context.Context, number int64) error {
 }
 
 // Expire implements [inbox.Store].
-func (s *Store) Expire(ctx context.Context, now, waitingBefore, diedBefore, deliveredBefore time.Time, limit int) (changed int, dead []int64, err error) {
-	err = do(s, func(st *state) (err error) {
-		changed, dead, err = st.expire(ctx, now, waitingBefore, diedBefore, deliveredBefore, limit)
-		return err
+func (s *Store) Expire(ctx context.Context, now, waitingBefore, diedBefore, deliveredBefore time.Time, limit int) (inbox.Expired, error) {
+	return with(s, func(st *state) (inbox.Expired, error) {
+		return st.expire(ctx, now, waitingBefore, diedBefore, deliveredBefore, limit)
 	})
-	return changed, dead, err
 }
 
 // Oldest implements [inbox.Store].

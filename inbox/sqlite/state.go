@@ -371,36 +371,38 @@ func (st *state) remembered(ctx context.Context, number int64) error {
 	})
 }
 
-func (st *state) expire(ctx context.Context, now, waitingBefore, diedBefore, deliveredBefore time.Time, limit int) (int, []int64, error) {
+func (st *state) expire(ctx context.Context, now, waitingBefore, diedBefore, deliveredBefore time.Time, limit int) (inbox.Expired, error) {
 	if n := st.counts.Load(); n != nil && n.events() == 0 {
-		return 0, nil, nil
+		return inbox.Expired{}, nil
 	}
-	var changed int
-	var dead []int64
+	var expired inbox.Expired
 	err := st.write(ctx, func(c *database.Conn) error {
 		err := c.Query(`UPDATE events SET state = 'dead', since = ? WHERE number IN
 			(SELECT number FROM events INDEXED BY events_by_age WHERE state = 'waiting' AND since < ? ORDER BY since, number LIMIT ?) RETURNING number`,
-			func(row *sqlite3.Stmt) error { dead = append(dead, row.ColumnInt64(0)); return nil },
+			func(row *sqlite3.Stmt) error {
+				expired.Died = append(expired.Died, row.ColumnInt64(0))
+				return nil
+			},
 			nanoseconds(now), before(waitingBefore), limit)
-		changed = len(dead)
 		for _, old := range []struct {
-			state  inbox.State
-			before time.Time
-		}{{inbox.Dead, diedBefore}, {inbox.Delivered, deliveredBefore}} {
+			state   inbox.State
+			before  time.Time
+			removed *int
+		}{{inbox.Dead, diedBefore, &expired.Dead}, {inbox.Delivered, deliveredBefore, &expired.Delivered}} {
 			if err != nil {
 				return err
 			}
 			err = c.Exec(`DELETE FROM events WHERE number IN
 				(SELECT number FROM events INDEXED BY events_by_age WHERE state = ? AND since < ? ORDER BY since, number LIMIT ?)`,
-				string(old.state), before(old.before), limit-changed)
-			changed += c.Changes()
+				string(old.state), before(old.before), limit-expired.Changed())
+			*old.removed = c.Changes()
 		}
 		return err
 	})
 	if err != nil {
-		return 0, nil, err
+		return inbox.Expired{}, err
 	}
-	return changed, dead, nil
+	return expired, nil
 }
 
 // before returns a bound for times, below all if t is zero.
