@@ -19,7 +19,8 @@ func init() {
 }
 
 // Store keeps events in an SQLite database, with mode 0600, until the backend has
-// accepted them. It holds about 1 KiB of disk for each event, besides its body.
+// accepted them. It takes about 1 KiB of disk for each event, besides its body and its
+// headers, and overwrites those once they are not needed any more.
 // Memory and the time to start do not depend on the number of events. Only one
 // process can use the file, which the module `sqlite` of stores may share.
 type Store struct {

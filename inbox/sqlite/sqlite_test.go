@@ -1,9 +1,11 @@
 package sqlite
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
+	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -19,6 +21,7 @@ import (
 	"github.com/buzzbip/caddy-webhook/dedupe"
 	"github.com/buzzbip/caddy-webhook/dedupe/storetest"
 	"github.com/buzzbip/caddy-webhook/inbox"
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 	"github.com/buzzbip/caddy-webhook/internal/database"
 
 	storesqlite "github.com/buzzbip/caddy-webhook/dedupe/sqlite"
@@ -258,6 +261,61 @@ func TestTablesThatDisagreeAreDamage(t *testing.T) {
 			if err := again.Start(); !errors.Is(err, database.ErrDamaged) {
 				t.Errorf("got %v", err)
 			}
+		})
+	}
+}
+
+// Privacy: payloads are on the disk only as long as they are needed.
+func TestPayloadsThatAreGoneAreNotReadable(t *testing.T) {
+	ctx := t.Context()
+	for name, end := range map[string]func(s *Store, n int64) error{
+		"accepted": func(s *Store, n int64) error { return s.Accepted(ctx, n, inbox.Attempt{Time: time.Now()}, false) },
+		"discarded": func(s *Store, n int64) error {
+			_, err := s.Discard(ctx, inbox.Filter{Number: []int64{n}}, func(inbox.Event) {})
+			return err
+		},
+		"dead too long": func(s *Store, n int64) error {
+			_, err := s.Expire(ctx, time.Now(), time.Time{}, time.Now().Add(time.Hour), time.Time{}, 10)
+			return err
+		},
+		"delivered too long": func(s *Store, n int64) error {
+			err := errors.Join(s.Accepted(ctx, n, inbox.Attempt{Time: time.Now()}, true), s.Remembered(ctx, n))
+			_, expireErr := s.Expire(ctx, time.Now(), time.Time{}, time.Time{}, time.Now().Add(time.Hour), 10)
+			return errors.Join(err, expireErr)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := start(t, newPath(t))
+			e := numbered(1, 10)
+			e.Body, e.Request.Header = bytes.Repeat([]byte("private body"), 1000), http.Header{"X-Test": {"private header"}}
+			n := add(t, s, e)
+			add(t, s, numbered(2, 10)) // its pages stay in use
+			if name == "dead too long" {
+				if err := s.Attempted(ctx, n, inbox.Attempt{Time: time.Now()}, time.Now(), time.Now()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			readable := func() bool {
+				for _, suffix := range []string{"", "-wal"} {
+					content, err := os.ReadFile(s.path + suffix)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if bytes.Contains(content, []byte("private")) {
+						return true
+					}
+				}
+				return false
+			}
+			if !readable() {
+				t.Error("it is not readable before, or the test is wrong")
+			}
+			if err := end(s, n); err != nil {
+				t.Fatal(err)
+			}
+			caddytest.WaitFor(t, "the payload to be gone", func() bool { return !readable() })
+			stop(t, s)
 		})
 	}
 }

@@ -397,6 +397,9 @@ func (st *state) expire(ctx context.Context, now, waitingBefore, diedBefore, del
 				string(old.state), before(old.before), limit-expired.Changed())
 			*old.removed = c.Changes()
 		}
+		if expired.Dead+expired.Delivered > 0 {
+			c.Scrub()
+		}
 		return err
 	})
 	if err != nil {

@@ -186,10 +186,12 @@ func update(c *database.Conn, e *inbox.Event) error {
 }
 
 func remove(c *database.Conn, number int64) error {
+	c.Scrub()
 	return c.Exec("DELETE FROM events WHERE number = ?", number)
 }
 
 func removeBody(c *database.Conn, number int64) error {
+	c.Scrub()
 	return c.Exec("DELETE FROM bodies WHERE number = ?", number)
 }
 

@@ -16,11 +16,19 @@ type Conn struct {
 	stmts map[string]*sqlite3.Stmt
 
 	onCommit []func()
+	scrub    bool // see Scrub
 }
 
 // OnCommit calls f when the change that is being made is on the disk, before any
 // later change is made and before [DB.Write] returns. It must return soon.
 func (c *Conn) OnCommit(f func()) { c.onCommit = append(c.onCommit, f) }
+
+// Scrub makes sure that what the change removes is not readable in the files any
+// more within a few seconds, unless another program is reading them: it is
+// overwritten, and the log, which may still have it, is truncated. An exception are
+// rows of less than a page: when SQLite moves one to another page, a part of it may
+// stay where it was until that page is written again, or is free.
+func (c *Conn) Scrub() { c.scrub = true }
 
 // busyTimeout is how long to wait for another program that locks the database.
 const busyTimeout = time.Second
@@ -37,7 +45,7 @@ func connect(path string) (*Conn, error) {
 	c := &Conn{raw: raw, stmts: make(map[string]*sqlite3.Stmt)}
 	err = raw.BusyTimeout(busyTimeout)
 	if err == nil {
-		err = raw.Exec(fmt.Sprintf("PRAGMA synchronous = full; PRAGMA temp_store = memory; PRAGMA cache_size = -%d", cacheSize))
+		err = raw.Exec(fmt.Sprintf("PRAGMA synchronous = full; PRAGMA secure_delete = 1; PRAGMA temp_store = memory; PRAGMA cache_size = -%d", cacheSize))
 	}
 	if err != nil {
 		_ = raw.Close()
@@ -97,13 +105,13 @@ func (c *Conn) Query(sql string, each func(row *sqlite3.Stmt) error, args ...any
 func (c *Conn) Changes() int { return int(c.raw.Changes()) }
 
 // checkpoint moves the log into the database, as far as other connections do not
-// need it.
-func (c *Conn) checkpoint(mode string) error {
+// need it. It reports whether that was all of it.
+func (c *Conn) checkpoint(mode string) (complete bool, err error) {
 	if err := c.raw.BusyTimeout(0); err != nil {
-		return err
+		return false, err
 	}
-	err := c.Query("PRAGMA wal_checkpoint("+mode+")", func(*sqlite3.Stmt) error { return nil })
-	return errors.Join(err, c.raw.BusyTimeout(busyTimeout))
+	err = c.Query("PRAGMA wal_checkpoint("+mode+")", func(row *sqlite3.Stmt) error { complete = row.ColumnInt(0) == 0; return nil })
+	return complete, errors.Join(err, c.raw.BusyTimeout(busyTimeout))
 }
 
 // guard calls f. A fault in memory that is mapped to a file, as on a disk that

@@ -1,6 +1,7 @@
 package database
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -513,6 +514,42 @@ func TestLargeFileIsCheckedInTheBackground(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	stop(t, db)
+}
+
+// Privacy: a payload that is removed must not be found in a copy of the files.
+func TestWhatIsScrubbedIsNotReadableAnyMore(t *testing.T) {
+	path := newPath(t)
+	db := start(t, path)
+	defer stop(t, db)
+	secret := func(n int) string { return fmt.Sprintf("<secret %d>", n) }
+	const rows = 200
+	for n := range rows {
+		text := strings.Repeat(secret(n), 1+n*n/10) // up to several pages
+		write(t, db, func(c *Conn) error { return c.Exec("INSERT INTO numbers(n, text) VALUES(?, ?)", n, text) })
+	}
+	write(t, db, func(c *Conn) error {
+		c.Scrub()
+		return c.Exec("DELETE FROM numbers WHERE n > 0")
+	})
+	found := ""
+	waitFor(t, "the files to be scrubbed", func() bool {
+		found = ""
+		for _, suffix := range []string{"", logSuffix} {
+			content, err := os.ReadFile(path + suffix)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for n := 1; n < rows; n++ {
+				if bytes.Contains(content, []byte(secret(n))) {
+					found += fmt.Sprint(" ", n, suffix)
+				}
+			}
+		}
+		return found == ""
+	})
+	if got := count(t, db); got != 1 {
+		t.Errorf("%d rows are left", got)
+	}
 }
 
 func TestLogIsTruncated(t *testing.T) {

@@ -180,7 +180,7 @@ func (db *DB) tidy(c *Conn, limit int) (more bool, err error) {
 	if err := db.noteLog(); err != nil {
 		return false, err
 	}
-	if db.logSize > maxLog {
+	if db.logSize > maxLog || c.scrub {
 		if err := db.truncateLog(c); err != nil {
 			return false, err
 		}
@@ -204,7 +204,7 @@ func (db *DB) tidy(c *Conn, limit int) (more bool, err error) {
 	}
 	more, err = vacuum(c)
 	if err == nil && !more && db.vacuumed {
-		err = c.checkpoint("passive") // only this makes the file smaller
+		_, err = c.checkpoint("passive") // only this makes the file smaller
 	}
 	db.vacuumed = more
 	return more, err
@@ -217,7 +217,7 @@ func (db *DB) probe(c *Conn) error {
 	}
 	// begins a new log: what transactions that failed have left in the old one
 	// would look like damage
-	_ = c.checkpoint("restart")
+	_, _ = c.checkpoint("restart")
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	db.hangs = false
@@ -241,7 +241,9 @@ func (db *DB) truncateLog(c *Conn) error {
 	if err := setRunning(db.path, 0); err != nil {
 		return err
 	}
-	return c.checkpoint("truncate")
+	truncated, err := c.checkpoint("truncate")
+	c.scrub = c.scrub && !truncated
+	return err
 }
 
 func vacuum(c *Conn) (more bool, err error) {
