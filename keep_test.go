@@ -2,6 +2,7 @@ package buzzbip
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
@@ -228,6 +230,52 @@ func TestDeadEventsThatAreRemovedAreCounted(t *testing.T) {
 		t.Errorf("the inbox has %+v", stats)
 	}
 	caddytest.WaitFor(t, "the log to say so", func() bool { return strings.Contains(s.logs(), "dead events were removed after keep_dead") })
+}
+
+// A backend that never ends its response holds up no other events, and what its
+// status says counts.
+func TestEndlessResponseDoesNotHoldARedelivery(t *testing.T) {
+	defer func(was time.Duration) { responseGrace = was }(responseGrace)
+	responseGrace = 20 * time.Millisecond
+	for name, write := range map[string]func(w http.ResponseWriter) error{
+		"silent": func(http.ResponseWriter) error { return nil },
+		"slow": func(w http.ResponseWriter) error {
+			_, err := io.WriteString(w, ".")
+			return errors.Join(err, http.NewResponseController(w).Flush())
+		},
+		"large": func(w http.ResponseWriter) error {
+			_, err := w.Write(make([]byte, 1<<20))
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var status atomic.Int64
+			status.Store(http.StatusServiceUnavailable)
+			b := newBackend(t, func(w http.ResponseWriter, r *http.Request) {
+				w.WriteHeader(int(status.Load()))
+				_ = http.NewResponseController(w).Flush()
+				for r.Header.Get(redeliveryHeader) != "" && r.Context().Err() == nil && write(w) == nil {
+					select {
+					case <-r.Context().Done():
+					case <-time.After(time.Millisecond):
+					}
+				}
+			})
+			s := start(t, proxied(b, "delivery_timeout 1h\n"+kept(t, "concurrency 1\ndead_on 422")))
+			client := newClient(t, "HTTP/1.1")
+			for range 3 {
+				expect(t, send(client, signed(s.url, caddytest.NewEvent())), http.StatusOK, webhook.ResultStored)
+			}
+			status.Store(http.StatusUnprocessableEntity)
+			caddytest.WaitFor(t, "the events to be dead", func() bool { return inboxStats(t).Dead == 3 })
+			status.Store(http.StatusOK)
+			in := running().inboxes()[0].inbox
+			if _, err := in.dispatcher.Retry(t.Context(), inbox.Filter{}); err != nil {
+				t.Fatal(err)
+			}
+			caddytest.WaitFor(t, "the events to be accepted", func() bool { stats := inboxStats(t); return stats.Waiting+stats.Dead == 0 })
+		})
+	}
 }
 
 func TestConflictWithAnEventInTheInbox(t *testing.T) {

@@ -132,8 +132,36 @@ func (h *Handler) redeliver(d *redelivery, w http.ResponseWriter, r *http.Reques
 			d.outcome = inbox.Outcome{NoAttempt: true} // there was no memory
 		}
 	}()
-	err = a.run(w, r, next)
+	response := &redelivered{ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, attempt: a}
+	defer response.end()
+	err = a.run(response, r, next)
 	return err
+}
+
+// responseGrace is how long the rest of a response to a redelivery may take. The
+// backend has said what became of the event, and other events wait.
+var responseGrace = 5 * time.Second
+
+// redelivered is the response to a redelivery. It ends responseGrace after its
+// status.
+type redelivered struct {
+	caddyhttp.ResponseWriterWrapper
+	attempt *attempt
+	timer   *time.Timer
+}
+
+// WriteHeader implements [http.ResponseWriter].
+func (r *redelivered) WriteHeader(status int) {
+	if status >= 200 && r.timer == nil {
+		r.timer = time.AfterFunc(responseGrace, r.attempt.cancel)
+	}
+	r.ResponseWriter.WriteHeader(status)
+}
+
+func (r *redelivered) end() {
+	if r.timer != nil {
+		r.timer.Stop()
+	}
 }
 
 // reportUnserved logs that an event waits because nothing delivers it.
