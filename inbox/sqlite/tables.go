@@ -120,7 +120,10 @@ func get(c *database.Conn, number int64) (e inbox.Event, err error) {
 		e, _, err = read(row, &all)
 		return nil
 	}, number)
-	return e, errors.Join(queryErr, err)
+	if queryErr != nil {
+		return e, queryErr
+	}
+	return e, err
 }
 
 // find returns the last event with a scope and a key.
@@ -130,7 +133,10 @@ func find(c *database.Conn, scope string, key dedupe.Key) (e inbox.Event, err er
 		e, _, err = read(row, &all)
 		return nil
 	}, key[:], scope)
-	return e, errors.Join(queryErr, err)
+	if queryErr != nil {
+		return e, queryErr
+	}
+	return e, err
 }
 
 // loadBody adds its request and its body to an event, if they are kept.
