@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -18,6 +19,7 @@ import (
 	"github.com/buzzbip/caddy-webhook/inbox"
 	"github.com/buzzbip/caddy-webhook/inbox/inboxtest"
 	"github.com/buzzbip/caddy-webhook/internal/caddytest"
+	"github.com/buzzbip/caddy-webhook/internal/database"
 )
 
 const crashVariable = "BUZZBIP_TEST_CRASH"
@@ -56,7 +58,10 @@ func TestCrashes(t *testing.T) {
 				last == "accepting" && e.State != inbox.Waiting && e.State != inbox.Accepted,
 				last == "accepted" && e.State != inbox.Accepted,
 				last == "remembering" && !gone && e.State != inbox.Accepted,
-				last == "remembered" && !gone:
+				last == "remembered" && !gone,
+				last == "retried" && (e.State != inbox.Waiting || e.Attempts != 0),
+				last == "discarding" && !gone && (e.State != inbox.Waiting || e.Attempts != 0),
+				last == "discarded" && !gone:
 				t.Errorf("round %d: event %d, of which a process said %s, is %q", round, number, words, e.State)
 			}
 			if !gone && (e.Body != nil) != (e.State == inbox.Waiting) {
@@ -69,7 +74,7 @@ func TestCrashes(t *testing.T) {
 		}
 		// nothing waits for an owner that has died; an event may have been added
 		// whose process could not say so any more
-		if len(due) < waiting || len(due) > waiting+crashWorkers*(round+1) {
+		if len(due) < waiting || len(due) > waiting+(crashWorkers+crashBatch)*(round+1) {
 			t.Errorf("round %d: %d events are due, want %d", round, len(due), waiting)
 		}
 		stop(t, s)
@@ -77,7 +82,10 @@ func TestCrashes(t *testing.T) {
 	t.Logf("%d events", len(said))
 }
 
-const crashWorkers = 8
+const (
+	crashWorkers = 8
+	crashBatch   = 3 * writeStep // events
+)
 
 // kill runs useUntilKilled in a process, and kills it.
 func kill(t *testing.T, path string, said func(word string, number int64)) {
@@ -126,6 +134,11 @@ func useUntilKilled(t *testing.T, path string) {
 	}
 	ctx := context.Background()
 	var workers sync.WaitGroup
+	workers.Go(func() {
+		for batch := 0; ; batch++ {
+			changeMany(s, fmt.Sprint("process ", os.Getpid(), " batch ", batch), say)
+		}
+	})
 	for worker := range crashWorkers {
 		workers.Go(func() {
 			for i := 0; ; i++ {
@@ -158,38 +171,83 @@ func useUntilKilled(t *testing.T, path string) {
 	workers.Wait()
 }
 
-func TestFullDisk(t *testing.T) {
-	if path := os.Getenv(crashVariable); path != "" {
-		fullDisk(t, path)
-		return
+// changeMany adds many events in one transaction, and retries and discards them, which
+// takes several.
+func changeMany(s *Store, scope string, say func(word string, number int64)) {
+	ctx := context.Background()
+	var f inbox.Filter
+	err := s.state.write(ctx, func(c *database.Conn) error {
+		for i := range crashBatch {
+			e := numbered(i, 100)
+			e.Scope, e.Attempts = scope, 1
+			number, err := insert(c, &e)
+			if err != nil {
+				return err
+			}
+			f.Number = append(f.Number, number)
+		}
+		return nil
+	})
+	steps := []struct {
+		word string
+		run  func() error
+	}{
+		{"added", func() error { return err }},
+		{"retried", func() error { _, err := s.Retry(ctx, f, time.Now()); return err }},
+		{"discarding", func() error { return nil }},
+		{"discarded", func() error { _, err := s.Discard(ctx, f, func(inbox.Event) {}); return err }},
 	}
-	path := newPath(t)
-	cmd := exec.Command(os.Args[0], "-test.run=^TestFullDisk$", "-test.v") // what it limits applies to all of a process
-	cmd.Env = append(os.Environ(), crashVariable+"="+path)
-	out, err := cmd.CombinedOutput()
-	if strings.Contains(string(out), "--- SKIP") {
-		t.Skip("for Linux only")
+	for _, step := range steps {
+		if err := step.run(); err != nil {
+			os.Exit(1)
+		}
+		for _, number := range f.Number {
+			say(step.word, number)
+		}
 	}
-	if err != nil || !strings.Contains(string(out), "--- PASS: TestFullDisk") {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	s := start(t, path) // all is there for the next process
-	consistent(t, s)
-	if got := s.Stats(); got.Waiting < 2 {
-		t.Errorf("%d events wait", got.Waiting)
-	}
-	stop(t, s)
 }
 
-// What the inbox says about events is true on a full disk, too.
-func fullDisk(t *testing.T, path string) {
+// What the inbox says about events is true also on a disk that is full, or that lets
+// nothing be written any more, as after it was mounted read-only.
+func TestDiskThatCannotBeWrittenTo(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("caddytest.LimitFiles is for Linux only")
+	}
+	for _, name := range []string{"full", "read-only"} {
+		t.Run(name, func(t *testing.T) {
+			if path := os.Getenv(crashVariable); path != "" {
+				useUnwritableDisk(t, path, name == "read-only")
+				return
+			}
+			path := newPath(t)
+			cmd := exec.Command(os.Args[0], "-test.v", "-test.run=^"+strings.ReplaceAll(t.Name(), "/", "$/^")+"$") // what it limits applies to all of a process
+			cmd.Env = append(os.Environ(), crashVariable+"="+path)
+			out, err := cmd.CombinedOutput()
+			if err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()) {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			s := start(t, path) // all is there for the next process
+			consistent(t, s)
+			if got := s.Stats(); got.Waiting < 2 {
+				t.Errorf("%d events wait", got.Waiting)
+			}
+			stop(t, s)
+		})
+	}
+}
+
+func useUnwritableDisk(t *testing.T, path string, readOnly bool) {
 	s := start(t, path)
 	kept := []int64{add(t, s, numbered(0, 100))}
-	info, err := os.Stat(path + "-wal")
-	if err != nil {
-		t.Fatal(err)
+	limit := int64(0)
+	if !readOnly {
+		info, err := os.Stat(path + "-wal")
+		if err != nil {
+			t.Fatal(err)
+		}
+		limit = info.Size()
 	}
-	lift := caddytest.LimitFiles(t, info.Size())
+	lift := caddytest.LimitFiles(t, limit)
 	failed := 0
 	for n := range 1000 {
 		number, err := s.Add(t.Context(), numbered(n+1, 10_000), noLimit)
@@ -203,7 +261,7 @@ func fullDisk(t *testing.T, path string) {
 		t.Fatalf("%d failed, and the store says %v", failed, s.Stats().Err)
 	}
 	if err := s.Accepted(t.Context(), kept[0], inbox.Attempt{Time: time.Now()}, false); err == nil {
-		t.Error("an acceptance is recorded on a full disk")
+		t.Error("an acceptance is said to be recorded")
 	}
 	check := func() {
 		t.Helper()
