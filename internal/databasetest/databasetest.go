@@ -1,0 +1,134 @@
+// Package databasetest damages the files of a database, for the tests of its users.
+package databasetest
+
+import (
+	"bytes"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"testing"
+)
+
+var soak = flag.Bool("soak", false, "damage ten times as many files")
+
+// times returns n, or ten times as much with -soak.
+func times(n int) int {
+	if *soak {
+		return 10 * n
+	}
+	return n
+}
+
+const (
+	pageSize  = 4096
+	logHeader = 32
+)
+
+// Files are the database, its log, and the note that it is in use, or nil for one
+// that does not exist.
+type Files [3][]byte
+
+var suffixes = [len(Files{})]string{"", "-wal", "-running"}
+
+// Read returns the files of the database at a path.
+func Read(t testing.TB, path string) (files Files) {
+	t.Helper()
+	for i, suffix := range suffixes {
+		content, err := os.ReadFile(path + suffix)
+		if err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+		files[i] = content
+	}
+	return files
+}
+
+// Write replaces the files of the database at a path, which must not be in use.
+func Write(t testing.TB, path string, files Files) {
+	t.Helper()
+	for i, suffix := range suffixes {
+		if err := os.Remove(path + suffix); err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+		if files[i] == nil {
+			continue
+		}
+		if err := os.WriteFile(path+suffix, files[i], 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// DamageFile calls try with copies of a database of which each has one damage, and
+// what that is: bits that are flipped, and pages that are zeroed, swapped, or those of
+// an old copy; or the file is cut off. There are flips flipped bits in each page.
+func DamageFile(good, old Files, flips int, try func(what string, files Files)) {
+	random := rand.New(rand.NewPCG(1, 2))
+	damaged := func(what string, damage func(file []byte) []byte) {
+		files := good
+		if files[0] = damage(bytes.Clone(good[0])); !bytes.Equal(files[0], good[0]) {
+			try(what, files)
+		}
+	}
+	flip := func(at int) {
+		damaged(fmt.Sprint("byte ", at), func(file []byte) []byte { file[at] ^= 1 << random.IntN(8); return file })
+	}
+	size := len(good[0])
+	for _, cut := range []int{0, 1, 99, 100, 512, pageSize - 1, pageSize, size / 2, size - pageSize, size - 1} {
+		damaged(fmt.Sprint("cut to ", cut), func(file []byte) []byte { return file[:cut] })
+	}
+	for at := range 100 { // the header of the file
+		flip(at)
+	}
+	pages := size / pageSize
+	page := func(file []byte, i int) []byte { return file[i*pageSize : (i+1)*pageSize] }
+	for i := range pages {
+		for range times(flips) {
+			flip(i*pageSize + random.IntN(pageSize))
+		}
+		damaged(fmt.Sprint("page ", i, " zeroed"), func(file []byte) []byte { clear(page(file, i)); return file })
+		damaged(fmt.Sprint("page ", i, " swapped"), func(file []byte) []byte {
+			a, b := page(file, i), page(file, (i+1+random.IntN(pages-1))%pages)
+			was := bytes.Clone(a)
+			copy(a, b)
+			copy(b, was)
+			return file
+		})
+		damaged(fmt.Sprint("page ", i, " stale"), func(file []byte) []byte {
+			if (i+1)*pageSize <= len(old[0]) {
+				copy(page(file, i), page(old[0], i))
+			}
+			return file
+		})
+	}
+}
+
+// DamageLog calls try with copies of the files of a process that was killed, of which
+// each has one damage in the log, what that is, and where: bits that are flipped, or
+// the log is cut off, empty or missing. There are flips flipped bits.
+func DamageLog(killed Files, flips int, try func(what string, at int, files Files)) {
+	log := killed[1]
+	damaged := func(what string, at int, log []byte) {
+		files := killed
+		files[1] = log
+		try(what, at, files)
+	}
+	damaged("removed", 0, nil)
+	damaged("emptied", 0, []byte{})
+	for range times(flips) / 10 {
+		size := rand.IntN(len(log))
+		damaged(fmt.Sprint("cut to ", size), 0, log[:size])
+	}
+	flip := func(at int) {
+		log := bytes.Clone(log)
+		log[at] ^= 1 << rand.IntN(8)
+		damaged(fmt.Sprint("byte ", at, " of ", len(log)), at, log)
+	}
+	for at := range logHeader {
+		flip(at)
+	}
+	for range times(flips) {
+		flip(logHeader + rand.IntN(len(log)-logHeader))
+	}
+}
