@@ -351,6 +351,73 @@ func TestPausedInboxStoresNewEventsWithoutTryingThem(t *testing.T) {
 	b.expectCount(t, 1)
 }
 
+// The inbox has the state of the ID. What the store knows of it does not matter, as
+// after a crash between two steps, or a restart with the store memory.
+func TestEventInTheInboxIsADuplicateWhateverTheStoreKnows(t *testing.T) {
+	steps := []struct {
+		state  inbox.State
+		change func(in inbox.Store, number int64) error
+	}{
+		{inbox.Waiting, func(inbox.Store, int64) error { return nil }},
+		{inbox.Dead, func(in inbox.Store, number int64) error {
+			return in.Attempted(t.Context(), number, inbox.Attempt{Time: time.Now()}, time.Now(), time.Now())
+		}},
+		{inbox.Accepted, func(in inbox.Store, number int64) error {
+			return in.Accepted(t.Context(), number, inbox.Attempt{Time: time.Now()}, true)
+		}},
+		{inbox.Delivered, func(in inbox.Store, number int64) error { return in.Remembered(t.Context(), number) }},
+	}
+	for _, store := range []string{"store memory", "store sqlite " + filepath.Join(t.TempDir(), "ids.db")} {
+		b := newBackend(t, nil)
+		s := start(t, proxied(b, store+"\n"+kept(t, "keep_delivered 1h")))
+		if got, err := ask(t, http.MethodPost, "inbox/pause", ""); err != nil {
+			t.Fatal(got, err)
+		}
+		client, id := newClient(t, "HTTP/1.1"), caddytest.NewID()
+		body := caddytest.Event{ID: id}.Body()
+		expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultStored)
+		in := running().inboxes()[0].inbox
+		events, err := in.List(t.Context(), inbox.Filter{ID: []string{id}}, 0, 1)
+		if err != nil || len(events) != 1 {
+			t.Fatalf("the inbox has %v, error %v", events, err)
+		}
+		for _, step := range steps {
+			if err := step.change(in, events[0].Number); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := ask(t, http.MethodDelete, "events/"+id, ""); err != nil {
+				t.Fatal(got, err)
+			}
+			if e, err := in.Load(t.Context(), events[0].Number); err != nil || e.State != step.state {
+				t.Errorf("it is %s, error %v", e.State, err)
+			}
+			expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultDuplicate)
+		}
+		b.expectCount(t, 0)
+	}
+}
+
+// answer_within bounds how long the sender waits, but not a redelivery: else a slow
+// backend would get the event again and again.
+func TestRedeliveryMayTakeLongerThanTheSenderWaits(t *testing.T) {
+	redelivered, release := make(chan struct{}), make(chan struct{})
+	b := newBackend(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get(redeliveryHeader) == "" {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		close(redelivered) // panics the second time
+		<-release
+	})
+	s := start(t, proxied(b, "answer_within 10ms\n"+kept(t, "")))
+	expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, caddytest.NewEvent())), http.StatusOK, webhook.ResultStored)
+	caddytest.Receive(t, redelivered, "the redelivery")
+	time.Sleep(500 * time.Millisecond) // longer than answer_within and the retries
+	close(release)
+	waitForEmptyInbox(t)
+	b.expectCount(t, 2)
+}
+
 func TestEventsOfASiteThatIsGoneWait(t *testing.T) {
 	b, working := failing(t, http.StatusInternalServerError)
 	options := kept(t, "")
