@@ -15,6 +15,7 @@ import (
 	"github.com/buzzbip/caddy-webhook/dedupe"
 	"github.com/buzzbip/caddy-webhook/inbox"
 	"github.com/buzzbip/caddy-webhook/inbox/inboxtest"
+	"github.com/buzzbip/caddy-webhook/internal/database"
 )
 
 const benchSize = 1024 // of bodies
@@ -140,10 +141,7 @@ func BenchmarkDrain(b *testing.B) {
 // BenchmarkMillion uses a file with 1 million events that wait. Set
 // BUZZBIP_BENCH_EVENTS to another number.
 func BenchmarkMillion(b *testing.B) {
-	kept := 1_000_000
-	if n := os.Getenv("BUZZBIP_BENCH_EVENTS"); n != "" {
-		fmt.Sscan(n, &kept)
-	}
+	kept := benchEvents(1_000_000)
 	path := newPath(b)
 	s := start(b, path)
 	fill(b, s, 0, kept, benchSize)
@@ -201,10 +199,10 @@ func BenchmarkMillion(b *testing.B) {
 	stop(b, s)
 }
 
-// BenchmarkAddWhile reports how long it takes to add events while many others
-// change.
+// BenchmarkAddWhile reports how long it takes to add events while 100,000 others
+// change. Set BUZZBIP_BENCH_EVENTS to another number.
 func BenchmarkAddWhile(b *testing.B) {
-	const kept = 100_000
+	kept := benchEvents(100_000)
 	ctx := context.Background()
 	for _, test := range []struct {
 		name string
@@ -213,13 +211,9 @@ func BenchmarkAddWhile(b *testing.B) {
 		{"retry", func(s *Store) error { _, err := s.Retry(ctx, inbox.Filter{}, time.Now()); return err }},
 		{"discard", func(s *Store) error { _, err := s.Discard(ctx, inbox.Filter{}, func(inbox.Event) {}); return err }},
 		{"expire", func(s *Store) error {
-			for {
-				expired, err := s.Expire(ctx, time.Now(), time.Now(), time.Time{}, time.Time{}, 100)
-				if err != nil || expired.Changed() < 100 {
-					return err
-				}
-			}
+			return expireAll(s, time.Now(), time.Time{})
 		}},
+		{"prune dead ones", func(s *Store) error { return expireAll(s, time.Time{}, time.Now()) }},
 	} {
 		b.Run(test.name, func(b *testing.B) {
 			var took []time.Duration
@@ -228,6 +222,12 @@ func BenchmarkAddWhile(b *testing.B) {
 				b.StopTimer()
 				s := start(b, newPath(b))
 				fill(b, s, 0, kept, benchSize)
+				if test.name == "prune dead ones" {
+					err := s.state.write(ctx, func(c *database.Conn) error { return c.Exec("UPDATE events SET state = 'dead'") })
+					if err != nil {
+						b.Fatal(err)
+					}
+				}
 				b.StartTimer()
 				done := make(chan error, 1)
 				began := time.Now()
@@ -256,6 +256,27 @@ func BenchmarkAddWhile(b *testing.B) {
 			b.ReportMetric(float64(took[len(took)*99/100].Microseconds())/1000, "ms-add-p99")
 			b.ReportMetric(float64(took[len(took)-1].Microseconds())/1000, "ms-add-max")
 		})
+	}
+}
+
+func benchEvents(byDefault int) int {
+	events := byDefault
+	if n := os.Getenv("BUZZBIP_BENCH_EVENTS"); n != "" {
+		fmt.Sscan(n, &events)
+	}
+	return events
+}
+
+// expireAll expires events step by step, as a dispatcher does: half of the time is for
+// others.
+func expireAll(s *Store, waitingBefore, diedBefore time.Time) error {
+	for {
+		began := time.Now()
+		expired, err := s.Expire(context.Background(), time.Now(), waitingBefore, diedBefore, time.Time{}, 200)
+		if err != nil || expired.Changed() < 200 {
+			return err
+		}
+		time.Sleep(time.Since(began))
 	}
 }
 
