@@ -3,6 +3,8 @@ package buzzbip
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -62,7 +64,7 @@ func (h *Handler) provisionInbox(ctx caddy.Context) error {
 // startInboxes opens the inboxes, and lets their dispatchers work by this
 // configuration.
 func (a *App) startInboxes() error {
-	active := make(map[string]bool)
+	active := make(map[string]*Handler)
 	for _, h := range a.handlers {
 		if h.inbox == nil {
 			continue
@@ -82,10 +84,13 @@ func (a *App) startInboxes() error {
 		backing, dispatcher := h.inbox.backing, pooled.(pooledDispatcher).Dispatcher
 		release := func() { _, _ = dispatchers.Delete(backing) }
 		h.inbox.dispatcher, h.inbox.stop = dispatcher, release
-		if active[backing] {
+		if first := active[backing]; first != nil {
+			if err := sameOptions(first.inbox, h.inbox); err != nil {
+				return err
+			}
 			continue
 		}
-		active[backing] = true
+		active[backing] = h
 		deactivate := dispatcher.Activate(inbox.Config{
 			Policy:   h.inbox.Policy(),
 			Deliver:  func(ctx context.Context, e inbox.Event) inbox.Outcome { return a.redeliver(ctx, backing, e) },
@@ -93,6 +98,19 @@ func (a *App) startInboxes() error {
 			Hooks:    a.inboxHooks(h),
 		})
 		h.inbox.stop = func() { deactivate(); release() }
+	}
+	return nil
+}
+
+// sameOptions returns an error if two handlers with one inbox give it different
+// options.
+func sameOptions(first, other *inboxUse) error {
+	options, others := first.Effective(), other.Effective()
+	for _, name := range slices.Sorted(maps.Keys(options)) {
+		if options[name] != others[name] {
+			return fmt.Errorf("two handlers have the inbox %s, but %s is %q in one and %q in the other: give both the same options, or one of them another path",
+				first.backing, name, options[name], others[name])
+		}
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package inbox
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -32,6 +33,9 @@ type Module interface {
 	Policy() Policy
 	AcceptsAlways() bool
 	Capacity() int64
+	// Effective returns the options by name as they count, in the syntax of a
+	// Caddyfile.
+	Effective() map[string]string
 }
 
 // Options are those that every inbox has. A module embeds them.
@@ -169,6 +173,27 @@ func (o *Options) AcceptsAlways() bool { return o.always }
 
 // Capacity returns how many bytes of events may be kept, once o has been resolved. It is for [Store.Add].
 func (o *Options) Capacity() int64 { return o.maxSize }
+
+// Effective returns the options as they count, once o has been resolved. It is for
+// [Module].
+func (o *Options) Effective() map[string]string {
+	p := o.policy
+	accept := onFailure
+	if o.always {
+		accept = always
+	}
+	return map[string]string{
+		"accept":         accept,
+		"retry":          fmt.Sprint(p.FirstRetry, " ", p.LongestRetry),
+		"dead_after":     p.DeadAfter.String(),
+		"dead_on":        fmt.Sprint(slices.Sorted(slices.Values(o.DeadOn))),
+		"concurrency":    strconv.Itoa(p.Concurrency),
+		"rate":           strconv.Itoa(p.Rate),
+		"max_size":       strconv.FormatInt(o.maxSize, 10),
+		"keep_delivered": p.KeepDelivered.String(),
+		"keep_dead":      p.KeepDead.String(),
+	}
+}
 
 // UnmarshalCaddyfileOption reads the option at d, which is in the block of the
 // inbox with a name. Syntax of the options:
