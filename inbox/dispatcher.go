@@ -119,6 +119,10 @@ const troubleInterval = time.Minute
 // advanceLimit is how many events are made due earlier at a time.
 const advanceLimit = 1000
 
+// maxIdleTargets is how many targets are known at most, or twice as many as those that
+// something waits for, if that is more: who sends events can choose their paths.
+const maxIdleTargets = 1000
+
 // lastWrites is how long [Dispatcher.Stop] waits for the store after the grace
 // period.
 const lastWrites = 5 * time.Second
@@ -153,7 +157,9 @@ type Dispatcher struct {
 	mu         sync.Mutex
 	configs    []*Config // the active ones, the newest last
 	targets    map[string]*target
-	rediscover bool // targets are to be asked for
+	sweepAt    int     // number of targets at which idle ones are forgotten
+	filling    *target // its queue is being filled
+	rediscover bool    // targets are to be asked for
 	paused     bool
 	stopped    bool
 	drained    chan struct{} // closed when stopped and nothing is busy
@@ -195,6 +201,7 @@ func newDispatcher(store Store, wall func() time.Time, random func() float64) *D
 		done:     make(chan struct{}),
 		drained:  make(chan struct{}),
 		targets:  map[string]*target{},
+		sweepAt:  maxIdleTargets,
 		busy:     map[int64]*attempt{},
 		adding:   map[identity]int{},
 		troubles: map[string]time.Time{},
@@ -261,10 +268,14 @@ func (d *Dispatcher) config() *Config {
 	return &Config{}
 }
 
-// target returns what is known about a target.
+// target returns what is known about a target. The caller locks. Idle targets may be
+// forgotten when it is called for another one.
 func (d *Dispatcher) target(name string) *target {
 	t := d.targets[name]
 	if t == nil {
+		if len(d.targets) >= d.sweepAt {
+			d.forgetIdle()
+		}
 		t = &target{name: name, gate: newGate()}
 		if c := d.current(); c != nil {
 			t.limiter = newLimiter(c.Policy)
@@ -272,6 +283,17 @@ func (d *Dispatcher) target(name string) *target {
 		d.targets[name] = t
 	}
 	return t
+}
+
+// forgetIdle forgets the targets that nothing waits for, and with them how their
+// backends were. The caller locks.
+func (d *Dispatcher) forgetIdle() {
+	used := map[*target]bool{d.filling: true}
+	for _, a := range d.busy {
+		used[a.target] = true
+	}
+	maps.DeleteFunc(d.targets, func(_ string, t *target) bool { return t.idle() && !used[t] })
+	d.sweepAt = max(maxIdleTargets, 2*len(d.targets))
 }
 
 func (d *Dispatcher) ringAll() {
@@ -394,6 +416,10 @@ func (d *Dispatcher) dispatchAll() (time.Duration, error) {
 
 // dueAt makes sure that dispatchLoop looks at a target then. The caller locks.
 func (d *Dispatcher) dueAt(t *target, due time.Time) {
+	if due.IsZero() {
+		return
+	}
+	t = d.target(t.name) // t may have been forgotten since
 	if t.next.add(due) {
 		d.wake.ring()
 	}

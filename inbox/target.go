@@ -46,6 +46,11 @@ func newLimiter(p Policy) *rate.Limiter {
 	return rate.NewLimiter(rate.Limit(p.Rate), 1)
 }
 
+// idle reports whether no event waits for t, other than busy ones.
+func (t *target) idle() bool {
+	return len(t.queue) == 0 && t.next.IsZero() && len(t.urgent) == 0 && len(t.unserved) == 0
+}
+
 // reconfigure adapts to another configuration.
 func (t *target) reconfigure(p Policy, now time.Time) {
 	t.gate = t.gate.renewed()
@@ -156,7 +161,7 @@ func (d *Dispatcher) notNow(t *target, e Event) bool {
 func (d *Dispatcher) fill(t *target) error {
 	d.mu.Lock()
 	// What changes from here on is added to next.
-	t.next = soonest{}
+	t.next, d.filling = soonest{}, t
 	d.mu.Unlock()
 	skip := func(number int64) bool {
 		d.mu.Lock()
@@ -177,6 +182,7 @@ func (d *Dispatcher) fill(t *target) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.filling = nil
 	if err != nil {
 		t.next.add(now)
 		return err
