@@ -129,7 +129,7 @@ func serveInboxList(w http.ResponseWriter, r *http.Request) error {
 		Oldest: known(stats.Oldest), Paused: known(stats.Paused), Events: []adminapi.InboxEvent{},
 	}
 	for _, e := range events {
-		list.Events = append(list.Events, listed(e))
+		list.Events = append(list.Events, in.listed(e))
 	}
 	if len(events) == inboxPage {
 		list.Next = events[len(events)-1].Number
@@ -149,7 +149,7 @@ func serveInboxEvent(w http.ResponseWriter, r *http.Request, number int64) error
 	if err != nil {
 		return unavailable(err)
 	}
-	event := listed(e)
+	event := in.listed(e)
 	event.Request, event.Body = &e.Request, string(e.Body)
 	return writeJSON(w, http.StatusOK, event)
 }
@@ -238,12 +238,12 @@ func filterOf(r *http.Request) (f inbox.Filter, after int64, err error) {
 	return f, after, nil
 }
 
-func listed(e inbox.Event) adminapi.InboxEvent {
+func (in *inboxUse) listed(e inbox.Event) adminapi.InboxEvent {
 	event := adminapi.InboxEvent{
 		Number: e.Number, State: string(e.State), ID: e.ID, Type: e.Type, Key: e.OrderKey, Arrived: e.Arrived, Attempts: e.Attempts,
 	}
 	if e.State == inbox.Waiting {
-		event.Due = known(e.Due)
+		event.Due = known(in.dispatcher.NextAttempt(e))
 	}
 	event.Settled = known(e.Settled)
 	if e.Attempts > 0 {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"net/http"
 	"strconv"
 	"sync"
@@ -381,7 +382,7 @@ func outcomeOf(f *adminapi.Failure, header http.Header, err error) inbox.Outcome
 func retryAfterOf(header http.Header) time.Duration {
 	text := header.Get("Retry-After")
 	if seconds, err := strconv.Atoi(text); err == nil {
-		return max(time.Duration(seconds)*time.Second, 0)
+		return time.Duration(min(max(seconds, 0), math.MaxInt32)) * time.Second
 	}
 	if at, err := http.ParseTime(text); err == nil {
 		return max(time.Until(at), 0)

@@ -2,13 +2,16 @@ package buzzbip
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -510,6 +513,69 @@ func TestLookupTellsAnEventThatIsInTheInbox(t *testing.T) {
 			return err == nil && strings.Contains(got, state) && strings.Contains(got, `"attempts":1`) && strings.Contains(got, `"status":422`)
 		})
 	}
+}
+
+func TestRetryAfterOfTheBackendDelaysTheNextAttempt(t *testing.T) {
+	inSeconds := func(n int) func() string { return func() string { return strconv.Itoa(n) } }
+	for name, test := range map[string]struct {
+		status     int
+		retryAfter func() string
+		wait       time.Duration
+	}{
+		"in seconds":            {http.StatusServiceUnavailable, inSeconds(200), 200 * time.Second},
+		"of one event":          {http.StatusConflict, inSeconds(200), 200 * time.Second},
+		"until a time":          {http.StatusServiceUnavailable, func() string { return time.Now().Add(201 * time.Second).UTC().Format(http.TimeFormat) }, 200 * time.Second},
+		"at most the longest":   {http.StatusServiceUnavailable, inSeconds(3600), 300 * time.Second},
+		"of an event, at most":  {http.StatusConflict, inSeconds(3600), 300 * time.Second},
+		"longer than any time":  {http.StatusServiceUnavailable, inSeconds(math.MaxInt64), 300 * time.Second},
+		"in the past":           {http.StatusServiceUnavailable, func() string { return "Sun, 06 Nov 1994 08:49:37 GMT" }, 0},
+		"that cannot be parsed": {http.StatusServiceUnavailable, func() string { return "soon" }, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBackend(t, func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Retry-After", test.retryAfter())
+				w.WriteHeader(test.status)
+			})
+			s := start(t, proxied(b, strings.Replace(kept(t, ""), "retry 50ms 200ms", "retry 5s 5m", 1)))
+			expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, caddytest.NewEvent())), http.StatusOK, webhook.ResultStored)
+			check := func(attempt string) {
+				t.Helper()
+				var wait time.Duration
+				caddytest.WaitFor(t, "the record of "+attempt, func() bool {
+					events := listInbox(t).Events
+					if len(events) != 1 || events[0].Attempts != 1 {
+						return false
+					}
+					wait = events[0].Due.Sub(events[0].Last.Time)
+					return true
+				})
+				// an attempt may take long
+				if wait < max(test.wait, time.Second) || wait > test.wait+caddytest.Patience {
+					t.Errorf("after %s the event waits for %v, want %v", attempt, wait, test.wait)
+				}
+			}
+			check("the first attempt")
+			caddytest.Receive(t, b.arrived, "the first attempt")
+			if got, err := ask(t, http.MethodPost, "inbox/retry", "{}"); err != nil {
+				t.Fatal(got, err)
+			}
+			caddytest.Receive(t, b.arrived, "the redelivery")
+			check("the redelivery")
+		})
+	}
+}
+
+// listInbox returns the first page of the inbox's list.
+func listInbox(t testing.TB) (list adminapi.Inbox) {
+	t.Helper()
+	got, err := ask(t, http.MethodGet, "inbox", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal([]byte(got), &list); err != nil {
+		t.Fatal(err)
+	}
+	return list
 }
 
 // ask asks the admin API.

@@ -3,6 +3,7 @@ package buzzbip
 import (
 	"context"
 	"crypto/tls"
+	"fmt"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -66,9 +67,13 @@ func newRedelivery(ctx context.Context, e inbox.Event) (*http.Request, error) {
 	if err != nil {
 		return nil, err
 	}
+	major, minor, ok := http.ParseHTTPVersion(e.Request.Proto)
+	if !ok {
+		return nil, fmt.Errorf("%q is not a version of HTTP", e.Request.Proto)
+	}
 	r := (&http.Request{
 		Method: http.MethodPost, URL: uri, RequestURI: e.Request.URI, Host: e.Request.Host,
-		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Proto: e.Request.Proto, ProtoMajor: major, ProtoMinor: minor,
 		Header: e.Request.Header.Clone(), RemoteAddr: e.Request.RemoteAddr,
 	}).WithContext(ctx)
 	r.Body, r.ContentLength = newPayload(&content{bytes: e.Body}), int64(len(e.Body))

@@ -1,6 +1,9 @@
 package inbox
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // SetPaused pauses or resumes redelivery, as [Store.SetPaused] does. While it is
 // paused, nothing is delivered, not even new events; what is under way goes on.
@@ -39,4 +42,19 @@ func (d *Dispatcher) Retry(ctx context.Context, f Filter) (int, error) {
 // many there were. An attempt that is under way goes on.
 func (d *Dispatcher) Discard(ctx context.Context, f Filter) (int, error) {
 	return d.store.Discard(ctx, f, func(Event) {})
+}
+
+// NextAttempt returns when an event that waits is delivered at the earliest: when it is
+// due or, if its target fails, when that is asked again.
+func (d *Dispatcher) NextAttempt(e Event) time.Time {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	t := d.targets[e.Target]
+	if t == nil || !t.gate.closed {
+		return e.Due
+	}
+	if asked := d.clock.now().Add(time.Until(t.gate.until)); asked.After(e.Due) {
+		return asked
+	}
+	return e.Due
 }

@@ -138,7 +138,7 @@ type InboxEvent struct {
 	Type     string         `json:"type"`
 	Key      string         `json:"key,omitempty"`
 	Arrived  time.Time      `json:"arrived"`
-	Due      *time.Time     `json:"due,omitempty"`     // of one that waits: the next attempt
+	Due      *time.Time     `json:"due,omitempty"`     // of one that waits: the next attempt, at the earliest
 	Settled  *time.Time     `json:"settled,omitempty"` // when it died or was accepted
 	Attempts int            `json:"attempts"`
 	First    *inbox.Attempt `json:"first,omitempty"`
