@@ -435,7 +435,11 @@ func (f *fork) join(r *http.Request, state *requestState) {
 	if vars, ok := ctx.Value(caddyhttp.VarsCtxKey).(map[string]any); ok {
 		maps.Copy(vars, f.vars)
 	}
-	ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer).Map(f.repl.Get)
+	repl := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	if f.vars["uuid"] != nil {
+		repl.Get("http.request.uuid") // which adds it to the access log
+	}
+	repl.Map(f.repl.Get)
 	*r = *f.request.WithContext(ctx)
 }
 

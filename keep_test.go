@@ -565,6 +565,24 @@ func TestRetryAfterOfTheBackendDelaysTheNextAttempt(t *testing.T) {
 	}
 }
 
+// log_append is before buzzbip_webhook in Caddy's order, so that it adds its field after
+// the next handlers, which run beside the sender's request.
+func TestLogAppendSeesWhatHandlersBehindAnInboxSet(t *testing.T) {
+	b := newBackend(t, func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("X-Upstream", "yes") })
+	s := start(t, "log {\noutput test\n}\n"+
+		"log_append appended {http.reverse_proxy.header.X-Upstream}\nlog_append id {http.buzzbip_webhook.event.id}\n"+
+		"route {\n"+proxied(b, kept(t, ""))+" {\nheader_up X-Request-Id {http.request.uuid}\n}\n}")
+	id := caddytest.NewID()
+	expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, caddytest.Event{ID: id}.Body())), http.StatusOK, "")
+	uuid := caddytest.Receive(t, b.arrived, "the event").Header.Get("X-Request-Id")
+	caddytest.WaitFor(t, "the entry in the access log", func() bool { return strings.Contains(s.logs(), "handled request") })
+	for _, want := range []string{`"appended":"yes"`, `"id":"` + id + `"`, `"buzzbip_result":"delivered"`, `"uuid":"` + uuid + `"`} {
+		if !strings.Contains(s.logs(), want) {
+			t.Errorf("no %s in %s", want, s.logs())
+		}
+	}
+}
+
 // listInbox returns the first page of the inbox's list.
 func listInbox(t testing.TB) (list adminapi.Inbox) {
 	t.Helper()
