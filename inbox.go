@@ -91,6 +91,9 @@ func (a *App) startInboxes() error {
 			continue
 		}
 		active[backing] = h
+		for _, result := range attemptResults {
+			metrics.inboxAttempts.WithLabelValues(result) // so that Prometheus sees the first one
+		}
 		deactivate := dispatcher.Activate(inbox.Config{
 			Policy:   h.inbox.Policy(),
 			Deliver:  func(ctx context.Context, e inbox.Event) inbox.Outcome { return a.redeliver(ctx, backing, e) },

@@ -27,6 +27,8 @@ const (
 	attemptUnserved = "unserved" // no handler of the active configuration delivers the event
 )
 
+var attemptResults = []string{attemptAccepted, attemptFailed, attemptUnserved}
+
 const (
 	metricsNamespace = "caddy"
 	metricsSubsystem = "buzzbip_webhook"

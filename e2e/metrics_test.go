@@ -5,8 +5,11 @@ import (
 	"maps"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 )
@@ -86,5 +89,124 @@ http://%s {
 	want := map[string]float64{`secret="current"`: 0, `secret="previous"`: 0}
 	if got := c.Series("signature_matches_total"); !maps.Equal(got, want) {
 		t.Errorf("the matches are %v, want %v", got, want)
+	}
+}
+
+// inboxMetrics are those of an inbox that has a fixed value.
+type inboxMetrics struct {
+	waiting, dead, delivered   float64
+	accepted, failed, unserved float64
+	paused, up                 float64
+}
+
+func (want inboxMetrics) check(t *testing.T, c *caddytest.Caddy, when string) {
+	t.Helper()
+	all := func() (events, attempts, gauges map[string]float64) {
+		return c.Series("inbox_events"), c.Series("inbox_attempts_total"), map[string]float64{"paused": c.Metric("inbox_paused"), "up": c.Metric("inbox_up")}
+	}
+	wantEvents := map[string]float64{`state="waiting"`: want.waiting, `state="dead"`: want.dead, `state="delivered"`: want.delivered}
+	wantAttempts := map[string]float64{`result="accepted"`: want.accepted, `result="failed"`: want.failed, `result="unserved"`: want.unserved}
+	wantGauges := map[string]float64{"paused": want.paused, "up": want.up}
+	end := time.Now().Add(caddytest.Patience)
+	events, attempts, gauges := all()
+	for ; !(maps.Equal(events, wantEvents) && maps.Equal(attempts, wantAttempts) && maps.Equal(gauges, wantGauges)); events, attempts, gauges = all() {
+		if time.Now().After(end) {
+			t.Fatalf("%s the inbox has %v, %v and %v, want %v, %v and %v", when, events, attempts, gauges, wantEvents, wantAttempts, wantGauges)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	bytes, oldest := c.Metric("inbox_bytes"), c.Metric("inbox_oldest_seconds")
+	if (bytes > 0) != (want.waiting+want.dead > 0) || (oldest > 0) != (want.waiting > 0) || oldest > time.Since(testStart).Seconds() {
+		t.Errorf("%s the events that wait or are dead take %v bytes, and the oldest waits for %vs", when, bytes, oldest)
+	}
+}
+
+var testStart = time.Now()
+
+func TestMetricsOfTheInboxFollowWhatHappensInIt(t *testing.T) {
+	var status atomic.Int64
+	status.Store(http.StatusInternalServerError)
+	b := caddytest.NewBackend(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(int(status.Load())) })
+	address, file := caddytest.FreeAddress(t), filepath.Join(t.TempDir(), "inbox.db")
+	c := caddytest.Start(t, "", "", fmt.Sprintf(`
+http://%s {
+	buzzbip_webhook %s {
+		inbox sqlite %s {
+			retry 1h
+			dead_on 422
+			keep_delivered 1h
+		}
+	}
+	reverse_proxy %s
+}`, address, caddytest.Secret, file, b.Address()))
+	want := inboxMetrics{up: 1}
+	want.check(t, c, "at the start")
+	store := func() (id string) {
+		t.Helper()
+		id = caddytest.NewID()
+		if got := caddytest.Post(t.Context(), "http://"+address, caddytest.Event{ID: id}.Body()); got.Status != http.StatusOK || got.Result != "stored" {
+			t.Fatalf("the answer is %+v", got)
+		}
+		return id
+	}
+
+	store()
+	first := c.Metric("inbox_bytes")
+	last := store()
+	want.waiting = 2
+	want.check(t, c, "after two events were stored")
+	if bytes := c.Metric("inbox_bytes"); bytes != 2*first || first < float64(len(caddytest.NewEvent())) {
+		t.Errorf("one event takes %v bytes, two %v", first, bytes)
+	}
+	status.Store(http.StatusUnprocessableEntity)
+	store()
+	want.dead = 1
+	want.check(t, c, "after a death")
+
+	c.Change("/buzzbip_webhook/inbox/pause", "")
+	want.paused = 1
+	store()
+	want.waiting = 3
+	want.check(t, c, "while it is paused")
+	c.Reload()
+	want.check(t, c, "after a reload")
+	config, err := os.ReadFile(c.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if status, _ := c.Load(strings.Replace(string(config), caddytest.Secret, "{env.NOT_SET}", 1)); status == http.StatusOK {
+		t.Fatal("a configuration without a secret was loaded")
+	}
+	want.check(t, c, "after a reload that failed")
+	status.Store(http.StatusInternalServerError)
+	c.Change("/buzzbip_webhook/inbox/resume", "")
+	want.paused, want.failed = 0, 1 // what was stored in the meantime is due at once
+	want.check(t, c, "after it was resumed")
+
+	status.Store(http.StatusOK)
+	c.Change("/buzzbip_webhook/inbox/retry", `{"id":["`+last+`"]}`)
+	want.accepted, want.waiting, want.delivered = 1, 2, 1
+	want.check(t, c, "after an event was accepted")
+	c.Change("/buzzbip_webhook/inbox/discard", `{"state":["dead"]}`)
+	want.dead = 0
+	want.check(t, c, "after the dead event was discarded")
+
+	if status, text := c.Load(strings.Replace(string(config), caddytest.Secret, "another-signing-secret", 1)); status != http.StatusOK {
+		t.Fatal(text)
+	}
+	c.Change("/buzzbip_webhook/inbox/retry", `{"state":["waiting"]}`)
+	want.unserved = 2
+	want.check(t, c, "after no handler serves the events any more")
+	c.Change("/buzzbip_webhook/inbox/discard", "{}")
+	want.waiting, want.delivered = 0, 0
+	want.check(t, c, "after all events were discarded")
+
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	want.up = 0
+	want.check(t, c, "after its file was removed")
+	if n := c.Metric(`requests_total{event_type="message.received",result="stored"}`); n != 4 {
+		t.Errorf("%v requests were stored, want 4", n)
 	}
 }

@@ -99,6 +99,14 @@ func (c *Caddy) Ask(method, path string) (status int, text string) {
 	return c.request(method, path, "", "")
 }
 
+// Change posts JSON, or nothing, to a path of the admin endpoint, which must answer 200.
+func (c *Caddy) Change(path, body string) {
+	c.t.Helper()
+	if status, text := c.request(http.MethodPost, path, "application/json", body); status != http.StatusOK {
+		c.t.Fatalf("%s %s: %d %s", path, body, status, text)
+	}
+}
+
 func (c *Caddy) request(method, path, contentType, body string) (status int, text string) {
 	c.t.Helper()
 	r, err := http.NewRequest(method, "http://"+c.Admin+path, strings.NewReader(body))
