@@ -96,6 +96,9 @@ func lookUpInbox(ctx context.Context, scope string, key dedupe.Key, answer *admi
 		switch {
 		case err == nil && e.State == inbox.Waiting:
 			answer.State = adminapi.StateStored
+			if h.inbox.Stats().Paused.IsZero() {
+				answer.Due = known(h.inbox.dispatcher.NextAttempt(e).UTC())
+			}
 		case err == nil && e.State == inbox.Dead:
 			answer.State = adminapi.StateDead
 		default:
@@ -103,7 +106,7 @@ func lookUpInbox(ctx context.Context, scope string, key dedupe.Key, answer *admi
 		}
 		answer.Attempts = e.Attempts
 		if e.Attempts > 0 {
-			answer.LastFailure = &adminapi.Failure{Time: e.Last.Time, Cause: webhook.Cause(e.Last.Cause), Status: e.Last.Status, Duration: e.Last.Duration}
+			answer.LastFailure = &adminapi.Failure{Time: e.Last.Time, Cause: webhook.Cause(e.Last.Cause), Status: e.Last.Status, Duration: e.Last.Duration, Error: e.Last.Error}
 		}
 		return true
 	}

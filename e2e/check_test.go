@@ -134,6 +134,17 @@ func TestCheckFindsWhatReceiversDoWrong(t *testing.T) {
 			},
 			[]string{"concurrent", "slow body"},
 		},
+		"stores twice": {
+			func(w http.ResponseWriter, r *http.Request) {
+				body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 1<<20))
+				if err != nil || !verified(r, body) {
+					w.WriteHeader(http.StatusBadRequest)
+				} else {
+					w.Header().Set("X-BuzzBip-Result", "stored")
+				}
+			},
+			[]string{"concurrent", "slow body"},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -144,6 +155,19 @@ func TestCheckFindsWhatReceiversDoWrong(t *testing.T) {
 				t.Errorf("%q failed, want %q:\n%s%s", failed, receiver.fails, got.out, got.err)
 			}
 		})
+	}
+}
+
+func TestCheckTakesStoredForAnAcknowledgment(t *testing.T) {
+	url, _ := storingEndpoint(t, "", "read_timeout 300ms")
+	got := run(t, "", "check", url, "--insecure", "--slow", "20s")
+	if failed, all := failures(got.out); failed != nil || all != numberOfChecks {
+		t.Errorf("%d checks, %q failed", all, failed)
+	}
+	got.says(t, 0, "ok    accepted      a signed event: 2xx within 10s\n                    seen: 200 OK (stored)\n                    hint: "+storedNote,
+		"seen: 200 OK (duplicate)", "\nthe backend did not accept all events in time: they are in the inbox\n")
+	if n := strings.Count(got.out, "hint: "+storedNote); n < 3 {
+		t.Errorf("%d checks say what stored means", n)
 	}
 }
 

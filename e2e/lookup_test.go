@@ -31,6 +31,33 @@ func TestLookupAndForget(t *testing.T) {
 	run(t, "", "lookup").says(t, 1, "accepts 1 arg")
 }
 
+func TestLookupTellsWhatWaitsInTheInbox(t *testing.T) {
+	url, c := storingEndpoint(t, "retry 1h", "")
+	lookup := func() ran { return run(t, "", "lookup", "evt_1", "--address", c.Admin) }
+	run(t, "", "send", url, "--id", "evt_1").says(t, 0, "(stored)")
+	c.Change("/buzzbip_webhook/inbox/pause", "")
+	got := lookup()
+	got.says(t, 0, "secret:1  memory  stored: waits in the inbox, which is paused, attempts: 1, last attempt failed (unreachable) at ", "connection refused")
+	c.Change("/buzzbip_webhook/inbox/resume", "")
+	before := time.Now().Add(40 * time.Minute).UTC()
+	got = lookup()
+	got.says(t, 0, "stored: waits in the inbox, next attempt at ", ", attempts: 1, last attempt failed (unreachable) at ")
+	_, rest, _ := strings.Cut(got.out, "next attempt at ")
+	text, _, _ := strings.Cut(rest, ",")
+	if next, err := time.Parse(time.RFC3339, text); err != nil || next.Before(before) {
+		t.Errorf("the next attempt is at %q, not after %v: %v", text, before, err)
+	}
+	run(t, "", "lookup", "evt_1", "--json", "--address", c.Admin).says(t, 0, `"state":"stored"`, `"attempts":1`, `"due":"`, `"cause":"unreachable"`, `"error":"`)
+}
+
+func TestLookupTellsADeadEvent(t *testing.T) {
+	address := caddytest.FreeAddress(t)
+	c := caddytest.Start(t, "", "", fmt.Sprintf("http://%s {\n\tbuzzbip_webhook %s {\n\t\tinbox sqlite {\n\t\t\tdead_on 422\n\t\t}\n\t}\n\trespond 422\n}", address, caddytest.Secret))
+	run(t, "", "send", "http://"+address, "--id", "evt_1").says(t, 0, "(stored)")
+	caddytest.WaitFor(t, "the event to be dead", func() bool { return c.Metric(`inbox_events{state="dead"}`) == 1 })
+	run(t, "", "lookup", "evt_1", "--address", c.Admin).says(t, 0, "dead: in the inbox until you retry or discard it, attempts: 1, last attempt failed with 422 at ")
+}
+
 func TestLookupAndForgetTakeAnyID(t *testing.T) {
 	url, c := endpoint(t, "")
 	for _, id := range []string{".", "..", "../scopes", "%2E"} {

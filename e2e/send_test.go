@@ -36,6 +36,26 @@ func TestSend(t *testing.T) {
 	run(t, "", "send", slow.URL, "--timeout", "50ms").says(t, 1, "no answer within 50ms")
 }
 
+// storingEndpoint is like endpoint, with an inbox and a backend that is down.
+func storingEndpoint(t *testing.T, inbox, options string) (url string, c *caddytest.Caddy) {
+	address := caddytest.FreeAddress(t)
+	c = caddytest.Start(t, "", "", fmt.Sprintf("http://%s {\n\tbuzzbip_webhook %s {\n\t\tinbox sqlite {\n%s\n}\n%s\n}\n\treverse_proxy %s\n}",
+		address, caddytest.Secret, inbox, options, caddytest.FreeAddress(t)))
+	return "http://" + address, c
+}
+
+const storedNote = "the backend did not accept the event in time, so it is in the inbox, and BuzzBip will not send it again"
+
+func TestSendSaysWhatStoredMeans(t *testing.T) {
+	url, _ := storingEndpoint(t, "", "")
+	run(t, "", "send", url, "--id", "evt_1", "--created-at", "2026-06-01T14:32:00Z").says(t, 0, "answered 200 OK (stored) in ", "note: "+storedNote, "caddy buzzbip inbox list")
+	got := run(t, "", "send", url, "--id", "evt_1", "--created-at", "2026-06-01T14:32:00Z")
+	got.says(t, 0, "answered 200 OK (duplicate) in ")
+	if strings.Contains(got.err, storedNote) {
+		t.Errorf("the duplicate is said to be stored: %s", got.err)
+	}
+}
+
 // wrongEndpoint is a Caddy with every usual mistake, and where it has them.
 type wrongEndpoint struct {
 	backend  *caddytest.Backend

@@ -97,6 +97,9 @@ type EventState struct {
 	LastFailure *Failure `json:"last_failure,omitempty"`
 	// Attempts counts the attempts to deliver an event that is in the inbox.
 	Attempts int `json:"attempts,omitempty"`
+	// Due is when an event that waits in the inbox is delivered again, at the
+	// earliest. It is nil while redelivery is paused.
+	Due *time.Time `json:"due,omitempty"`
 }
 
 // Failure is an attempt to deliver that failed.
@@ -105,6 +108,7 @@ type Failure struct {
 	Cause    webhook.Cause `json:"cause"`
 	Status   int           `json:"status,omitempty"` // of the next handlers, if they answered
 	Duration float64       `json:"duration"`         // in seconds
+	Error    string        `json:"error,omitempty"`  // that a handler returned, up to 500 bytes
 }
 
 // String continues a text such as "last attempt failed".
@@ -113,7 +117,11 @@ func (f *Failure) String() string {
 	if f.Status != 0 {
 		what = "with " + strconv.Itoa(f.Status)
 	}
-	return what + " at " + f.Time.Format(time.RFC3339)
+	what += " at " + f.Time.Format(time.RFC3339)
+	if f.Error != "" {
+		what += ": " + f.Error
+	}
+	return what
 }
 
 // Inbox is the answer to `GET /buzzbip_webhook/inbox`: a page of its events, and its

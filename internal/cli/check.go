@@ -34,6 +34,9 @@ prints what was expected and what was seen:
   warn  it passed only because of --insecure: BuzzBip itself would not deliver
   FAIL  it failed; a hint says what is likely wrong, where that is known
 
+"stored" in an answer is an acknowledgment as well: the backend did not accept the
+event in time, and the inbox of this plugin delivers it later. A hint says so.
+
 Exit code: 0 if no check failed, also with a warning; else 1.
 
 With --json it prints one object with url, failed and warnings (numbers), and
@@ -91,6 +94,9 @@ func (o *checkOptions) run(cmd *cobra.Command, args []string) error {
 	default:
 		p.line("\nno check failed")
 	}
+	if report.stored {
+		p.line("the backend did not accept all events in time: they are in the inbox")
+	}
 	return nil
 }
 
@@ -100,6 +106,7 @@ type checkReport struct {
 	Failed   int       `json:"failed"`
 	Warnings int       `json:"warnings"`
 	Checks   []outcome `json:"checks"`
+	stored   bool      // events are in an inbox
 }
 
 // outcome is the part of a report for one check.
@@ -127,6 +134,7 @@ func (c *checker) run(ctx context.Context, p *printer) checkReport {
 		o := outcome{check.name, f.ok, f.warning, check.expected, f.seen, f.hint, time.Since(start).Seconds()}
 		report.Checks = append(report.Checks, o)
 		p.outcome(o)
+		report.stored = report.stored || o.Hint == storedHint
 		if o.Warning {
 			report.Warnings++
 		}

@@ -64,7 +64,10 @@ const prerequisites = 2
 
 // mustAccept is the finding where only a 2xx is right.
 func mustAccept(r reply) finding {
-	if r.success() {
+	switch {
+	case r.stored():
+		return finding{seen: r.String(), ok: true, hint: storedHint}
+	case r.success():
 		return finding{seen: r.String(), ok: true}
 	}
 	return finding{seen: r.String(), hint: r.hint()}
@@ -185,24 +188,32 @@ func (c *checker) concurrent() finding {
 		sending.Go(func() { replies[i] = c.send(body, signature) })
 	}
 	sending.Wait()
-	successes, duplicates, unexpected := 0, 0, 0
+	// results counts the answers that name the result for the event
+	successes, accepted, results, unexpected := 0, 0, 0, 0
+	hint := ""
 	for _, r := range replies {
-		switch {
-		case r.success():
+		if r.success() {
 			successes++
-			if r.result != "" {
-				duplicates++
-			}
-		case !r.serverError():
+		} else if !r.serverError() {
 			unexpected++
+		}
+		if r.success() && r.result != "" {
+			results++
+		}
+		if r.success() && r.result == "" || r.stored() {
+			accepted++
+		}
+		if r.stored() {
+			hint = storedHint
 		}
 	}
 	seen := summary(replies)
-	if duplicates == 0 {
+	if results == 0 {
 		seen += unknownDeliveries
 	}
-	// a receiver that says which are duplicates must not have delivered twice
-	return finding{seen: seen, ok: successes > 0 && unexpected == 0 && (duplicates == 0 || successes-duplicates <= 1)}
+	// a receiver that says which are duplicates must not have accepted it twice
+	ok := successes > 0 && unexpected == 0 && (results == 0 || accepted <= 1)
+	return finding{seen: seen, ok: ok, hint: hint}
 }
 
 // summary lists different answers, each with how often it was given.

@@ -36,6 +36,10 @@ type reply struct {
 
 func (r reply) success() bool { return r.err == nil && r.status/100 == 2 }
 
+// stored reports whether the event is in an inbox: it is acknowledged, but the backend
+// has not accepted it.
+func (r reply) stored() bool { return r.success() && r.result == string(webhook.ResultStored) }
+
 func (r reply) rejected() bool { return r.err == nil && r.status/100 == 4 }
 
 func (r reply) serverError() bool { return r.err == nil && r.status/100 == 5 }

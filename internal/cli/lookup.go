@@ -18,10 +18,11 @@ func lookupCommand() *cobra.Command {
 		Use:   "lookup <id>",
 		Short: "Shows what a running Caddy knows about an event",
 		Long: `Shows what the running Caddy knows about an event, in each scope: whether it was
-delivered, and until when that is remembered; is being delivered; or was not
-delivered, with the status or the cause of the last failed attempt. This instance
-keeps failures in memory: the last 4096 since it was started, each for as long as
-the retention. An event is unseen if it never arrived, failed longer ago than that,
+delivered, and until when that is remembered; is being delivered; waits in the
+inbox, or is dead there, with the number of attempts; or was not delivered, with the
+status or the cause of the last failed attempt. This instance keeps failures in
+memory: the last 4096 since it was started, each for as long as the retention. Those
+of events in the inbox are on disk. An event is unseen if it never arrived, failed longer ago than that,
 has been forgotten, or was delivered under a secret that is no longer configured.
 
 Exit code: 0 if all stores answered, also if none knows the event; else 1.`,
@@ -43,13 +44,30 @@ func printStates(w io.Writer, scopes []adminapi.EventState) {
 		if s.Expires != nil {
 			until = s.Expires.Format(time.RFC3339)
 		}
-		state := strings.ReplaceAll(s.State, "_", " ")
-		if s.Attempts > 0 {
-			state += fmt.Sprintf(" (attempts: %d)", s.Attempts)
-		}
-		if s.LastFailure != nil {
-			state += ": last attempt failed " + s.LastFailure.String()
-		}
+		state := eventStateText(s)
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", s.Scope, s.Store, state, until)
 	}
+}
+
+func eventStateText(s adminapi.EventState) string {
+	text := strings.ReplaceAll(s.State, "_", " ")
+	switch {
+	case s.State == adminapi.StateDead:
+		text += ": in the inbox until you retry or discard it"
+	case s.State == adminapi.StateStored && s.Due == nil:
+		text += ": waits in the inbox, which is paused"
+	case s.State == adminapi.StateStored:
+		text += ": waits in the inbox, next attempt at " + s.Due.Format(time.RFC3339)
+	}
+	if s.Attempts > 0 {
+		text += fmt.Sprintf(", attempts: %d", s.Attempts)
+	}
+	switch {
+	case s.LastFailure == nil:
+	case s.State == adminapi.StateNotDelivered:
+		text += ": last attempt failed " + s.LastFailure.String()
+	default:
+		text += ", last attempt failed " + s.LastFailure.String()
+	}
+	return text
 }

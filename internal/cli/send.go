@@ -31,7 +31,10 @@ The event is built from the flags, or is the content of --body-file, byte for
 byte. It is sent once: to see a duplicate, give the same --id and --created-at
 twice. Plain HTTP works too, for tests: BuzzBip needs HTTPS.
 
-Exit code: 0 if the answer is a 2xx; 1 if it is another or there is none, with a
+"stored" in the answer means that the backend has failed or not answered in time, and
+that the event is in the inbox of the gateway, which delivers it later.
+
+Exit code: 0 if the answer is a 2xx, also if the event was stored; 1 if it is another or there is none, with a
 hint where the status has a usual cause.`,
 		Example: `  caddy buzzbip send https://hooks.example.com/webhooks/buzzbip
   caddy buzzbip send https://localhost:8443/webhooks/buzzbip --insecure --type contact.created --data '{"contact":{"id":"con_1"}}'
@@ -119,7 +122,10 @@ func (o *sendOptions) report(cmd *cobra.Command, got reply, took time.Duration) 
 	if !got.success() {
 		return withHint(errors.New("BuzzBip would send the event again: only 2xx is a success"), got.hint())
 	}
-	if got.unrouted() {
+	switch {
+	case got.stored():
+		fmt.Fprintln(cmd.ErrOrStderr(), "note: "+storedHint)
+	case got.unrouted():
 		fmt.Fprintln(cmd.ErrOrStderr(), "note: "+unroutedHint+": check that the backend got the event")
 	}
 	return nil
