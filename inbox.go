@@ -2,9 +2,11 @@ package buzzbip
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -26,7 +28,10 @@ const exitGrace = 10 * time.Second
 // outlives the configuration.
 var dispatchers = caddy.NewUsagePool()
 
-type pooledDispatcher struct{ *inbox.Dispatcher }
+type pooledDispatcher struct {
+	*inbox.Dispatcher
+	room *room
+}
 
 // Destruct implements [caddy.Destructor].
 func (d pooledDispatcher) Destruct() error {
@@ -36,12 +41,33 @@ func (d pooledDispatcher) Destruct() error {
 	return nil
 }
 
+// room tells whether an inbox is full. It depends on the sizes of events when it is.
+type room struct{ full atomic.Int64 }
+
+// learn takes into account how keeping an event has ended.
+func (r *room) learn(err error, stats func() inbox.Stats) {
+	switch {
+	case err == nil:
+		r.full.Store(0)
+	case errors.Is(err, inbox.ErrFull):
+		r.full.Store(stats().Bytes + 1)
+	}
+}
+
+// isFull reports whether the last event had no room, and nothing has left the inbox
+// since.
+func (r *room) isFull(stats inbox.Stats) bool {
+	full := r.full.Load()
+	return full > 0 && stats.Bytes >= full-1
+}
+
 // inboxUse is the inbox of a handler.
 type inboxUse struct {
 	inbox.Module
 	kind       string
 	backing    string            // set by startInboxes
 	dispatcher *inbox.Dispatcher // set by startInboxes
+	room       *room             // set by startInboxes
 	stop       func()            // undoes startInboxes; nil before it and after
 }
 
@@ -76,12 +102,13 @@ func (a *App) startInboxes() error {
 		}
 		h.inbox.backing = h.inbox.kind + " " + h.inbox.Stats().Backing
 		pooled, _, err := dispatchers.LoadOrNew(h.inbox.backing, func() (caddy.Destructor, error) {
-			return pooledDispatcher{inbox.NewDispatcher(h.inbox.Module)}, nil
+			return pooledDispatcher{inbox.NewDispatcher(h.inbox.Module), new(room)}, nil
 		})
 		if err != nil {
 			return err
 		}
 		backing, dispatcher := h.inbox.backing, pooled.(pooledDispatcher).Dispatcher
+		h.inbox.room = pooled.(pooledDispatcher).room
 		release := func() { _, _ = dispatchers.Delete(backing) }
 		h.inbox.dispatcher, h.inbox.stop = dispatcher, release
 		if first := active[backing]; first != nil {

@@ -273,6 +273,7 @@ func (k *keeper) keep() bool {
 	} else {
 		_, err = a.inbox.dispatcher.Add(ctx, event.Target, event, a.inbox.Capacity())
 	}
+	a.inbox.room.learn(err, a.inbox.Stats)
 	if err != nil && !errors.Is(err, inbox.ErrKept) {
 		a.sampled.log(a.logger, zapcore.ErrorLevel, "the inbox does not take events, so senders get the failures of the backend", "", func() []zap.Field {
 			return []zap.Field{zap.String("event_id", a.event.ID), zap.Error(err)}

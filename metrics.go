@@ -231,7 +231,7 @@ var (
 	inboxBytesDesc  = inboxDesc("inbox_bytes", "Size of the events in the inbox that wait or are dead, as max_size counts it.")
 	inboxOldestDesc = inboxDesc("inbox_oldest_seconds", "How long the oldest event has been waiting; 0 if none waits.")
 	inboxPausedDesc = inboxDesc("inbox_paused", "1 while redelivery is paused.")
-	inboxUpDesc     = inboxDesc("inbox_up", "1 while the inbox can keep events.")
+	inboxUpDesc     = inboxDesc("inbox_up", "1 while the inbox can keep events; 0 if its disk fails, or if it is full.")
 )
 
 func inboxDesc(name, help string, labels ...string) *prometheus.Desc {
@@ -269,7 +269,7 @@ func (inboxCollector) Collect(values chan<- prometheus.Metric) {
 		if !stats.Paused.IsZero() {
 			paused = 1
 		}
-		if stats.Err != nil {
+		if stats.Err != nil || h.inbox.room.isFull(stats) {
 			up = 0
 		}
 	}

@@ -210,3 +210,31 @@ http://%s {
 		t.Errorf("%v requests were stored, want 4", n)
 	}
 }
+
+func TestInboxThatIsFullIsNotUpUntilItHasRoom(t *testing.T) {
+	url, c := storingEndpoint(t, "retry 1h\nmax_size 20KiB", "")
+	stores := func() bool {
+		return caddytest.Post(t.Context(), url, caddytest.NewEvent()).Result == "stored"
+	}
+	up := func(want float64, when string) {
+		t.Helper()
+		if got := c.Metric("inbox_up"); got != want {
+			t.Errorf("%s inbox_up is %v", when, got)
+		}
+	}
+	for n := 0; stores(); n++ {
+		up(1, "while there is room")
+		if n > 1000 {
+			t.Fatal("the inbox is never full")
+		}
+	}
+	up(0, "when it is full")
+	c.Reload()
+	up(0, "after a reload")
+	c.Change("/buzzbip_webhook/inbox/discard", "{}")
+	up(1, "when it has room again")
+	if !stores() {
+		t.Error("the event was not stored")
+	}
+	up(1, "when it has stored an event")
+}
