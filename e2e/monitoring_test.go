@@ -148,7 +148,8 @@ func startPrometheus(t *testing.T, target string) *prometheus {
 	for name, text := range map[string]string{
 		"prometheus.yml": example(t, "monitoring/prometheus.yml",
 			"localhost:2019", target, "scrape_interval: 15s", "scrape_interval: 1s", "evaluation_interval: 15s", "evaluation_interval: 1s"),
-		"alerts.yml": example(t, "monitoring/alerts.yml"),
+		// 10 minutes are too long for a test
+		"alerts.yml": example(t, "monitoring/alerts.yml", "oldest_seconds > 600", "oldest_seconds > 1"),
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
@@ -315,6 +316,7 @@ func quoted(value string) string {
 type load struct {
 	t                   *testing.T
 	hooks, others       *tour
+	files               string // a directory
 	arrived, release    chan struct{}
 	results, rejections map[string]float64
 	matches             map[string]float64
@@ -381,6 +383,25 @@ func (l *load) failure() {
 	})
 }
 
+// inbox stores an event that the backend cannot be reached for, one that is dead at once,
+// and one that nothing delivers, and has the file of another inbox removed.
+func (l *load) inbox() {
+	l.t.Helper()
+	l.does("stored", "", "other", func() {
+		body := caddytest.NewEvent()
+		r := l.others.request(http.MethodPost, "/kept", caddytest.SignWith(otherSecret, body), body)
+		r.Header.Set("X-Mode", "poison")
+		l.others.expect(r, 200)
+	})
+	l.does("stored", "", "other", func() { l.others.sends("/kept", otherSecret, caddytest.NewEvent(), 200) })
+	l.does("stored", "", "other", func() { l.others.sends("/temporary", otherSecret, caddytest.NewEvent(), 200) })
+	for _, file := range []string{"there", "lost.db"} {
+		if err := os.Remove(filepath.Join(l.files, file)); err != nil {
+			l.t.Fatal(err)
+		}
+	}
+}
+
 // slow starts a delivery that lasts until there is something in l.release, and
 // returns what makes its sender disconnect.
 func (l *load) slow(body string) (disconnect func()) {
@@ -408,7 +429,7 @@ func (l *load) slow(body string) (disconnect func()) {
 // metrics is the address of one for Prometheus alone.
 func startLoad(t *testing.T) (l *load, metrics string) {
 	t.Helper()
-	l = &load{t: t, arrived: make(chan struct{}, 100), release: make(chan struct{}),
+	l = &load{t: t, files: t.TempDir(), arrived: make(chan struct{}, 100), release: make(chan struct{}),
 		results: make(map[string]float64), rejections: make(map[string]float64), matches: make(map[string]float64)}
 	b := caddytest.NewBackend(t, func(w http.ResponseWriter, r *http.Request) {
 		switch r.Header.Get("X-Mode") {
@@ -422,6 +443,9 @@ func startLoad(t *testing.T) (l *load, metrics string) {
 			}
 		}
 	})
+	if err := os.WriteFile(filepath.Join(l.files, "there"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	secrets := t.TempDir()
 	for name, secret := range map[string]string{"buzzbip": caddytest.Secret, "buzzbip_previous": oldSecret} {
 		if err := os.WriteFile(filepath.Join(secrets, name), []byte(secret+"\n"), 0o600); err != nil {
@@ -470,8 +494,33 @@ http://%[1]s {
 		}
 		reverse_proxy %[2]s
 	}
+	@kept {
+		path /kept /temporary
+		expression "path('/kept') || file({'root': '%[4]s', 'try_files': ['there']})"
+	}
+	handle @kept {
+		buzzbip_webhook {
+			secret {env.OTHER_SECRET} other
+			scope kept
+			inbox sqlite %[4]s/kept.db {
+				retry 100ms 1s
+				dead_on 422
+			}
+		}
+		@poison header X-Mode poison
+		respond @poison 422
+		reverse_proxy %[3]s # nobody listens there
+	}
+	handle /lost {
+		buzzbip_webhook {
+			secret {env.OTHER_SECRET} other
+			scope lost
+			inbox sqlite %[4]s/lost.db
+		}
+		reverse_proxy %[2]s
+	}
 }
-`, l.others.address, b.Address(), caddytest.FreeAddress(t))
+`, l.others.address, b.Address(), caddytest.FreeAddress(t), l.files)
 	sites += metricsSite(t, metrics)
 	c := caddytest.Start(t, "", globals, sites, "OTHER_SECRET="+otherSecret)
 	l.hooks.Caddy, l.others.Caddy = c, c
@@ -515,10 +564,10 @@ var ourMetric = regexp.MustCompile(`caddy_buzzbip_webhook_\w+`)
 // The states that the alerts are to have after the load; those that have to last
 // for longer than the test may have begun to fire on a very slow machine.
 var (
-	alertsThatFire = []string{"BuzzBipConflict", "BuzzBipOverloaded", "BuzzBipStoreRejects"}
-	alertsThatWait = []string{"BuzzBipBackendFailing", "BuzzBipForgeries", "BuzzBipOldSecretInUse", "BuzzBipSenderDisconnects",
+	alertsThatFire = []string{"BuzzBipConflict", "BuzzBipInboxDead", "BuzzBipInboxUnserved", "BuzzBipInboxWaits", "BuzzBipOverloaded", "BuzzBipStoreRejects"}
+	alertsThatWait = []string{"BuzzBipBackendFailing", "BuzzBipForgeries", "BuzzBipInboxDown", "BuzzBipOldSecretInUse", "BuzzBipSenderDisconnects",
 		"BuzzBipStoreDown", "BuzzBipStoreForgets"}
-	alertsAtRest = []string{"BuzzBipBackendSlow", "BuzzBipCaddyDown", "BuzzBipNoEvents", "BuzzBipNothingDelivered",
+	alertsAtRest = []string{"BuzzBipBackendSlow", "BuzzBipCaddyDown", "BuzzBipInboxPaused", "BuzzBipNoEvents", "BuzzBipNothingDelivered",
 		"BuzzBipOldSecretUnused", "BuzzBipRouteBroken", "BuzzBipSecretWrong", "BuzzBipStoreLosesData", "BuzzBipStoreNearlyFull"}
 )
 
@@ -548,6 +597,7 @@ func TestMonitoringExampleUnderLoad(t *testing.T) {
 		l.round(n)
 		scraped("the load", "sum(caddy_buzzbip_webhook_requests_total)", total(l.results))
 	}
+	l.inbox()
 	body := caddytest.NewEvent()
 	disconnect := l.slow(body)
 	scraped("a delivery in flight", "sum(caddy_buzzbip_webhook_in_flight)", 1)
@@ -851,12 +901,19 @@ func (p *prometheus) checkDashboard(t *testing.T, c *caddytest.Caddy, start time
 	}
 	compare("Rejections in this time range", "reason", l.rejections)
 	compare("Valid signatures in this time range", "secret", l.matches)
-	if got := p.by("cause", "sum by (cause) (caddy_buzzbip_webhook_failures_total) > 0"); !maps.Equal(got, map[string]float64{"status_5xx": l.results["failed"]}) {
+	if got := p.by("cause", `sum by (cause) (caddy_buzzbip_webhook_failures_total{cause="status_5xx"})`); !maps.Equal(got, map[string]float64{"status_5xx": l.results["failed"]}) {
 		t.Errorf("by cause Prometheus counts %v, want %v", got, l.results["failed"])
+	}
+	if got, want := p.by("state", v.interpolate(d.query(t, "Events in the inbox"))), map[string]float64{"waiting": 2, "dead": 1, "delivered": 0}; !maps.Equal(got, want) {
+		t.Errorf("the inbox has %v, want %v", got, want)
 	}
 	compare("Conflicts", "", map[string]float64{"": l.results["conflict"]})
 	compare("Store", "store", map[string]float64{"sqlite": 1, "memory": 1, "redis": 0})
-	compare("Firing alerts", "alertname", map[string]float64{"BuzzBipConflict": 1, "BuzzBipOverloaded": 1, "BuzzBipStoreRejects": 1})
+	firing := make(map[string]float64)
+	for _, name := range alertsThatFire {
+		firing[name] = 1
+	}
+	compare("Firing alerts", "alertname", firing)
 	if last := p.query(v.interpolate(d.query(t, "Last event"))); len(last) != 1 || last[0].Value.value() > 60 {
 		t.Errorf("the last event was %v ago", last)
 	}
