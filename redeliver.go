@@ -106,9 +106,9 @@ func (u *unread) Write(data []byte) (int, error) { return len(data), nil }
 // WriteHeader implements [http.ResponseWriter].
 func (u *unread) WriteHeader(int) {}
 
-// FlushError, SetReadDeadline and SetWriteDeadline are for
-// [http.ResponseController].
+// FlushError and the other methods are for [http.ResponseController].
 func (u *unread) FlushError() error                { return nil }
+func (u *unread) EnableFullDuplex() error          { return nil }
 func (u *unread) SetReadDeadline(time.Time) error  { return nil }
 func (u *unread) SetWriteDeadline(time.Time) error { return nil }
 

@@ -26,3 +26,16 @@ func TestRedeliveryHasTheProtocolOfTheEvent(t *testing.T) {
 		waitForEmptyInbox(t)
 	})
 }
+
+func TestRedeliveryTakesServerOptionsThatChangeTheConnection(t *testing.T) {
+	b, working := failing(t, http.StatusInternalServerError)
+	s := start(t, "respond gone 404")
+	s.server = `"enable_full_duplex":true,"read_timeout":60000000000,"write_timeout":60000000000,"read_idle_timeout":60000000000,"write_idle_timeout":60000000000,`
+	s.reload(proxied(b, kept(t, "")))
+	expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, caddytest.NewEvent())), http.StatusOK, webhook.ResultStored)
+	working.Store(true)
+	waitForEmptyInbox(t)
+	if logs := s.logs(); strings.Contains(logs, "full duplex") || strings.Contains(logs, "deadline") {
+		t.Error(logs)
+	}
+}
