@@ -122,6 +122,9 @@ func (a *attempt) deliver(w http.ResponseWriter, r *http.Request, next caddyhttp
 	// the delivery goes on if the sender disconnects
 	ctx, cancel := context.WithDeadline(&a.values, a.start.Add(a.deliveryTimeout))
 	defer cancel()
+	if redeliveryOf(r) != nil {
+		defer context.AfterFunc(a.context.sender, cancel)() // its context ends with the process
+	}
 	a.cancel = cancel
 	a.sent.token[0] = rand.Text()
 	chains.add(a.sent.token[0], a.target)

@@ -22,7 +22,7 @@ import (
 const inboxNamespace = "http.buzzbip_webhook.inboxes"
 
 // exitGrace is how long redeliveries under way may take when the process ends.
-const exitGrace = 10 * time.Second
+var exitGrace = 10 * time.Second
 
 // dispatchers has a dispatcher for each place where inboxes keep their events. It
 // outlives the configuration.

@@ -436,6 +436,38 @@ func TestEventsOfASiteThatIsGoneWait(t *testing.T) {
 	waitForEmptyInbox(t)
 }
 
+func TestRedeliveryUnderWayIsCutOffWhenCaddyStops(t *testing.T) {
+	defer func(d time.Duration) { exitGrace = d }(exitGrace)
+	exitGrace = 0
+	release := make(chan struct{})
+	b := newBackend(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get(redeliveryHeader) == "" {
+			w.WriteHeader(http.StatusInternalServerError)
+			return
+		}
+		select {
+		case <-r.Context().Done():
+		case <-release:
+		}
+	})
+	directives := proxied(b, "delivery_timeout 1h\n"+kept(t, ""))
+	s := start(t, directives)
+	expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, caddytest.NewEvent())), http.StatusOK, webhook.ResultStored)
+	for range 2 {
+		caddytest.Receive(t, b.arrived, "the attempt")
+	}
+	stopped := make(chan error, 1)
+	go func() { stopped <- caddy.Stop() }()
+	defer close(release)
+	if err := caddytest.Receive(t, stopped, "Caddy to stop"); err != nil {
+		t.Error(err)
+	}
+	s.reload(directives)
+	if got, err := ask(t, http.MethodGet, "inbox", ""); err != nil || !strings.Contains(got, `"attempts":1`) {
+		t.Errorf("the attempt that was cut off counts: %s, %v", got, err)
+	}
+}
+
 func TestNoRequestFromOutsideIsARedelivery(t *testing.T) {
 	b := newBackend(t, nil)
 	s := start(t, proxied(b, kept(t, ""))+explained)
