@@ -281,6 +281,60 @@ func TestExampleDurable(t *testing.T) {
 	}
 }
 
+func TestExampleInbox(t *testing.T) {
+	t.Setenv("BUZZBIP_SECRET", caddytest.Secret)
+	b, working := failing(t, http.StatusServiceUnavailable)
+	s := startExample(t, "inbox", "127.0.0.1:9000", b.address(), "/var/lib/caddy", t.TempDir(), "retry 5s 1m", "retry 50ms 200ms")
+	client := newClient(t, "HTTP/2.0")
+	body := caddytest.NewEvent()
+	expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultStored)
+	working.Store(true)
+	waitForEmptyInbox(t)
+	expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultDuplicate)
+}
+
+// The commands of the README of the example, word for word but for its addresses.
+func TestExampleInboxAsItsREADMESays(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join("examples", "inbox", "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	binary, dir := buildCaddy(t), t.TempDir()
+	address, backend := fmt.Sprintf("localhost:%d", caddytest.FreePort(t)), caddytest.FreeAddress(t)
+	root, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	readme := caddytest.Replace(t, string(text), "localhost:8080", address, "127.0.0.1:9000", backend,
+		"|/tmp|", "|"+dir+"|", "/tmp/Caddyfile", filepath.Join(dir, "Caddyfile"), "examples/inbox/Caddyfile", filepath.Join(root, "examples", "inbox", "Caddyfile"))
+	readme = strings.ReplaceAll(readme, "\n   ", "\n")
+	commands, output := blocks(readme, "sh"), blocks(readme, "text")
+	if len(commands) != 5 || len(output) != 2 {
+		t.Fatalf("the README has %d blocks of commands and %d of output, want 5 and 2", len(commands), len(output))
+	}
+	// the example has its backend at the port of the README
+	start := caddytest.Replace(t, commands[0], "sed '", "sed 's|127.0.0.1:9000|"+backend+"|; ")
+	admin := startServer(t, binary, dir, start, "http://"+address)
+	prints := func(commands, output string) {
+		t.Helper()
+		cmd := shell(binary, dir, commands)
+		cmd.Env = append(cmd.Env, "CADDY_ADMIN="+admin)
+		got, err := cmd.CombinedOutput()
+		varies := regexp.MustCompile(`attempts: \d|\d{4}-\d\d-\d\dT[\d:]+Z`)
+		text := func(s string) string { return varies.ReplaceAllString(took.ReplaceAllString(s, ""), "") }
+		if err != nil || text(string(got)) != text(output) {
+			t.Errorf("%v: the commands print\n%s\nbut the README says\n%s", err, got, output)
+		}
+	}
+	prints(commands[1], output[0])
+	startServer(t, binary, dir, commands[2], "http://"+backend)
+	curl(t, strings.TrimSpace(commands[3]), admin)
+	caddytest.WaitFor(t, "the inbox to be empty", func() bool {
+		return strings.Contains(curl(t, "curl localhost:2019/buzzbip_webhook/inbox", admin), `"waiting":0`)
+	})
+	prints(commands[4], output[1])
+}
+
 // That instances act as one is tested in e2e, with processes.
 func TestExampleCluster(t *testing.T) {
 	server := redistest.Start(t)

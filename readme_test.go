@@ -2,6 +2,7 @@ package buzzbip
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -180,12 +181,14 @@ go() { shift 2; caddy "$@" || { echo "exit status $?" >&2; return 1; }; }
 }
 
 // startServer runs commands, the last of which is a Caddy that serves url, and returns
-// when it does. Its admin endpoint is not that of another Caddy.
-func startServer(t *testing.T, binary, dir, commands, url string) {
+// when it does. It returns the address of its admin endpoint, which is not that of
+// another Caddy.
+func startServer(t *testing.T, binary, dir, commands, url string) (admin string) {
 	t.Helper()
 	server := shell(binary, dir, commands)
+	admin = fmt.Sprintf("localhost:%d", caddytest.FreePort(t))
 	// in the place of the shell, so that it gets the signal
-	server.Env = append(server.Env, "HOW=exec", fmt.Sprintf("CADDY_ADMIN=localhost:%d", caddytest.FreePort(t)))
+	server.Env = append(server.Env, "HOW=exec", "CADDY_ADMIN="+admin)
 	var log bytes.Buffer
 	server.Stderr = &log
 	if err := server.Start(); err != nil {
@@ -208,6 +211,31 @@ func startServer(t *testing.T, binary, dir, commands, url string) {
 		_, err = io.Copy(io.Discard, res.Body)
 		return err == nil
 	})
+	return admin
+}
+
+// curl makes the request of a command of the docs at an admin endpoint, and returns the
+// answer.
+func curl(t *testing.T, command, admin string) (answer string) {
+	t.Helper()
+	parts := regexp.MustCompile(`^curl (?:-s )?(?:-X (POST) )?'?localhost:2019(/[^ ']+)'?(?: -d '([^']+)')?(?: \| jq .+)?$`).FindStringSubmatch(command)
+	if parts == nil {
+		t.Fatalf("%q is not the form of the other commands", command)
+	}
+	r, err := http.NewRequest(cmp.Or(parts[1], http.MethodGet), "http://"+admin+parts[2], strings.NewReader(parts[3]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil || res.StatusCode != http.StatusOK {
+		t.Errorf("%s: %s %s, %v", command, res.Status, text, err)
+	}
+	return string(text)
 }
 
 // took is how long an answer took.
