@@ -26,7 +26,8 @@ RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache
 
 FROM caddy:${CADDY_VERSION}
 COPY --from=builder /src/build/caddy /usr/bin/caddy
-# New volumes that are mounted there inherit this owner.
+# New volumes that are mounted there inherit this owner. The inbox, the store sqlite and
+# the certificates are in /data: without a volume there, they are lost with the container.
 RUN caddy list-modules | grep -x http.handlers.buzzbip_webhook && chown -R 10001:10001 /data /config
 # A number, so that Kubernetes can verify that it is not root. Docker lets this
 # user bind the ports 80 and 443; elsewhere, use ports above 1023.

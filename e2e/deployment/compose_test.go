@@ -63,6 +63,9 @@ func TestCompose(t *testing.T) {
 			t.Errorf("nothing is mounted at %s", target)
 		}
 	}
+	if !slices.ContainsFunc(caddy.Volumes, func(v types.ServiceVolumeConfig) bool { return v.Target == "/data" && v.Type == types.VolumeTypeVolume }) {
+		t.Error("the inbox, below /data, is lost with the container")
+	}
 
 	// what the Caddyfile needs is there
 	var secrets []string
@@ -174,6 +177,9 @@ func TestComposeRuns(t *testing.T) {
 	logsAccess(t, c)
 	if c.Metric(`store_up{store="redis"}`) != 1 || c.Metric(`remembered_events{store="redis"}`) == 0 {
 		t.Error("the ids were not remembered in Redis")
+	}
+	if c.Metric("inbox_up") != 1 {
+		t.Error("the inbox does not work")
 	}
 	if !strings.Contains(deliveries.String(), `"/webhooks/buzzbip"`) {
 		t.Error("the backend does not log what it gets")

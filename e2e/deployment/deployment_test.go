@@ -120,6 +120,10 @@ func adapted(t *testing.T, caddyfile string) (s settings) {
 			s.GracePeriod, s.ReadTimeout, s.AnswerWithin, s.DeliveryTimeout)
 	}
 	s.ShortestStop = s.ShutdownDelay + s.GracePeriod
+	if handler["inbox"] == nil {
+		t.Error("the Caddyfile has no inbox")
+	}
+	s.ShortestStop += 15 * time.Second // redeliveries under way, and a disk that does not respond
 	return s
 }
 

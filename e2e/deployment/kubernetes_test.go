@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -53,7 +54,7 @@ import (
 // cluster is what "kubectl apply -k" would create.
 type cluster struct {
 	namespaces []*corev1.Namespace
-	deployment *appsv1.Deployment
+	caddy      *appsv1.StatefulSet
 	redis      *appsv1.StatefulSet
 	services   map[string]*corev1.Service
 	secrets    map[string]*corev1.Secret
@@ -163,10 +164,13 @@ func kubernetes(t *testing.T) *cluster {
 		case *corev1.Namespace:
 			c.namespaces = append(c.namespaces, object)
 			continue
-		case *appsv1.Deployment:
-			c.deployment = object
 		case *appsv1.StatefulSet:
-			c.redis = object
+			switch object.Name {
+			case "caddy":
+				c.caddy = object
+			case "redis":
+				c.redis = object
+			}
 		case *corev1.Service:
 			c.services[object.Name] = object
 		case *corev1.Secret:
@@ -186,8 +190,8 @@ func kubernetes(t *testing.T) *cluster {
 			t.Errorf("%s is in the namespace %q", id, ns)
 		}
 	}
-	if c.deployment == nil || c.redis == nil {
-		t.Fatal("there is no Deployment or no StatefulSet")
+	if c.caddy == nil || c.redis == nil {
+		t.Fatal("there is no StatefulSet caddy or redis")
 	}
 	return c
 }
@@ -207,8 +211,6 @@ func validate(object runtime.Object) field.ErrorList {
 		return corevalidation.ValidateSecret(object)
 	case *core.ConfigMap:
 		return corevalidation.ValidateConfigMap(object)
-	case *apps.Deployment:
-		return appsvalidation.ValidateDeployment(object, corevalidation.PodValidationOptions{})
 	case *apps.StatefulSet:
 		return appsvalidation.ValidateStatefulSet(object, corevalidation.PodValidationOptions{})
 	case *networking.Ingress:
@@ -222,7 +224,7 @@ func validate(object runtime.Object) field.ErrorList {
 }
 
 func (c *cluster) templates() []*corev1.PodTemplateSpec {
-	return []*corev1.PodTemplateSpec{&c.deployment.Spec.Template, &c.redis.Spec.Template}
+	return []*corev1.PodTemplateSpec{&c.caddy.Spec.Template, &c.redis.Spec.Template}
 }
 
 // selected returns the one template that has the labels.
@@ -310,10 +312,10 @@ func (c *cluster) mounted(t *testing.T, template *corev1.PodTemplateSpec) map[st
 
 func TestKubernetes(t *testing.T) {
 	c := kubernetes(t)
-	caddy, redis := &c.deployment.Spec.Template, &c.redis.Spec.Template
+	caddy, redis := &c.caddy.Spec.Template, &c.redis.Spec.Template
 
-	if len(c.namespaces) != 1 || c.namespaces[0].Name != c.deployment.Namespace {
-		t.Fatal("the namespace is not that of the Deployment")
+	if len(c.namespaces) != 1 || c.namespaces[0].Name != c.caddy.Namespace {
+		t.Fatal("the namespace is not that of Caddy")
 	}
 	level, ok := c.namespaces[0].Labels[podsecurityapi.EnforceLevelLabel]
 	if !ok {
@@ -344,8 +346,8 @@ func TestKubernetes(t *testing.T) {
 			}
 		}
 	}
-	if *c.deployment.Spec.Replicas != 2 {
-		t.Errorf("%d replicas", *c.deployment.Spec.Replicas)
+	if *c.caddy.Spec.Replicas != 2 {
+		t.Errorf("%d replicas", *c.caddy.Spec.Replicas)
 	}
 	if user := imageUser(t); *caddy.Spec.SecurityContext.RunAsUser != user || *caddy.Spec.SecurityContext.FSGroup != user {
 		t.Errorf("the pod's user or group is not that of the image, %d", user)
@@ -360,14 +362,16 @@ func TestKubernetes(t *testing.T) {
 			}
 		}
 	}
-	if _, ok := c.services[c.redis.Spec.ServiceName]; !ok {
-		t.Errorf("the StatefulSet's Service %s is not there", c.redis.Spec.ServiceName)
+	for _, set := range []*appsv1.StatefulSet{c.caddy, c.redis} {
+		if _, ok := c.services[set.Spec.ServiceName]; !ok {
+			t.Errorf("the Service %s of %s is not there", set.Spec.ServiceName, set.Name)
+		}
 	}
 	for _, budget := range c.budgets {
 		if c.selected(t, "the PodDisruptionBudget", budget.Spec.Selector) != caddy {
 			t.Error("the PodDisruptionBudget is not Caddy's")
 		}
-		if budget.Spec.MinAvailable == nil || budget.Spec.MinAvailable.IntVal >= *c.deployment.Spec.Replicas {
+		if budget.Spec.MinAvailable == nil || budget.Spec.MinAvailable.IntVal >= *c.caddy.Spec.Replicas {
 			t.Error("the PodDisruptionBudget lets no pod be evicted, ever")
 		}
 	}
@@ -426,6 +430,11 @@ func TestKubernetes(t *testing.T) {
 	}
 	if !writable["/data"] || !writable["/config"] {
 		t.Error("Caddy cannot write to /data or /config")
+	}
+	if claims := c.caddy.Spec.VolumeClaimTemplates; len(claims) != 1 || !slices.ContainsFunc(caddy.Spec.Containers[0].VolumeMounts, func(m corev1.VolumeMount) bool {
+		return m.MountPath == "/data" && m.Name == claims[0].Name
+	}) {
+		t.Error("the inbox, below /data, is lost with the pod")
 	}
 	s := adapted(t, caddyfile)
 	for _, listen := range s.Listen {
@@ -522,8 +531,12 @@ func TestKubernetesRuns(t *testing.T) {
 	}
 
 	arrived, release := make(chan struct{}, 1), make(chan struct{})
-	backend := caddytest.NewBackend(t, func(_ http.ResponseWriter, r *http.Request) {
-		if r.URL.RawQuery == "slow" {
+	var away atomic.Bool
+	backend := caddytest.NewBackend(t, func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case away.Load():
+			w.WriteHeader(http.StatusServiceUnavailable)
+		case r.URL.RawQuery == "slow":
 			arrived <- struct{}{}
 			<-release
 		}
@@ -535,7 +548,7 @@ func TestKubernetesRuns(t *testing.T) {
 	var pods []pod
 	for range 2 {
 		site, health := caddytest.FreeAddress(t), caddytest.FreeAddress(t)
-		main := c.deployment.Spec.Template.Spec.Containers[0]
+		main := c.caddy.Spec.Template.Spec.Containers[0]
 		pods = append(pods, pod{
 			Caddy:   start(t, "", caddytest.Replace(t, caddyfile, "http://:8080", "http://"+site, "http://:8081", "http://"+health)),
 			url:     "http://" + site + "/webhooks/buzzbip",
@@ -566,6 +579,17 @@ func TestKubernetesRuns(t *testing.T) {
 	body := caddytest.NewEvent()
 	expect(caddytest.Post(t.Context(), pods[0].url, body), http.StatusOK, "")
 	expect(caddytest.Post(t.Context(), pods[1].url, body), http.StatusOK, "duplicate")
+
+	// each pod has an inbox, and delivers what it has stored
+	away.Store(true)
+	stored := caddytest.NewEvent()
+	expect(caddytest.Post(t.Context(), pods[0].url, stored), http.StatusOK, "stored")
+	expect(caddytest.Post(t.Context(), pods[1].url, stored), http.StatusOK, "duplicate")
+	away.Store(false)
+	caddytest.WaitFor(t, "the inbox to be empty", func() bool { return pods[0].Metric(`inbox_events{state="waiting"}`) == 0 })
+	if backend.Count(stored) < 2 {
+		t.Error("the backend did not get the event that was stored")
+	}
 
 	// the first step of a rotation: the pods stay
 	const newSecret = "the-secret-after-the-rotation-xx"

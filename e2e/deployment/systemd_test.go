@@ -1,11 +1,13 @@
 package deployment
 
 import (
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -63,7 +65,8 @@ func TestSystemd(t *testing.T) {
 	credential, _, _ := strings.Cut(setting(t, "LoadCredential"), ":")
 	caddytest.Replace(t, caddyfile,
 		"secret_file {env.CREDENTIALS_DIRECTORY}/"+credential+"\n", "",
-		"store sqlite /var/lib/"+setting(t, "StateDirectory")+"/", "")
+		"store sqlite /var/lib/"+setting(t, "StateDirectory")+"/", "",
+		"inbox sqlite /var/lib/"+setting(t, "StateDirectory")+"/", "")
 }
 
 func TestSystemdRuns(t *testing.T) {
@@ -72,12 +75,17 @@ func TestSystemdRuns(t *testing.T) {
 	if err := os.WriteFile(secret, []byte(caddytest.Secret+"\n"), 0o400); err != nil {
 		t.Fatal(err)
 	}
-	backend := caddytest.NewBackend(t, nil)
+	var away atomic.Bool
+	backend := caddytest.NewBackend(t, func(w http.ResponseWriter, _ *http.Request) {
+		if away.Load() {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	})
 	address := caddytest.FreeAddress(t)
 	caddyfile := caddytest.Replace(t, example(t, "systemd", "Caddyfile"),
 		"hooks.example.com {", "http://"+address+" {", "127.0.0.1:9000", backend.Address(), "/var/lib/caddy/buzzbip", state)
 	url := "http://" + address + "/webhooks/buzzbip"
-	body := caddytest.NewEvent()
+	body, stored := caddytest.NewEvent(), caddytest.NewEvent()
 	for _, result := range []string{"", "duplicate"} { // before and after a restart
 		c := start(t, "", caddyfile, "CREDENTIALS_DIRECTORY="+credentials)
 		if result == "" {
@@ -87,9 +95,21 @@ func TestSystemdRuns(t *testing.T) {
 		if got := caddytest.Post(t.Context(), url, body); got.Status != 200 || got.Result != result {
 			t.Errorf("answered %+v, want 200 %q", got, result)
 		}
+		if result == "" {
+			away.Store(true)
+			if got := caddytest.Post(t.Context(), url, stored); got.Status != 200 || got.Result != "stored" {
+				t.Errorf("answered %+v, want 200 stored", got)
+			}
+		} else {
+			caddytest.WaitFor(t, "the inbox to be empty", func() bool { return c.Metric(`inbox_events{state="waiting"}`) == 0 })
+		}
 		c.Stop()
+		away.Store(false)
 	}
 	if n := backend.Count(body); n != 1 {
 		t.Errorf("delivered %d times", n)
+	}
+	if n := backend.Count(stored); n < 2 {
+		t.Error("the backend did not get the event that was stored before the restart")
 	}
 }
