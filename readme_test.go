@@ -238,6 +238,48 @@ func curl(t *testing.T, command, admin string) (answer string) {
 	return string(text)
 }
 
+// The commands of docs/INBOX.md for the admin endpoint, as they are.
+func TestInboxIsOperatedAsTheDocsSay(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join("docs", "INBOX.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, commands := blocks(string(text), "caddyfile"), regexp.MustCompile(`(?m)^curl .*$`).FindAllString(string(text), -1)
+	if len(config) != 1 || len(commands) < 9 {
+		t.Fatalf("the page has %d configurations and %d commands", len(config), len(commands))
+	}
+	t.Setenv("BUZZBIP_SECRET", caddytest.Secret)
+	binary, dir := buildCaddy(t), t.TempDir()
+	address := fmt.Sprintf("localhost:%d", caddytest.FreePort(t))
+	config[0] += "reverse_proxy " + caddytest.FreeAddress(t) // nobody is there
+	admin := startServer(t, binary, dir, "caddy run --config "+writeFile(t, dir, "Caddyfile", "http://"+address+" {\n"+config[0]+"\n}"), "http://"+address)
+	client := newClient(t, "HTTP/1.1")
+	for _, id := range []string{"evt_7f3a9b2c", "evt_1d8e0f3a"} {
+		expect(t, send(client, signed("http://"+address, caddytest.Event{ID: id}.Body())), http.StatusOK, webhook.ResultStored)
+	}
+	count := regexp.MustCompile(`"(waiting|events)":(\d+)`)
+	selected := make(map[string]string)
+	for _, command := range commands {
+		if found := count.FindStringSubmatch(curl(t, command, admin)); found != nil {
+			selected[command] = found[2]
+		}
+	}
+	for _, command := range commands {
+		var want string
+		switch {
+		case strings.Contains(command, "state=waiting"), strings.Contains(command, `"state":["waiting"]`), strings.Contains(command, "evt_7f3a9b2c"):
+			want = "2"
+		case strings.Contains(command, `"state":["dead"]`), strings.Contains(command, "contact.updated"):
+			want = "0"
+		default:
+			continue
+		}
+		if selected[command] != want {
+			t.Errorf("%s selects %s events, want %s", command, selected[command], want)
+		}
+	}
+}
+
 // took is how long an answer took.
 var took = regexp.MustCompile(`(?m) in [0-9.]+(µs|ms|s)$`)
 
