@@ -14,8 +14,8 @@
 //
 // Programs that build Caddy import the package for its side effects: it
 // registers [Handler] as http.handlers.buzzbip_webhook, [MatchEvent] as
-// http.matchers.buzzbip_event, the stores (see the package dedupe), an admin API
-// and the command `caddy buzzbip`.
+// http.matchers.buzzbip_event, the stores (see the package dedupe), the inbox (see
+// the package inbox), an admin API and the command `caddy buzzbip`.
 //
 // # A request on its way
 //
@@ -25,6 +25,7 @@
 // next handlers and settles the claim by their answer; transport.go decides what a
 // transport may send again, chain.go recognizes a delivery that comes back to
 // another buzzbip_webhook, and errorroutes.go what error routes may see and
-// answer. placeholders.go and matcher.go show the event to other handlers,
+// answer. With an inbox, keep.go stores the event if the next handlers fail, and
+// redeliver.go delivers it again later. placeholders.go and matcher.go show the event to other handlers,
 // accesslog.go, metrics.go, feed.go, failures.go and admin.go to operators.
 package buzzbip

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"runtime"
 	"slices"
@@ -19,7 +20,9 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
+	"github.com/buzzbip/caddy-webhook/inbox"
 	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
@@ -95,6 +98,38 @@ func TestREADMENamesEveryOptionAndReason(t *testing.T) {
 	missing := slices.DeleteFunc(names, func(name string) bool { return strings.Contains(readme, "| `"+name+"`") })
 	if len(missing) > 0 {
 		t.Errorf("the README has no row for %q", missing)
+	}
+}
+
+func TestDocsSayTheDefaultsOfTheInbox(t *testing.T) {
+	page, err := os.ReadFile(filepath.Join("docs", "INBOX.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	options := blocks(section(t, "### Inbox"), "caddyfile")[0]
+	var stated, unset inbox.Options
+	for name, value := range map[string]string{
+		"accept": "on_failure", "retry": "5s 15m", "dead_after": "72h", "concurrency": "8", "max_size": "1GiB", "keep_dead": "30d",
+	} {
+		if !regexp.MustCompile(`(?m)^\t` + name + ` .*# default ` + value + `\b`).MatchString(options) {
+			t.Errorf("the README does not say that %s is %s by default", name, value)
+		}
+		if name != "accept" && !strings.Contains(string(page), "| `"+name+"` | `"+value+"` |") {
+			t.Errorf("docs/INBOX.md does not say that %s is %s by default", name, value)
+		}
+		d := caddyfile.NewTestDispenser(name + " " + value)
+		d.Next()
+		if err := stated.UnmarshalCaddyfileOption(d, "sqlite"); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := errors.Join(stated.Resolve(), unset.Resolve()); err != nil {
+		t.Fatal(err)
+	}
+	got, want := stated.Policy(), unset.Policy()
+	got.DeadOn, want.DeadOn = nil, nil // functions
+	if !reflect.DeepEqual(got, want) || stated.Capacity() != unset.Capacity() || stated.AcceptsAlways() != unset.AcceptsAlways() {
+		t.Errorf("with the defaults that the docs state, the inbox has %+v and %d bytes, without options %+v and %d", got, stated.Capacity(), want, unset.Capacity())
 	}
 }
 
