@@ -32,6 +32,7 @@ func init() {
 //	DELETE /buzzbip_webhook/events/<id>  forget it, so that a redelivery passes
 //	GET    /buzzbip_webhook/inbox        the events in the inbox
 //	GET    /buzzbip_webhook/inbox/<n>    one of them, with its body
+//	GET    /buzzbip_webhook/inbox/summary  what waits or is dead, and why
 //	POST   /buzzbip_webhook/inbox/retry, /discard, /pause, /resume
 type adminAPI struct{}
 

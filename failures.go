@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -131,6 +132,19 @@ func isUnreachable(err error) bool {
 		}
 	}
 	return false
+}
+
+// localAddress is that of the connection which an error of the package net is about.
+var localAddress = regexp.MustCompile(`\S+->`)
+
+// errorText returns what an error says, up to 500 bytes, without what differs between
+// failures of the same kind: the ID that Caddy gives each error, and local ports.
+func errorText(err error) string {
+	if handlerErr, ok := errors.AsType[caddyhttp.HandlerError](err); ok && handlerErr.Err != nil {
+		err = handlerErr.Err
+	}
+	text := localAddress.ReplaceAllString(err.Error(), "")
+	return strings.ToValidUTF8(text[:min(len(text), 500)], "")
 }
 
 // maxFailures is how many failures are remembered, for lookups. Each takes about

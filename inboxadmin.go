@@ -20,6 +20,8 @@ import (
 )
 
 const (
+	// inboxGroups is how many groups of events a summary has at most.
+	inboxGroups = 20
 	// inboxPage is how many events a page of the list has at most.
 	inboxPage = 500
 	// maxFilter is the size of the largest filter, in bytes.
@@ -67,6 +69,8 @@ func serveInbox(w http.ResponseWriter, r *http.Request, path string) error {
 	switch path {
 	case "":
 		return onMethod(w, r, map[string]caddy.AdminHandlerFunc{http.MethodGet: serveInboxList})
+	case "summary":
+		return onMethod(w, r, map[string]caddy.AdminHandlerFunc{http.MethodGet: serveInboxSummary})
 	case "retry", "discard":
 		return onMethod(w, r, map[string]caddy.AdminHandlerFunc{http.MethodPost: func(w http.ResponseWriter, r *http.Request) error {
 			return serveInboxChange(w, r, path)
@@ -113,6 +117,41 @@ func lookUpInbox(ctx context.Context, scope string, key dedupe.Key, answer *admi
 	return false
 }
 
+func (in *inboxUse) describe() adminapi.InboxState {
+	stats := in.Stats()
+	state := adminapi.InboxState{
+		Inbox: in.backing, Waiting: stats.Waiting, Dead: stats.Dead, Delivered: stats.Delivered, Bytes: stats.Bytes,
+		Oldest: known(stats.Oldest), Paused: known(stats.Paused),
+	}
+	if stats.Err != nil {
+		state.Error = stats.Err.Error()
+	}
+	return state
+}
+
+func serveInboxSummary(w http.ResponseWriter, r *http.Request) error {
+	app, err := current()
+	if err != nil {
+		return err
+	}
+	summary := adminapi.InboxSummary{Inboxes: []adminapi.InboxWithGroups{}}
+	for _, h := range app.inboxes() {
+		of := adminapi.InboxWithGroups{InboxState: h.inbox.describe(), Groups: []adminapi.InboxGroup{}}
+		groups, err := h.inbox.Groups(r.Context(), inboxGroups)
+		if err != nil && of.Error == "" {
+			of.Error = err.Error()
+		}
+		for _, g := range groups {
+			of.Groups = append(of.Groups, adminapi.InboxGroup{
+				State: string(g.State), Status: g.Status, Cause: g.Cause, Error: g.Error,
+				Events: g.Events, Since: g.Since, Next: known(g.Next),
+			})
+		}
+		summary.Inboxes = append(summary.Inboxes, of)
+	}
+	return writeJSON(w, http.StatusOK, summary)
+}
+
 func serveInboxList(w http.ResponseWriter, r *http.Request) error {
 	in, err := theInbox(r)
 	if err != nil {
@@ -126,11 +165,7 @@ func serveInboxList(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return unavailable(err)
 	}
-	stats := in.Stats()
-	list := adminapi.Inbox{
-		Inbox: in.backing, Waiting: stats.Waiting, Dead: stats.Dead, Delivered: stats.Delivered, Bytes: stats.Bytes,
-		Oldest: known(stats.Oldest), Paused: known(stats.Paused), Events: []adminapi.InboxEvent{},
-	}
+	list := adminapi.Inbox{InboxState: in.describe(), Events: []adminapi.InboxEvent{}}
 	for _, e := range events {
 		list.Events = append(list.Events, in.listed(e))
 	}

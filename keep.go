@@ -364,8 +364,7 @@ func (k *keeper) FlushError() error {
 func outcomeOf(f *adminapi.Failure, header http.Header, err error) inbox.Outcome {
 	o := inbox.Outcome{Attempt: inbox.Attempt{Time: f.Time, Duration: f.Duration, Status: f.Status, Cause: string(f.Cause)}}
 	if err != nil {
-		text := err.Error()
-		o.Error = text[:min(len(text), 500)]
+		o.Error = errorText(err)
 	}
 	switch f.Cause {
 	case webhook.CauseUnreachable, webhook.CauseTimeout, webhook.CauseConnectionBroken, webhook.CauseUnhandled:

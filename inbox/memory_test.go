@@ -116,6 +116,12 @@ func (m *memory) Count(_ context.Context, f Filter) (int, error) {
 	return len(m.matching(f)), err
 }
 
+func (m *memory) Groups(context.Context, int) ([]Group, error) {
+	err := m.begin("Groups", false)
+	defer m.mu.Unlock()
+	return nil, err
+}
+
 func (m *memory) Load(_ context.Context, number int64) (Event, error) {
 	err := m.begin("Load", false)
 	defer m.mu.Unlock()

@@ -96,6 +96,11 @@ type Store interface {
 	// Count returns how many events match f.
 	Count(ctx context.Context, f Filter) (int, error)
 
+	// Groups returns up to limit groups of the events that wait or are dead, the
+	// largest first. It takes no longer because more events do. A store may leave
+	// out the errors of those whose attempts have ended in very many ways.
+	Groups(ctx context.Context, limit int) ([]Group, error)
+
 	// Retry makes all events that match f wait, due at now and with their
 	// attempts counted anew, and returns how many there were. It skips accepted
 	// ones. Many events are changed in steps, so that others do not wait. An
@@ -262,6 +267,17 @@ type Expired struct {
 
 // Changed returns how many events were changed.
 func (e Expired) Changed() int { return len(e.Died) + e.Dead + e.Delivered }
+
+// Group are the events in one state whose last attempts have ended in the same way.
+type Group struct {
+	State State // Waiting or Dead
+	// Status, Cause and Error are as in [Attempt], and zero if no attempt was made.
+	Status       int
+	Cause, Error string
+	Events       int
+	Since        time.Time // the earliest Arrived
+	Next         time.Time // the earliest Due; zero if they are dead
+}
 
 // Stats describes a [Store] at one moment.
 type Stats struct {

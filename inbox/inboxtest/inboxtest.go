@@ -13,6 +13,7 @@ package inboxtest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -70,6 +71,7 @@ func Test(t *testing.T, c Config) {
 		{"accepted events are neither retried nor discarded", acceptedStay},
 		{"discarded events are gone", discarded},
 		{"filters", filters},
+		{"what waits or is dead is grouped by how the last attempt has ended", groups},
 		{"many events are listed in pages", pages},
 		{"many events are retried and discarded", many},
 		{"what is unknown is not found", unknown},
@@ -867,6 +869,66 @@ func filters(s *suite) {
 			s.Errorf("%s: %d are counted, error %v; want %d", test.name, n, err, len(test.want))
 		}
 	}
+}
+
+func groups(s *suite) {
+	are := func(limit int, want ...inbox.Group) {
+		s.Helper()
+		got, err := s.store.Groups(s.Context(), limit)
+		s.ok(err)
+		if d := groupsDiffer(got, want); d != "" {
+			s.Error(d)
+		}
+	}
+	are(10)
+	refused := inbox.Attempt{Status: 502, Cause: "unreachable", Error: "connection refused"}
+	event := func(id string, arrived int, a inbox.Attempt) int64 {
+		e := NewEvent(id, after(arrived))
+		e.Attempts, e.First, e.Last = 1, a, a
+		return s.add(e)
+	}
+	n := []int64{event("a", 3, refused), event("b", 1, refused), event("c", 2, refused), event("d", 4, failure(start)), event("e", 5, failure(start)), s.addNew("f", 6)}
+	three := inbox.Group{State: inbox.Waiting, Status: 502, Cause: "unreachable", Error: "connection refused", Events: 3, Since: after(1), Next: after(6)}
+	two := inbox.Group{State: inbox.Waiting, Status: 503, Cause: "status", Error: "the backend answered 503", Events: 2, Since: after(4), Next: after(9)}
+	one := inbox.Group{State: inbox.Waiting, Events: 1, Since: after(6), Next: after(11)} // not tried
+	are(10, three, two, one)
+	are(2, three, two)
+	s.ok(s.store.Attempted(s.Context(), n[1], failure(after(20)), after(90), time.Time{}))
+	three.Events, three.Since, three.Next = 2, after(2), after(7)
+	two.Events, two.Since = 3, after(1)
+	are(10, two, three, one)
+	s.ok(s.store.Attempted(s.Context(), n[1], failure(after(21)), after(91), time.Time{}))
+	s.kill(n[4], after(20))
+	s.accept(n[0], after(20), true)
+	s.accept(n[2], after(20), false)
+	dead := inbox.Group{State: inbox.Dead, Status: 503, Cause: "status", Error: "the backend answered 503", Events: 1, Since: after(5)}
+	two.Events = 2
+	are(1, two)
+	s.ok(s.store.Attempted(s.Context(), n[5], failure(after(22)), after(92), time.Time{}))
+	two.Events = 3
+	are(10, two, dead)
+	s.retry(inbox.Filter{Number: []int64{n[4], n[0]}}, after(50), 2)
+	are(10, two, inbox.Group{State: inbox.Waiting, Events: 2, Since: after(3), Next: after(50)})
+	s.discard(inbox.Filter{State: []inbox.State{inbox.Waiting}}, n[0], n[1], n[3], n[4], n[5])
+	are(10)
+}
+
+// groupsDiffer says how groups differ, or is empty. The order of groups of the same
+// size does not count.
+func groupsDiffer(got, want []inbox.Group) string {
+	bySize := slices.IsSortedFunc(got, func(a, b inbox.Group) int { return cmp.Compare(b.Events, a.Events) })
+	normal := func(groups []inbox.Group) (all []string) {
+		for _, g := range groups {
+			g.Since, g.Next = g.Since.Round(0).UTC(), g.Next.Round(0).UTC()
+			all = append(all, fmt.Sprintf("%+v", g))
+		}
+		slices.Sort(all)
+		return all
+	}
+	if bySize && slices.Equal(normal(got), normal(want)) {
+		return ""
+	}
+	return fmt.Sprintf("the groups are\n%+v, want\n%+v", got, want)
 }
 
 // A store may do this in steps, whose limits are to be crossed.

@@ -32,6 +32,7 @@ type faulty struct {
 	count      func(s inbox.Store, f inbox.Filter) (int, error)
 	retry      func(s inbox.Store, f inbox.Filter, now time.Time) (int, error)
 	discard    func(s inbox.Store, f inbox.Filter, discarded func(inbox.Event)) (int, error)
+	groups     func(s inbox.Store, limit int) ([]inbox.Group, error)
 	pause      func(s inbox.Store, paused bool) error
 	stats      func(stats *inbox.Stats)
 }
@@ -149,6 +150,13 @@ func (f faulty) Discard(_ context.Context, filter inbox.Filter, discarded func(i
 		return f.discard(f.Store, filter, discarded)
 	}
 	return f.Store.Discard(ctx, filter, discarded)
+}
+
+func (f faulty) Groups(_ context.Context, limit int) ([]inbox.Group, error) {
+	if f.groups != nil {
+		return f.groups(f.Store, limit)
+	}
+	return f.Store.Groups(ctx, limit)
 }
 
 func (f faulty) SetPaused(_ context.Context, paused bool) error {
@@ -352,6 +360,23 @@ var faults = map[string]faulty{
 	"discarding does nothing": {discard: func(s inbox.Store, f inbox.Filter, _ func(inbox.Event)) (int, error) { return s.Count(ctx, f) }},
 	"discarding reports nothing": {discard: func(s inbox.Store, f inbox.Filter, _ func(inbox.Event)) (int, error) {
 		return s.Discard(ctx, f, func(inbox.Event) {})
+	}},
+	"there is no limit of groups": {groups: func(s inbox.Store, _ int) ([]inbox.Group, error) { return s.Groups(ctx, 1e6) }},
+	"groups come in any order": {groups: func(s inbox.Store, limit int) ([]inbox.Group, error) {
+		groups, err := s.Groups(ctx, limit)
+		slices.Reverse(groups)
+		return groups, err
+	}},
+	"dead events have no groups": {groups: func(s inbox.Store, limit int) ([]inbox.Group, error) {
+		groups, err := s.Groups(ctx, limit)
+		return slices.DeleteFunc(groups, func(g inbox.Group) bool { return g.State == inbox.Dead }), err
+	}},
+	"groups do not say when they are due": {groups: func(s inbox.Store, limit int) ([]inbox.Group, error) {
+		groups, err := s.Groups(ctx, limit)
+		for i := range groups {
+			groups[i].Next = time.Time{}
+		}
+		return groups, err
 	}},
 	"pausing does nothing":         {pause: func(inbox.Store, bool) error { return nil }},
 	"pausing again begins anew":    {pause: func(s inbox.Store, paused bool) error { _ = s.SetPaused(ctx, false); return s.SetPaused(ctx, paused) }},

@@ -305,6 +305,37 @@ func (m *Memory) Count(_ context.Context, f inbox.Filter) (int, error) {
 	return len(m.matching(f)), nil
 }
 
+// Groups implements [inbox.Store].
+func (m *Memory) Groups(_ context.Context, limit int) ([]inbox.Group, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	groups := make(map[inbox.Group]*inbox.Group)
+	for _, e := range m.events {
+		if e.State != inbox.Waiting && e.State != inbox.Dead {
+			continue
+		}
+		key := inbox.Group{State: e.State, Status: e.Last.Status, Cause: e.Last.Cause, Error: e.Last.Error}
+		g := groups[key]
+		if g == nil {
+			g = new(key)
+			groups[key] = g
+		}
+		g.Events++
+		if g.Since.IsZero() || e.Arrived.Before(g.Since) {
+			g.Since = e.Arrived
+		}
+		if e.State == inbox.Waiting && (g.Next.IsZero() || e.Due.Before(g.Next)) {
+			g.Next = e.Due
+		}
+	}
+	var all []inbox.Group
+	for _, g := range groups {
+		all = append(all, *g)
+	}
+	slices.SortFunc(all, func(a, b inbox.Group) int { return cmp.Compare(b.Events, a.Events) })
+	return all[:min(len(all), limit)], nil
+}
+
 // Retry implements [inbox.Store].
 func (m *Memory) Retry(_ context.Context, f inbox.Filter, now time.Time) (n int, _ error) {
 	m.mu.Lock()

@@ -276,6 +276,10 @@ func (s *sequence) compare(*rapid.T) {
 		s.same("find", err, nil)
 		s.sameEvent("find", got, want)
 	}
+	gotGroups, err := s.store.Groups(ctx, 100)
+	wantGroups, _ := s.model.Groups(ctx, 100)
+	s.same("groups", err, nil)
+	s.same("groups", groupsDiffer(gotGroups, wantGroups), "")
 	gotStats, wantStats := s.store.Stats(), s.model.Stats()
 	if !gotStats.Oldest.Equal(wantStats.Oldest) || gotStats.Paused.IsZero() != wantStats.Paused.IsZero() {
 		s.Fatalf("stats: got %+v, want %+v", gotStats, wantStats)

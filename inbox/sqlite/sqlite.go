@@ -209,6 +209,11 @@ func (s *Store) Count(ctx context.Context, f inbox.Filter) (int, error) {
 	return with(s, func(st *state) (int, error) { return st.count(ctx, f) })
 }
 
+// Groups implements [inbox.Store].
+func (s *Store) Groups(ctx context.Context, limit int) ([]inbox.Group, error) {
+	return with(s, func(st *state) ([]inbox.Group, error) { return st.groups(ctx, limit) })
+}
+
 // Retry implements [inbox.Store].
 func (s *Store) Retry(ctx context.Context, f inbox.Filter, now time.Time) (int, error) {
 	return with(s, func(st *state) (int, error) { return st.retry(ctx, f, now) })

@@ -19,8 +19,8 @@ import (
 // tables keep the events. Times are Unix times in nanoseconds, and 0 is none.
 //
 // Requests and bodies have a table of their own, so that events are found without
-// reading those. Events of each state are counted by triggers, so that no change
-// can miss one.
+// reading those. Events of each state and reason are counted by triggers, so that no
+// change can miss one.
 var tables = database.Tables{
 	Name: "inbox",
 	Migrations: []string{`
@@ -40,6 +40,7 @@ var tables = database.Tables{
 			arrived   INTEGER NOT NULL,
 			size      INTEGER NOT NULL, -- see inbox.Event.Size
 			attempts  INTEGER NOT NULL,
+			reason    INTEGER NOT NULL, -- how the last attempt of one that waits or is dead has ended, or 0
 			first     TEXT NOT NULL,    -- the first attempt in JSON, or empty
 			last      TEXT NOT NULL
 		) STRICT;
@@ -47,6 +48,16 @@ var tables = database.Tables{
 		CREATE INDEX events_by_due ON events(target, due) WHERE state = 'waiting';
 		CREATE INDEX events_by_age ON events(state, since);
 		CREATE INDEX events_by_state ON events(state);
+		CREATE INDEX events_by_reason ON events(state, reason, arrived);
+		CREATE INDEX events_by_next ON events(reason, due) WHERE state = 'waiting';
+
+		CREATE TABLE reasons(
+			number INTEGER PRIMARY KEY,
+			status INTEGER NOT NULL,
+			cause  TEXT NOT NULL,
+			error  TEXT NOT NULL,
+			UNIQUE(status, cause, error)
+		) STRICT;
 
 		CREATE TABLE bodies(
 			number  INTEGER PRIMARY KEY,
@@ -55,20 +66,24 @@ var tables = database.Tables{
 		) STRICT;
 
 		CREATE TABLE event_counts(
-			state  TEXT PRIMARY KEY,
+			state  TEXT NOT NULL,
+			reason INTEGER NOT NULL,
 			events INTEGER NOT NULL,
-			bytes  INTEGER NOT NULL
+			bytes  INTEGER NOT NULL,
+			PRIMARY KEY(state, reason)
 		) STRICT, WITHOUT ROWID;
-		INSERT INTO event_counts(state, events, bytes) VALUES('waiting', 0, 0), ('dead', 0, 0), ('accepted', 0, 0), ('delivered', 0, 0);
+		INSERT INTO event_counts(state, reason, events, bytes) VALUES('waiting', 0, 0, 0), ('dead', 0, 0, 0), ('accepted', 0, 0, 0), ('delivered', 0, 0, 0);
 		CREATE TRIGGER event_added AFTER INSERT ON events BEGIN
-			UPDATE event_counts SET events = events + 1, bytes = bytes + NEW.size WHERE state = NEW.state;
+			INSERT INTO event_counts(state, reason, events, bytes) VALUES(NEW.state, NEW.reason, 1, NEW.size)
+				ON CONFLICT DO UPDATE SET events = events + 1, bytes = bytes + NEW.size;
 		END;
-		CREATE TRIGGER event_moved AFTER UPDATE OF state ON events WHEN OLD.state <> NEW.state BEGIN
-			UPDATE event_counts SET events = events - 1, bytes = bytes - OLD.size WHERE state = OLD.state;
-			UPDATE event_counts SET events = events + 1, bytes = bytes + NEW.size WHERE state = NEW.state;
+		CREATE TRIGGER event_moved AFTER UPDATE OF state, reason ON events WHEN OLD.state <> NEW.state OR OLD.reason <> NEW.reason BEGIN
+			UPDATE event_counts SET events = events - 1, bytes = bytes - OLD.size WHERE state = OLD.state AND reason = OLD.reason;
+			INSERT INTO event_counts(state, reason, events, bytes) VALUES(NEW.state, NEW.reason, 1, NEW.size)
+				ON CONFLICT DO UPDATE SET events = events + 1, bytes = bytes + NEW.size;
 		END;
 		CREATE TRIGGER event_removed AFTER DELETE ON events BEGIN
-			UPDATE event_counts SET events = events - 1, bytes = bytes - OLD.size WHERE state = OLD.state;
+			UPDATE event_counts SET events = events - 1, bytes = bytes - OLD.size WHERE state = OLD.state AND reason = OLD.reason;
 			DELETE FROM bodies WHERE number = OLD.number;
 		END;
 
@@ -163,10 +178,14 @@ func insert(c *database.Conn, e *inbox.Event) (number int64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	err = c.Query(`INSERT INTO events(state, since, due, target, scope, key, digest, id, type, order_key, secret, arrived, size, attempts, first, last)
-		VALUES('waiting', ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?1, ?11, ?12, ?13, ?14) RETURNING number`,
+	reason, err := reasonOf(c, e)
+	if err != nil {
+		return 0, err
+	}
+	err = c.Query(`INSERT INTO events(state, since, due, target, scope, key, digest, id, type, order_key, secret, arrived, size, attempts, first, last, reason)
+		VALUES('waiting', ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?1, ?11, ?12, ?13, ?14, ?15) RETURNING number`,
 		func(row *sqlite3.Stmt) error { number = row.ColumnInt64(0); return nil },
-		nanoseconds(e.Arrived), nanoseconds(e.Due), e.Target, e.Scope, e.Key[:], int64(e.Digest), e.ID, e.Type, e.OrderKey, e.Secret, e.Size(), e.Attempts, first, last)
+		nanoseconds(e.Arrived), nanoseconds(e.Due), e.Target, e.Scope, e.Key[:], int64(e.Digest), e.ID, e.Type, e.OrderKey, e.Secret, e.Size(), e.Attempts, first, last, reason)
 	if err != nil {
 		return 0, err
 	}
@@ -187,8 +206,12 @@ func update(c *database.Conn, e *inbox.Event) error {
 	if err != nil {
 		return err
 	}
-	return c.Exec("UPDATE events SET state = ?, since = ?, due = ?, attempts = ?, first = ?, last = ? WHERE number = ?",
-		string(e.State), nanoseconds(since), nanoseconds(e.Due), e.Attempts, first, last, e.Number)
+	reason, err := reasonOf(c, e)
+	if err != nil {
+		return err
+	}
+	return c.Exec("UPDATE events SET state = ?, since = ?, due = ?, attempts = ?, first = ?, last = ?, reason = ? WHERE number = ?",
+		string(e.State), nanoseconds(since), nanoseconds(e.Due), e.Attempts, first, last, reason, e.Number)
 }
 
 func remove(c *database.Conn, number int64) error {
@@ -313,15 +336,16 @@ func count(c *database.Conn) (n counts, err error) {
 		events := row.ColumnInt(1)
 		switch inbox.State(row.ColumnText(0)) {
 		case inbox.Waiting:
-			n.waiting, n.oldest = events, timeOf(row.ColumnInt64(3))
+			n.waiting += events
+			n.oldest = timeOf(row.ColumnInt64(3))
 			n.bytes += row.ColumnInt64(2)
 		case inbox.Dead:
-			n.dead = events
+			n.dead += events
 			n.bytes += row.ColumnInt64(2)
 		case inbox.Accepted:
-			n.accepted = events
+			n.accepted += events
 		case inbox.Delivered:
-			n.delivered = events
+			n.delivered += events
 		}
 		return nil
 	})
@@ -336,22 +360,25 @@ func check(c *database.Conn) error {
 		(SELECT count(*) FROM events INDEXED BY events_by_key WHERE key >= x''),
 		(SELECT count(*) FROM events INDEXED BY events_by_age WHERE state >= ''),
 		(SELECT count(*) FROM events INDEXED BY events_by_state WHERE state >= ''),
+		(SELECT count(*) FROM events INDEXED BY events_by_reason WHERE state >= ''),
 		(SELECT sum(events) FROM event_counts),
 		(SELECT count(*) FROM events NOT INDEXED WHERE state = 'waiting'),
 		(SELECT count(*) FROM events INDEXED BY events_by_due WHERE state = 'waiting'),
-		(SELECT events FROM event_counts WHERE state = 'waiting'),
+		(SELECT count(*) FROM events INDEXED BY events_by_next WHERE state = 'waiting'),
+		(SELECT sum(events) FROM event_counts WHERE state = 'waiting'),
 		(SELECT count(*) FROM events AS e WHERE state <> 'accepted' AND NOT EXISTS (SELECT 1 FROM bodies AS b WHERE b.number = e.number)),
 		(SELECT count(*) FROM bodies AS b WHERE NOT EXISTS (SELECT 1 FROM events AS e WHERE e.number = b.number))`, func(row *sqlite3.Stmt) error {
-		for i := 1; i < 5; i++ {
+		for i := 1; i < 6; i++ {
 			if row.ColumnInt64(i) != row.ColumnInt64(0) {
-				return fmt.Errorf("%w: its counts of the inbox are %d, %d, %d, %d and %d", database.ErrDamaged,
-					row.ColumnInt64(0), row.ColumnInt64(1), row.ColumnInt64(2), row.ColumnInt64(3), row.ColumnInt64(4))
+				return fmt.Errorf("%w: its counts of the inbox are %d, %d, %d, %d, %d and %d", database.ErrDamaged,
+					row.ColumnInt64(0), row.ColumnInt64(1), row.ColumnInt64(2), row.ColumnInt64(3), row.ColumnInt64(4), row.ColumnInt64(5))
 			}
 		}
-		if waiting := row.ColumnInt64(5); waiting != row.ColumnInt64(6) || waiting != row.ColumnInt64(7) {
-			return fmt.Errorf("%w: %d events wait, but it has an index of %d and counts %d", database.ErrDamaged, waiting, row.ColumnInt64(6), row.ColumnInt64(7))
+		if waiting := row.ColumnInt64(6); waiting != row.ColumnInt64(7) || waiting != row.ColumnInt64(8) || waiting != row.ColumnInt64(9) {
+			return fmt.Errorf("%w: %d events wait, but it has indexes of %d and %d and counts %d", database.ErrDamaged,
+				waiting, row.ColumnInt64(7), row.ColumnInt64(8), row.ColumnInt64(9))
 		}
-		if without, orphans := row.ColumnInt64(8), row.ColumnInt64(9); without+orphans > 0 {
+		if without, orphans := row.ColumnInt64(10), row.ColumnInt64(11); without+orphans > 0 {
 			return fmt.Errorf("%w: %d events have no body, and %d bodies no event", database.ErrDamaged, without, orphans)
 		}
 		return nil

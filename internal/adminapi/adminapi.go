@@ -124,18 +124,48 @@ func (f *Failure) String() string {
 	return what
 }
 
+// InboxState is the state of an inbox.
+type InboxState struct {
+	Inbox     string     `json:"inbox"` // the kind, and where the events are
+	Waiting   int        `json:"waiting"`
+	Dead      int        `json:"dead"`
+	Delivered int        `json:"delivered"` // that are kept
+	Bytes     int64      `json:"bytes"`     // of those that wait or are dead, as max_size counts it
+	Oldest    *time.Time `json:"oldest"`    // since when the oldest of those that wait does; null: none waits
+	Paused    *time.Time `json:"paused"`    // since when; null: not paused
+	Error     string     `json:"error"`     // why it cannot keep events at present, or empty
+}
+
+// InboxSummary is the answer to `GET /buzzbip_webhook/inbox/summary`.
+type InboxSummary struct {
+	Inboxes []InboxWithGroups `json:"inboxes"`
+}
+
+// InboxWithGroups says what waits or is dead in an inbox, and why: the largest
+// groups of at most 20, the largest first.
+type InboxWithGroups struct {
+	InboxState
+	Groups []InboxGroup `json:"groups"`
+}
+
+// InboxGroup are the events in one state whose last attempts have ended in the same
+// way.
+type InboxGroup struct {
+	State  string     `json:"state"`  // waiting or dead
+	Status int        `json:"status"` // of the backend; 0: it did not answer, or no attempt was made
+	Cause  string     `json:"cause"`  // of the failure; empty: no attempt was made
+	Error  string     `json:"error"`
+	Events int        `json:"events"`
+	Since  time.Time  `json:"since"` // when the first of them has arrived
+	Next   *time.Time `json:"next"`  // when the first of them is due; null: they are dead
+}
+
 // Inbox is the answer to `GET /buzzbip_webhook/inbox`: a page of its events, and its
 // state.
 type Inbox struct {
-	Inbox     string       `json:"inbox"` // the kind, and where the events are
-	Waiting   int          `json:"waiting"`
-	Dead      int          `json:"dead"`
-	Delivered int          `json:"delivered"` // that are kept
-	Bytes     int64        `json:"bytes"`     // of those that wait or are dead, as max_size counts it
-	Oldest    *time.Time   `json:"oldest"`    // when the oldest of those that wait has arrived
-	Paused    *time.Time   `json:"paused"`    // since when; null: not paused
-	Events    []InboxEvent `json:"events"`
-	Next      int64        `json:"next,omitempty"` // give it as the parameter after for the next page; 0: this is the last one
+	InboxState
+	Events []InboxEvent `json:"events"`
+	Next   int64        `json:"next,omitempty"` // give it as the parameter after for the next page; 0: this is the last one
 }
 
 // InboxEvent is an event in an inbox.
