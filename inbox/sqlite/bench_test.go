@@ -184,6 +184,13 @@ func BenchmarkMillion(b *testing.B) {
 			return err
 		}},
 		{"count of a type", func() error { _, err := s.Count(ctx, inbox.Filter{Type: []string{"message.sent"}}); return err }},
+		{"page of a status", func() error { _, err := s.List(ctx, inbox.Filter{Status: []int{404}}, 0, 100); return err }},
+		{"page of a state and a status", func() error {
+			_, err := s.List(ctx, inbox.Filter{State: []inbox.State{inbox.Waiting}, Status: []int{404}}, 0, 100)
+			return err
+		}},
+		{"page of a rare type", func() error { _, err := s.List(ctx, inbox.Filter{Type: []string{"message.sent"}}, 0, 100); return err }},
+		{"page of the last hour", func() error { _, err := s.List(ctx, inbox.Filter{Since: time.Now()}, 0, 100); return err }},
 		{"one by ID", func() error { _, err := s.List(ctx, inbox.Filter{ID: []string{"evt_00000123"}}, 0, 100); return err }},
 	} {
 		b.Run(test.name, func(b *testing.B) {

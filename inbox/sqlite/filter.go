@@ -2,7 +2,9 @@ package sqlite
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"math"
 	"slices"
 	"time"
 
@@ -14,39 +16,29 @@ import (
 )
 
 const (
-	// readStep bounds the rows of one read: no other read waits for long.
-	readStep = 2000
+	// readStep bounds the rows that one read returns, and scanStep those that it
+	// looks at: no other read waits for long.
+	readStep, scanStep = 2000, 20_000
 	// writeStep bounds the events that are changed in one transaction: new events
 	// do not wait for long.
 	writeStep = 100
 )
 
 // walk calls each with the events that match f and have numbers greater than
-// after and up to last, by number, up to limit of them at a time, until it returns
-// errEnough.
+// after and up to last, by number, up to limit in a step, until it returns errEnough.
 func (st *state) walk(ctx context.Context, f inbox.Filter, after, last int64, limit int, each func([]inbox.Event) error) error {
 	next, err := st.steps(ctx, f)
 	for err == nil && after < last {
 		var events []inbox.Event
-		reached := last
-		err = st.read(ctx, func(c *database.Conn) error {
-			rows := 0
-			err := next(c, after, last, func(row *sqlite3.Stmt) error {
+		var reached int64
+		err = st.read(ctx, func(c *database.Conn) (err error) {
+			reached, err = next(c, after, last, limit, func(row *sqlite3.Stmt) error {
 				e, matches, err := read(row, &f)
 				if err == nil && matches {
 					events = append(events, e)
 				}
-				if rows++; rows == readStep || len(events) == limit {
-					reached = e.Number
-					if err == nil {
-						err = errEnough
-					}
-				}
 				return err
 			})
-			if errors.Is(err, errEnough) {
-				return nil
-			}
 			return err
 		})
 		if err == nil {
@@ -60,11 +52,17 @@ func (st *state) walk(ctx context.Context, f inbox.Filter, after, last int64, li
 	return err
 }
 
-// steps returns a function that calls each with up to readStep of the rows that f
-// may select and whose numbers are greater than after and up to last, by number.
-func (st *state) steps(ctx context.Context, f inbox.Filter) (func(c *database.Conn, after, last int64, each func(*sqlite3.Stmt) error) error, error) {
+// step calls each with up to limit rows whose numbers are greater than after and up
+// to last, by number, and returns up to which number it has looked.
+type step func(c *database.Conn, after, last int64, limit int, each func(*sqlite3.Stmt) error) (reached int64, err error)
+
+// steps returns a step through all rows that f selects, and perhaps others.
+func (st *state) steps(ctx context.Context, f inbox.Filter) (step, error) {
+	if len(f.Number) == 0 && len(f.ID) == 0 {
+		return scan(&f)
+	}
 	numbers := f.Number
-	if len(f.Number) == 0 && len(f.ID) > 0 {
+	if len(f.Number) == 0 {
 		err := st.read(ctx, func(c *database.Conn) error {
 			for _, id := range f.ID {
 				key := dedupe.KeyOf(id)
@@ -80,31 +78,79 @@ func (st *state) steps(ctx context.Context, f inbox.Filter) (func(c *database.Co
 			return nil, err
 		}
 	}
-	switch {
-	case len(f.Number) > 0 || len(f.ID) > 0:
-		numbers = slices.Compact(slices.Sorted(slices.Values(numbers)))
-		return func(c *database.Conn, after, last int64, each func(*sqlite3.Stmt) error) error {
-			rows := 0
-			for _, number := range numbers {
-				if number <= after || number > last || rows == readStep {
-					continue
-				}
-				err := c.Query("SELECT "+columns+" FROM events WHERE number = ?", func(row *sqlite3.Stmt) error { rows++; return each(row) }, number)
-				if err != nil {
-					return err
-				}
+	numbers = slices.Compact(slices.Sorted(slices.Values(numbers)))
+	return func(c *database.Conn, after, last int64, limit int, each func(*sqlite3.Stmt) error) (int64, error) {
+		for _, number := range numbers {
+			if number <= after || number > last {
+				continue
 			}
-			return nil
-		}, nil
-	case len(f.State) == 1:
-		return func(c *database.Conn, after, last int64, each func(*sqlite3.Stmt) error) error {
-			return c.Query("SELECT "+columns+" FROM events INDEXED BY events_by_state WHERE state = ? AND number > ? AND number <= ? ORDER BY number LIMIT ?",
-				each, string(f.State[0]), after, last, readStep)
-		}, nil
-	}
-	return func(c *database.Conn, after, last int64, each func(*sqlite3.Stmt) error) error {
-		return c.Query("SELECT "+columns+" FROM events WHERE number > ? AND number <= ? ORDER BY number LIMIT ?", each, after, last, readStep)
+			if limit == 0 {
+				return number - 1, nil
+			}
+			limit--
+			if err := c.Query("SELECT "+columns+" FROM events WHERE number = ?", each, number); err != nil {
+				return 0, err
+			}
+		}
+		return last, nil
 	}, nil
+}
+
+// preselect are the conditions of a filter, except those of numbers and IDs. Lists
+// are JSON, and empty if there is none.
+const preselect = `
+	AND (?1 = '' OR state IN (SELECT value FROM json_each(?1)))
+	AND (?5 = '' OR type IN (SELECT value FROM json_each(?5)))
+	AND (?6 = '' OR target IN (SELECT value FROM json_each(?6)))
+	AND (?7 = '' OR order_key IN (SELECT value FROM json_each(?7)))
+	AND (?8 = '' OR reason IN (SELECT number FROM reasons WHERE status IN (SELECT value FROM json_each(?8))
+		UNION ALL SELECT 0 WHERE 0 IN (SELECT value FROM json_each(?8))))
+	AND arrived >= ?9 AND arrived < ?10`
+
+// scan returns a step that looks at many rows at a time, and leaves it to SQLite to
+// leave most of them out.
+func scan(f *inbox.Filter) (step, error) {
+	from := "events NOT INDEXED WHERE 1"
+	if len(f.State) == 1 {
+		from = "events INDEXED BY events_by_state WHERE state = ?1 ->> 0"
+	}
+	states, statesErr := listOf(f.State)
+	types, typesErr := listOf(f.Type)
+	targets, targetsErr := listOf(f.Target)
+	keys, keysErr := listOf(f.Key)
+	statuses, statusesErr := listOf(f.Status)
+	if err := errors.Join(statesErr, typesErr, targetsErr, keysErr, statusesErr); err != nil {
+		return nil, err
+	}
+	until := int64(math.MaxInt64)
+	if !f.Until.IsZero() {
+		until = f.Until.UnixNano()
+	}
+	return func(c *database.Conn, after, last int64, limit int, each func(*sqlite3.Stmt) error) (int64, error) {
+		var first int64
+		err := c.Query("SELECT min(number) FROM "+from+" AND number > ?2 AND number <= ?3",
+			func(row *sqlite3.Stmt) error { first = row.ColumnInt64(0); return nil }, states, after, last)
+		if err != nil || first == 0 {
+			return last, err
+		}
+		reached, rows := min(last, first+scanStep), 0
+		err = c.Query("SELECT "+columns+" FROM "+from+" AND number > ?2 AND number <= ?3"+preselect+" ORDER BY number LIMIT ?4", func(row *sqlite3.Stmt) error {
+			if rows++; rows == limit {
+				reached = row.ColumnInt64(0)
+			}
+			return each(row)
+		}, states, first-1, reached, limit, types, targets, keys, statuses, before(f.Since), until)
+		return reached, err
+	}, nil
+}
+
+// listOf returns values as JSON, or an empty string if there are none.
+func listOf[T any](values []T) (string, error) {
+	if len(values) == 0 {
+		return "", nil
+	}
+	text, err := json.Marshal(values)
+	return string(text), err
 }
 
 // last returns the greatest number of an event.
@@ -125,7 +171,7 @@ func (st *state) list(ctx context.Context, f inbox.Filter, after int64, limit in
 		return nil, err
 	}
 	var events []inbox.Event
-	err = st.walk(ctx, f, after, last, limit, func(more []inbox.Event) error {
+	err = st.walk(ctx, f, after, last, min(limit, readStep), func(more []inbox.Event) error {
 		events = append(events, more[:min(len(more), limit-len(events))]...)
 		if len(events) >= limit {
 			return errEnough

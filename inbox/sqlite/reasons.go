@@ -16,9 +16,9 @@ import (
 const maxReasons = 100
 
 // reasonOf returns the number of how the last attempt of an event has ended, or 0
-// if it does not wait and is not dead, or was not tried.
+// if there was none. Events with the same reason have the same status.
 func reasonOf(c *database.Conn, e *inbox.Event) (number int64, err error) {
-	if e.Attempts == 0 || e.State == inbox.Accepted || e.State == inbox.Delivered {
+	if e.Attempts == 0 {
 		return 0, nil
 	}
 	number, err = findReason(c, &e.Last, e.Last.Error)

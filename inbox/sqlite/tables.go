@@ -40,7 +40,7 @@ var tables = database.Tables{
 			arrived   INTEGER NOT NULL,
 			size      INTEGER NOT NULL, -- see inbox.Event.Size
 			attempts  INTEGER NOT NULL,
-			reason    INTEGER NOT NULL, -- how the last attempt of one that waits or is dead has ended, or 0
+			reason    INTEGER NOT NULL, -- how the last attempt has ended; 0: there was none
 			first     TEXT NOT NULL,    -- the first attempt in JSON, or empty
 			last      TEXT NOT NULL
 		) STRICT;
