@@ -30,9 +30,10 @@ func init() {
 //	GET    /buzzbip_webhook/scopes       stores, scopes and secrets
 //	GET    /buzzbip_webhook/events/<id>  what is known of an event, in each scope
 //	DELETE /buzzbip_webhook/events/<id>  forget it, so that a redelivery passes
-//	GET    /buzzbip_webhook/inbox        the events in the inbox
+//	GET    /buzzbip_webhook/inbox        the events in the inbox, a page of them
 //	GET    /buzzbip_webhook/inbox/<n>    one of them, with its body
 //	GET    /buzzbip_webhook/inbox/summary  what waits or is dead, and why
+//	GET    /buzzbip_webhook/inbox/export   whole events, as lines of JSON
 //	POST   /buzzbip_webhook/inbox/retry, /discard, /pause, /resume
 type adminAPI struct{}
 

@@ -1,6 +1,7 @@
 package buzzbip
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -22,8 +23,6 @@ import (
 const (
 	// inboxGroups is how many groups of events a summary has at most.
 	inboxGroups = 20
-	// inboxPage is how many events a page of the list has at most.
-	inboxPage = 500
 	// maxFilter is the size of the largest filter, in bytes.
 	maxFilter = 1 << 20
 )
@@ -69,6 +68,8 @@ func serveInbox(w http.ResponseWriter, r *http.Request, path string) error {
 	switch path {
 	case "":
 		return onMethod(w, r, map[string]caddy.AdminHandlerFunc{http.MethodGet: serveInboxList})
+	case "export":
+		return onMethod(w, r, map[string]caddy.AdminHandlerFunc{http.MethodGet: serveInboxExport})
 	case "summary":
 		return onMethod(w, r, map[string]caddy.AdminHandlerFunc{http.MethodGet: serveInboxSummary})
 	case "retry", "discard":
@@ -144,7 +145,7 @@ func serveInboxSummary(w http.ResponseWriter, r *http.Request) error {
 		for _, g := range groups {
 			of.Groups = append(of.Groups, adminapi.InboxGroup{
 				State: string(g.State), Status: g.Status, Cause: g.Cause, Error: g.Error,
-				Events: g.Events, Since: g.Since, Next: known(g.Next),
+				Events: g.Events, Since: g.Since.UTC(), Next: known(g.Next),
 			})
 		}
 		summary.Inboxes = append(summary.Inboxes, of)
@@ -157,11 +158,11 @@ func serveInboxList(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	filter, after, err := filterOf(r)
+	s, err := selectionOf(r)
 	if err != nil {
 		return badRequest(err)
 	}
-	events, err := in.List(r.Context(), filter, after, inboxPage)
+	events, next, err := in.page(r.Context(), s)
 	if err != nil {
 		return unavailable(err)
 	}
@@ -169,10 +170,62 @@ func serveInboxList(w http.ResponseWriter, r *http.Request) error {
 	for _, e := range events {
 		list.Events = append(list.Events, in.listed(e))
 	}
-	if len(events) == inboxPage {
-		list.Next = events[len(events)-1].Number
-	}
+	list.Next = next
 	return writeJSON(w, http.StatusOK, list)
+}
+
+// page returns the events of a selection that has a limit, without their bodies, and
+// where the next page begins.
+func (in *inboxUse) page(ctx context.Context, s adminapi.InboxSelection) (events []inbox.Event, next int64, err error) {
+	events, err = in.List(ctx, s.Filter, s.After, s.Limit)
+	if len(events) == s.Limit && err == nil {
+		next = events[len(events)-1].Number
+	}
+	return events, next, err
+}
+
+// serveInboxExport streams whole events as lines of JSON, a page after another.
+func serveInboxExport(w http.ResponseWriter, r *http.Request) error {
+	in, err := theInbox(r)
+	if err != nil {
+		return err
+	}
+	s, err := selectionOf(r)
+	if err != nil {
+		return badRequest(err)
+	}
+	response := http.NewResponseController(w)
+	// the read deadline of the admin endpoint would end the stream
+	if err := response.SetReadDeadline(time.Time{}); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return err
+	}
+	events, next, err := in.page(r.Context(), s)
+	if err != nil {
+		return unavailable(err)
+	}
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	lines := json.NewEncoder(w)
+	for {
+		for _, e := range events {
+			e, err := in.Load(r.Context(), e.Number)
+			if errors.Is(err, inbox.ErrNotFound) || err == nil && e.Body == nil {
+				continue // it has been delivered
+			}
+			if err == nil {
+				err = lines.Encode(whole(e))
+			}
+			if err != nil {
+				panic(http.ErrAbortHandler) // so that the client notices
+			}
+		}
+		if err := response.Flush(); err != nil && !errors.Is(err, http.ErrNotSupported) || next == 0 {
+			return nil // the client has disconnected, or has it all
+		}
+		s.After = next
+		if events, next, err = in.page(r.Context(), s); err != nil {
+			panic(http.ErrAbortHandler)
+		}
+	}
 }
 
 func serveInboxEvent(w http.ResponseWriter, r *http.Request, number int64) error {
@@ -187,9 +240,7 @@ func serveInboxEvent(w http.ResponseWriter, r *http.Request, number int64) error
 	if err != nil {
 		return unavailable(err)
 	}
-	event := in.listed(e)
-	event.Request, event.Body = &e.Request, string(e.Body)
-	return writeJSON(w, http.StatusOK, event)
+	return writeJSON(w, http.StatusOK, in.whole(e))
 }
 
 // serveInboxChange retries or discards the events that the filter in the request's
@@ -199,31 +250,50 @@ func serveInboxChange(w http.ResponseWriter, r *http.Request, change string) err
 	if err != nil {
 		return err
 	}
-	var request struct {
-		inbox.Filter
-		DryRun bool `json:"dry_run"`
-	}
+	var s *adminapi.InboxSelection
 	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxFilter))
 	dec.DisallowUnknownFields() // a misspelled one would select everything
-	if err := dec.Decode(&request); err != nil {
-		return badRequest(fmt.Errorf("give a filter as a JSON object, such as {\"state\":[\"dead\"]}: %w", err))
+	if err := dec.Decode(&s); err != nil || s == nil {
+		return badRequest(fmt.Errorf("give a filter as a JSON object, such as {\"state\":\"dead\"}: %w", cmp.Or(err, errors.New("it is null"))))
 	}
 	if _, err := dec.Token(); err != io.EOF {
 		return badRequest(errors.New("there is something after the filter"))
 	}
-	var n int
-	switch {
-	case request.DryRun:
-		n, err = in.Count(r.Context(), request.Filter)
-	case change == "retry":
-		n, err = in.dispatcher.Retry(r.Context(), request.Filter)
-	default:
-		n, err = in.dispatcher.Discard(r.Context(), request.Filter)
+	if err := checkSelection(s); err != nil {
+		return badRequest(err)
+	}
+	var answer adminapi.InboxChange
+	if s.DryRun {
+		answer.Events, err = in.Count(r.Context(), s.Filter)
+	} else {
+		// without the cancellation: if the client disconnects, the dispatcher must
+		// still learn what has changed
+		answer, err = in.change(context.WithoutCancel(r.Context()), *s, change == "retry")
 	}
 	if err != nil {
 		return unavailable(err)
 	}
-	return writeJSON(w, http.StatusOK, adminapi.InboxChange{Events: n})
+	return writeJSON(w, http.StatusOK, answer)
+}
+
+// change retries or discards events.
+func (in *inboxUse) change(ctx context.Context, s adminapi.InboxSelection, retry bool) (answer adminapi.InboxChange, err error) {
+	if s.Limit > 0 {
+		var events []inbox.Event
+		if events, answer.Next, err = in.page(ctx, s); err != nil || len(events) == 0 {
+			return answer, err
+		}
+		s.Number = nil
+		for _, e := range events {
+			s.Number = append(s.Number, e.Number)
+		}
+	}
+	if retry {
+		answer.Events, err = in.dispatcher.Retry(ctx, s.Filter)
+	} else {
+		answer.Events, err = in.dispatcher.Discard(ctx, s.Filter)
+	}
+	return answer, err
 }
 
 func serveInboxPause(w http.ResponseWriter, r *http.Request, pause bool) error {
@@ -240,9 +310,24 @@ func serveInboxPause(w http.ResponseWriter, r *http.Request, pause bool) error {
 	return writeJSON(w, http.StatusOK, adminapi.InboxChange{Events: in.Stats().Waiting})
 }
 
-// filterOf returns the filter in the query of r, and the number after which the page
-// begins.
-func filterOf(r *http.Request) (f inbox.Filter, after int64, err error) {
+// checkSelection returns an error that says what is wrong with a selection.
+func checkSelection(s *adminapi.InboxSelection) error {
+	for _, state := range s.State {
+		switch state {
+		case inbox.Waiting, inbox.Dead, inbox.Accepted, inbox.Delivered:
+		default:
+			return fmt.Errorf("state: there are waiting, dead, accepted and delivered, not %q", state)
+		}
+	}
+	if s.Limit < 0 || s.Limit > adminapi.MaxInboxPage {
+		return fmt.Errorf("limit: it may be from 1 to %d", adminapi.MaxInboxPage)
+	}
+	return nil
+}
+
+// selectionOf returns the selection in the query of r, which always has a limit.
+func selectionOf(r *http.Request) (s adminapi.InboxSelection, err error) {
+	f := &s.Filter
 	for name, values := range r.URL.Query() {
 		for _, value := range values {
 			switch name {
@@ -262,29 +347,50 @@ func filterOf(r *http.Request) (f inbox.Filter, after int64, err error) {
 				var status int
 				status, err = strconv.Atoi(value)
 				f.Status = append(f.Status, status)
+			case "number":
+				var number int64
+				number, err = strconv.ParseInt(value, 10, 64)
+				f.Number = append(f.Number, number)
+			case "limit":
+				s.Limit, err = strconv.Atoi(value)
 			case "after":
-				after, err = strconv.ParseInt(value, 10, 64)
+				s.After, err = strconv.ParseInt(value, 10, 64)
 			case "inbox":
 			default:
-				err = errors.New("unknown parameter: there are state, type, id, key, since, until, status, after and inbox")
+				err = errors.New("unknown parameter: there are state, type, id, key, since, until, status, number, limit, after and inbox")
 			}
 			if err != nil {
-				return f, 0, fmt.Errorf("%s: %w", name, err)
+				return s, fmt.Errorf("%s: %w", name, err)
 			}
 		}
 	}
-	return f, after, nil
+	if err := checkSelection(&s); err != nil {
+		return s, err
+	}
+	if s.Limit == 0 {
+		s.Limit = adminapi.MaxInboxPage
+	}
+	return s, nil
+}
+
+// whole is listed with the request and the body.
+func (in *inboxUse) whole(e inbox.Event) adminapi.InboxEvent {
+	event := in.listed(e)
+	event.Request = &e.Request
+	event.SetBody(e.Body)
+	return event
 }
 
 func (in *inboxUse) listed(e inbox.Event) adminapi.InboxEvent {
 	event := adminapi.InboxEvent{
-		Number: e.Number, State: string(e.State), ID: e.ID, Type: e.Type, Key: e.OrderKey, Arrived: e.Arrived, Attempts: e.Attempts,
+		Number: e.Number, State: string(e.State), ID: e.ID, Type: e.Type, Key: e.OrderKey, Arrived: e.Arrived.UTC(), Attempts: e.Attempts,
 	}
 	if e.State == inbox.Waiting {
 		event.Due = known(in.dispatcher.NextAttempt(e))
 	}
 	event.Settled = known(e.Settled)
 	if e.Attempts > 0 {
+		e.First.Time, e.Last.Time = e.First.Time.UTC(), e.Last.Time.UTC()
 		event.First, event.Last = &e.First, &e.Last
 	}
 	return event
@@ -295,6 +401,7 @@ func known(t time.Time) *time.Time {
 	if t.IsZero() {
 		return nil
 	}
+	t = t.UTC()
 	return &t
 }
 

@@ -6,6 +6,7 @@ package inbox
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"net/http"
 	"slices"
@@ -227,18 +228,35 @@ type Attempt struct {
 // Filter selects events. The zero value selects all. Several values of one field
 // are alternatives; all fields that are set must match.
 type Filter struct {
-	Number []int64  `json:"number,omitempty"`
-	Target []string `json:"target,omitempty"`
-	State  []State  `json:"state,omitempty"`
-	Type   []string `json:"type,omitempty"`
-	ID     []string `json:"id,omitempty"`
-	Key    []string `json:"key,omitempty"` // OrderKey
+	Number Values[int64]  `json:"number,omitempty"`
+	Target Values[string] `json:"target,omitempty"`
+	State  Values[State]  `json:"state,omitempty"`
+	Type   Values[string] `json:"type,omitempty"`
+	ID     Values[string] `json:"id,omitempty"`
+	Key    Values[string] `json:"key,omitempty"` // OrderKey
 	// Since and Until bound when events arrived: at Since or later, and before
 	// Until.
 	Since time.Time `json:"since,omitzero"`
 	Until time.Time `json:"until,omitzero"`
 	// Status is that of the last attempt.
-	Status []int `json:"status,omitempty"`
+	Status Values[int] `json:"status,omitempty"`
+}
+
+// Values are alternatives. In JSON, they may be a list or a single value.
+type Values[T any] []T
+
+// UnmarshalJSON implements [json.Unmarshaler]. An empty list is an error: as a part
+// of a filter it would select everything.
+func (v *Values[T]) UnmarshalJSON(text []byte) error {
+	if text[0] != '[' && string(text) != "null" {
+		*v = make(Values[T], 1)
+		return json.Unmarshal(text, &(*v)[0])
+	}
+	err := json.Unmarshal(text, (*[]T)(v))
+	if err == nil && len(*v) == 0 {
+		err = errors.New("there is no value: leave the name out to select all")
+	}
+	return err
 }
 
 // Matches reports whether f selects an event.

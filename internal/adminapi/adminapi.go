@@ -5,6 +5,7 @@ package adminapi
 import (
 	"strconv"
 	"time"
+	"unicode/utf8"
 
 	"github.com/buzzbip/caddy-webhook/inbox"
 	"github.com/buzzbip/caddy-webhook/internal/webhook"
@@ -181,14 +182,50 @@ type InboxEvent struct {
 	Attempts int            `json:"attempts"`
 	First    *inbox.Attempt `json:"first,omitempty"`
 	Last     *inbox.Attempt `json:"last,omitempty"`
-	// Request and Body are in the answer to `GET /buzzbip_webhook/inbox/<number>`
-	// only.
-	Request *inbox.Request `json:"request,omitempty"`
-	Body    string         `json:"body,omitempty"`
+	// Request and the body are not in lists. BodyBase64 stands in place of Body if
+	// the body is not valid UTF-8.
+	Request    *inbox.Request `json:"request,omitempty"`
+	Body       string         `json:"body,omitempty"`
+	BodyBase64 []byte         `json:"body_base64,omitempty"`
+}
+
+// SetBody sets the body.
+func (e *InboxEvent) SetBody(body []byte) {
+	if utf8.Valid(body) {
+		e.Body = string(body)
+	} else {
+		e.BodyBase64 = body
+	}
+}
+
+// Payload returns the body, or nil if e has none.
+func (e *InboxEvent) Payload() []byte {
+	if e.Body != "" {
+		return []byte(e.Body)
+	}
+	return e.BodyBase64
+}
+
+// MaxInboxPage is how many events a page has at most.
+const MaxInboxPage = 500
+
+// InboxSelection selects the events that `POST /buzzbip_webhook/inbox/retry` and
+// `discard` change.
+type InboxSelection struct {
+	inbox.Filter
+	// DryRun means that the events are only counted.
+	DryRun bool `json:"dry_run,omitempty"`
+	// Limit is how many events are changed at most, up to MaxInboxPage: the first
+	// ones by number, after After. 0: all events.
+	Limit int   `json:"limit,omitempty"`
+	After int64 `json:"after,omitempty"`
 }
 
 // InboxChange is the answer to a change of the inbox.
 type InboxChange struct {
-	// Events counts the events that matched, or that wait.
+	// Events counts the events that were changed, would be, or wait.
 	Events int `json:"events"`
+	// Next is to be given as After for the events after the limit; 0: there are
+	// none.
+	Next int64 `json:"next,omitempty"`
 }
