@@ -212,7 +212,7 @@ func serveInboxExport(w http.ResponseWriter, r *http.Request) error {
 				continue // it has been delivered
 			}
 			if err == nil {
-				err = lines.Encode(whole(e))
+				err = lines.Encode(in.whole(e))
 			}
 			if err != nil {
 				panic(http.ErrAbortHandler) // so that the client notices

@@ -67,15 +67,16 @@ func write(t *testing.T, text string) string {
 }
 
 func TestEachCommandHasHelpWithExamples(t *testing.T) {
-	for _, command := range []string{"sign", "send", "explain", "check", "page", "lookup", "forget"} {
-		got := run(t, "", command, "--help")
-		got.says(t, 0, "Examples:", "caddy buzzbip "+command, "Flags:")
-		run(t, "").says(t, 0, "\n  "+command+" ")
+	for _, command := range []string{"sign", "send", "explain", "check", "page", "lookup", "forget", "report",
+		"inbox", "inbox list", "inbox show", "inbox retry", "inbox discard", "inbox pause", "inbox resume", "inbox export"} {
+		words := strings.Fields(command)
+		run(t, "", append(words, "--help")...).says(t, 0, "Examples:", "caddy buzzbip "+command, "Flags:")
+		run(t, "", words[:len(words)-1]...).says(t, 0, "\n  "+words[len(words)-1]+" ")
 	}
 }
 
 func TestEachHelpEndsWithALinkToThisProject(t *testing.T) {
-	for _, args := range [][]string{{}, {"--help"}, {"sign", "--help"}, {"send", "-h"}, {"explain", "--help"}, {"check", "--help"}, {"page", "--help"}, {"lookup", "--help"}, {"forget", "--help"}} {
+	for _, args := range [][]string{{}, {"--help"}, {"sign", "--help"}, {"send", "-h"}, {"explain", "--help"}, {"check", "--help"}, {"page", "--help"}, {"lookup", "--help"}, {"forget", "--help"}, {"inbox", "--help"}, {"inbox", "list", "--help"}} {
 		got := run(t, "", args...)
 		if !strings.HasSuffix(got.out, "\nhttps://github.com/buzzbip/caddy-webhook#tools\n") || strings.Contains(got.out, "caddyserver.com") || got.code != 0 {
 			t.Errorf("%q: %+v", args, got)
@@ -88,6 +89,8 @@ func TestEachHelpEndsWithALinkToThisProject(t *testing.T) {
 }
 
 func TestWrongCommandLinesGetTheUsage(t *testing.T) {
+	run(t, "", "inbox", "pause", "x").says(t, 1, "Usage: caddy buzzbip inbox pause [flags]")
+	run(t, "", "inbox", "list", "--sate", "dead").says(t, 1, "unknown flag: --sate\nUsage: caddy buzzbip inbox list [<number|id>...]")
 	run(t, "", "nothing").says(t, 1, `unknown command "nothing"`, "caddy buzzbip --help")
 	run(t, "", "send").says(t, 1, "accepts 1 arg(s), received 0\nUsage: caddy buzzbip send <url> [flags]\nMore:  caddy buzzbip send --help\n")
 	run(t, "", "lookup").says(t, 1, "Usage: caddy buzzbip lookup <id>")

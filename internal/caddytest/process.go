@@ -62,10 +62,17 @@ type Caddy struct {
 func Start(t testing.TB, data, globals, sites string, env ...string) *Caddy {
 	t.Helper()
 	c := Launch(t, data, globals, sites, env...)
-	WaitFor(t, "Caddy to start", func() bool {
+	c.await()
+	return c
+}
+
+// await waits until the configuration is being served.
+func (c *Caddy) await() {
+	c.t.Helper()
+	WaitFor(c.t, "Caddy to start", func() bool {
 		select {
 		case <-c.Ended:
-			t.Fatalf("Caddy ended: %s", c.Log.String())
+			c.t.Fatalf("Caddy ended: %s", c.Log.String())
 		default:
 		}
 		res, err := http.Get("http://" + c.Admin + "/config/")
@@ -76,7 +83,28 @@ func Start(t testing.TB, data, globals, sites string, env ...string) *Caddy {
 		config, err := io.ReadAll(res.Body)
 		return err == nil && res.StatusCode == http.StatusOK && len(bytes.TrimSpace(config)) > len("null")
 	})
-	return c
+}
+
+func (c *Caddy) launch(env []string) {
+	c.t.Helper()
+	c.Cmd, c.Ended = exec.Command(Binary, "run", "--config", c.Config), make(chan struct{})
+	c.Cmd.Env = env
+	c.Log = Capture(c.t, c.Cmd)
+	if err := c.Cmd.Start(); err != nil {
+		c.t.Fatal(err)
+	}
+	cmd, ended := c.Cmd, c.Ended
+	go func() {
+		_ = cmd.Wait()
+		close(ended)
+	}()
+}
+
+// Restart runs Caddy again, which has ended, with the same files and addresses.
+func (c *Caddy) Restart() {
+	c.t.Helper()
+	c.launch(c.Cmd.Env)
+	c.await()
 }
 
 // Launch is [Start] without the wait.
@@ -85,22 +113,12 @@ func Launch(t testing.TB, data, globals, sites string, env ...string) *Caddy {
 	if data == "" {
 		data = t.TempDir()
 	}
-	c := &Caddy{Config: filepath.Join(t.TempDir(), "Caddyfile"), Admin: FreeAddress(t), Ended: make(chan struct{}), t: t}
+	c := &Caddy{Config: filepath.Join(t.TempDir(), "Caddyfile"), Admin: FreeAddress(t), t: t}
 	text := fmt.Sprintf("{\n\tadmin %s\n\tskip_install_trust\n\tgrace_period 5s\n%s\n}\n%s\n", c.Admin, globals, sites)
 	if err := os.WriteFile(c.Config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c.Cmd = exec.Command(Binary, "run", "--config", c.Config)
-	c.Cmd.Env = append(os.Environ(), "XDG_DATA_HOME="+data, "XDG_CONFIG_HOME="+data, "HOME="+data)
-	c.Cmd.Env = append(c.Cmd.Env, env...)
-	c.Log = Capture(t, c.Cmd)
-	if err := c.Cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() {
-		_ = c.Cmd.Wait()
-		close(c.Ended)
-	}()
+	c.launch(append(append(os.Environ(), "XDG_DATA_HOME="+data, "XDG_CONFIG_HOME="+data, "HOME="+data), env...))
 	t.Cleanup(func() {
 		c.Kill()
 		if t.Failed() {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -63,27 +64,78 @@ func (f *adminFlags) client() (*adminClient, error) {
 	return c, nil
 }
 
-// request sends a request for a path below adminapi.Path. It may return an answer
-// together with an error.
-func (c *adminClient) request(method, path string) (answer []byte, err error) {
-	r, err := http.NewRequest(method, c.url.String()+path, nil)
+// unreachableError is why the admin endpoint did not answer.
+type unreachableError struct{ error }
+
+// send sends a request for a path below adminapi.Path, with a body in JSON unless
+// that is nil.
+func (c *adminClient) send(ctx context.Context, method, path string, body any) (*http.Response, error) {
+	var text []byte
+	if body != nil {
+		var err error
+		if text, err = json.Marshal(body); err != nil {
+			return nil, err
+		}
+	}
+	r, err := http.NewRequestWithContext(ctx, method, c.url.String()+path, bytes.NewReader(text))
 	if err != nil {
 		return nil, err
 	}
 	r.Header = c.header.Clone()
 	res, err := c.transport.RoundTrip(r)
 	if err != nil {
-		return nil, fmt.Errorf("%w\nIs Caddy running, with its admin endpoint at %s? Say where it is with --address or --config", err, c.address)
+		return nil, unreachableError{fmt.Errorf("%w\nIs Caddy running, with its admin endpoint at %s? Say where it is with --address or --config", err, c.address)}
 	}
-	defer res.Body.Close()
-	if answer, err = io.ReadAll(res.Body); err != nil || res.StatusCode == http.StatusOK {
-		return answer, err
-	}
+	return res, nil
+}
+
+// failure returns the error in an answer.
+func (c *adminClient) failure(answer []byte) error {
 	var failure struct{ Error string }
 	if json.Unmarshal(answer, &failure) != nil || failure.Error == "" {
-		return nil, c.wrongEndpoint()
+		return c.wrongEndpoint()
 	}
-	return answer, errors.New(failure.Error)
+	return errors.New(failure.Error)
+}
+
+// request sends a request. It may return an answer together with an error.
+func (c *adminClient) request(method, path string) (answer []byte, err error) {
+	res, err := c.send(context.Background(), method, path, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer res.Body.Close()
+	if answer, err = io.ReadAll(res.Body); err == nil && res.StatusCode != http.StatusOK {
+		err = c.failure(answer)
+	}
+	return answer, err
+}
+
+// open sends a request and returns the body of the answer.
+func (c *adminClient) open(ctx context.Context, method, path string, body any) (io.ReadCloser, error) {
+	res, err := c.send(ctx, method, path, body)
+	if err != nil {
+		return nil, err
+	}
+	if res.StatusCode == http.StatusOK {
+		return res.Body, nil
+	}
+	defer res.Body.Close()
+	answer, err := io.ReadAll(res.Body)
+	return nil, cmp.Or(err, c.failure(answer))
+}
+
+// ask sends a request and decodes the answer, which is JSON.
+func (c *adminClient) ask(ctx context.Context, method, path string, body, answer any) error {
+	text, err := c.open(ctx, method, path, body)
+	if err != nil {
+		return err
+	}
+	defer text.Close()
+	if json.NewDecoder(text).Decode(answer) != nil {
+		return c.wrongEndpoint()
+	}
+	return nil
 }
 
 // wrongEndpoint is the error for answers that are not those of the plugin.

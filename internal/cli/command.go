@@ -13,7 +13,7 @@ func init() {
 	caddycmd.RegisterCommand(caddycmd.Command{
 		Name:  "buzzbip",
 		Usage: "<command>",
-		Short: "Signs, sends and explains BuzzBip webhooks, checks endpoints, and looks up events",
+		Short: "Signs, sends and explains BuzzBip webhooks, checks endpoints, and manages events",
 		Long: `
 Tools for people who receive BuzzBip webhooks.
 
@@ -25,16 +25,24 @@ Each command ends with exit code 0 if it succeeds, else with 1.`,
 		CobraFunc: func(cmd *cobra.Command) {
 			cmd.Args = cobra.NoArgs
 			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
-			cmd.AddCommand(signCommand(), sendCommand(), explainCommand(), checkCommand(), pageCommand(), lookupCommand(), forgetCommand(), reportCommand())
+			cmd.AddCommand(signCommand(), sendCommand(), explainCommand(), checkCommand(), pageCommand(), lookupCommand(), forgetCommand(), reportCommand(), inboxCommand())
 			// Caddy's own help links to its documentation, which does not describe these commands
 			cmd.SetHelpTemplate(cmd.HelpTemplate() + "\nFull documentation is available at:\n" + documentation + "\n")
 			cmd.SetFlagErrorFunc(withUsage)
-			for _, cmd := range append(cmd.Commands(), cmd) {
-				validate := cmd.Args
-				cmd.Args = func(cmd *cobra.Command, args []string) error { return withUsage(cmd, validate(cmd, args)) }
-			}
+			checkArgs(cmd)
 		},
 	})
+}
+
+// checkArgs adds the usage to the errors of the arguments of a command and of those
+// below it.
+func checkArgs(cmd *cobra.Command) {
+	if validate := cmd.Args; validate != nil {
+		cmd.Args = func(cmd *cobra.Command, args []string) error { return withUsage(cmd, validate(cmd, args)) }
+	}
+	for _, below := range cmd.Commands() {
+		checkArgs(below)
+	}
 }
 
 const documentation = "https://github.com/buzzbip/caddy-webhook#tools"

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -23,14 +22,24 @@ func announce(cmd *cobra.Command, what string) {
 // readBody reads a body from a file, or from standard input unless a secret is
 // read from there.
 func readBody(cmd *cobra.Command, name string, secrets secretFlags) ([]byte, error) {
+	input, err := openInput(cmd, name, "body", secrets)
+	if err != nil {
+		return nil, err
+	}
+	defer input.Close()
+	return io.ReadAll(input)
+}
+
+// openInput opens a file, or standard input unless a secret is read from there.
+func openInput(cmd *cobra.Command, name, what string, secrets secretFlags) (io.ReadCloser, error) {
 	if name != stdin {
-		return os.ReadFile(name)
+		return os.Open(name)
 	}
 	if slices.Contains(secrets.files, stdin) {
-		return nil, errors.New("both the secret and the body are to come from standard input: give one of them in a file")
+		return nil, fmt.Errorf("both the secret and the %s are to come from standard input: give one of them in a file", what)
 	}
-	announce(cmd, "body")
-	return io.ReadAll(cmd.InOrStdin())
+	announce(cmd, what)
+	return io.NopCloser(cmd.InOrStdin()), nil
 }
 
 // fileArg returns the optional argument of a command that reads a body.

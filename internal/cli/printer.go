@@ -58,6 +58,16 @@ func (p *printer) line(text string) {
 	}
 }
 
+// show replaces the line that says how far the command is.
+func (p *printer) show(text string) {
+	if p.terminal {
+		fmt.Fprintf(p.progress, "\r%s\x1b[K", text)
+	}
+}
+
+// clear removes the line that says how far the command is.
+func (p *printer) clear() { p.show("") }
+
 // waiting shows, each second, how long a check has lasted, until stop is called.
 func (p *printer) waiting(name string) (stop func()) {
 	if !p.terminal {
@@ -72,11 +82,11 @@ func (p *printer) waiting(name string) (stop func()) {
 			select {
 			case <-ended:
 				if seconds > 1 {
-					fmt.Fprint(p.progress, "\r\x1b[K")
+					p.clear()
 				}
 				return
 			case <-tick.C:
-				fmt.Fprintf(p.progress, "\r....  %-12s  waiting, %ds\x1b[K", name, seconds)
+				p.show(fmt.Sprintf("....  %-12s  waiting, %ds", name, seconds))
 			}
 		}
 	})
