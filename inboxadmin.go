@@ -273,6 +273,7 @@ func serveInboxChange(w http.ResponseWriter, r *http.Request, change string) err
 	if err != nil {
 		return unavailable(err)
 	}
+	answer.Paused = known(in.Stats().Paused)
 	return writeJSON(w, http.StatusOK, answer)
 }
 
@@ -307,7 +308,8 @@ func serveInboxPause(w http.ResponseWriter, r *http.Request, pause bool) error {
 	if app := running(); pause && app != nil {
 		app.notices.add(noticeInboxPaused, map[string]any{"inbox": in.backing, "waiting": in.Stats().Waiting})
 	}
-	return writeJSON(w, http.StatusOK, adminapi.InboxChange{Events: in.Stats().Waiting})
+	stats := in.Stats()
+	return writeJSON(w, http.StatusOK, adminapi.InboxChange{Events: stats.Waiting, Paused: known(stats.Paused)})
 }
 
 // checkSelection returns an error that says what is wrong with a selection.

@@ -291,11 +291,30 @@ func (k *keeper) keep() bool {
 // the dispatcher, which then removes it.
 func (k *keeper) succeed(status int) int {
 	k.pass()
+	if !k.isKept() && k.attempt.inbox.Policy().KeepDelivered > 0 {
+		k.keepDelivered(status)
+	}
 	status = k.attempt.succeed(status)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.end(inbox.Outcome{Accepted: true, Attempt: inbox.Attempt{Status: status}})
 	return status
+}
+
+// keepDelivered keeps the event for replay. If that fails, it is delivered
+// nevertheless.
+func (k *keeper) keepDelivered(status int) {
+	ctx, cancel := context.WithTimeout(context.Background(), keepTimeout)
+	defer cancel()
+	a := k.attempt
+	a.state.body.shared = true // if ctx ends first, the inbox still has it
+	event, now := a.inboxEvent(k.r), time.Now()
+	err := a.inbox.dispatcher.AddDelivered(ctx, event.Target, event, inbox.Attempt{Time: now, Duration: now.Sub(a.start).Seconds(), Status: status})
+	if err != nil && !errors.Is(err, inbox.ErrKept) {
+		a.sampled.log(a.logger, zapcore.ErrorLevel, "failed to keep delivered events: they cannot be replayed", "", func() []zap.Field {
+			return []zap.Field{zap.String("event_id", a.event.ID), zap.Error(err)}
+		})
+	}
 }
 
 // pass lets the response go to the sender, unless the event is in the inbox.

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -189,6 +190,47 @@ func TestEventThatTheBackendAcceptsLeavesNothingInTheInbox(t *testing.T) {
 			t.Errorf("the inbox has %+v", stats)
 		}
 	})
+}
+
+func TestDeliveredEventsAreKeptIfTheyAreToBe(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, client *http.Client) {
+		b := newBackend(t, nil)
+		s := start(t, proxied(b, kept(t, "max_size 1B\nkeep_delivered 1h")))
+		body := caddytest.NewEvent()
+		expect(t, send(client, signed(s.url, body)), http.StatusOK, "")
+		if stats := inboxStats(t); stats.Waiting+stats.Dead != 0 || stats.Delivered != 1 || stats.Bytes != 0 {
+			t.Errorf("the inbox has %+v", stats)
+		}
+		expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultDuplicate)
+		b.expectCount(t, 1)
+		first := caddytest.Receive(t, b.arrived, "the event")
+		list := askFor[adminapi.Inbox](t, http.MethodGet, "inbox?state=delivered&status=200", "")
+		if len(list.Events) != 1 || list.Events[0].Attempts != 1 || list.Events[0].Settled == nil {
+			t.Fatalf("listed are %+v", list)
+		}
+		askFor[adminapi.InboxChange](t, http.MethodPost, "inbox/retry", `{"state":"delivered"}`)
+		again := caddytest.Receive(t, b.arrived, "the replay")
+		if again.body != body || again.URL.String() != first.URL.String() || again.Header.Get(redeliveryHeader) != "1" || first.Header.Get(redeliveryHeader) != "" {
+			t.Errorf("replayed %s %q with %v", again.URL, again.body, again.Header)
+		}
+		caddytest.WaitFor(t, "the event to be delivered again", func() bool { return inboxStats(t).Delivered == 1 })
+		expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultDuplicate)
+	})
+}
+
+func TestEventIsDeliveredAlsoIfItCannotBeKeptAfterThat(t *testing.T) {
+	b := newBackend(t, nil)
+	s := start(t, proxied(b, kept(t, "keep_delivered 1h")))
+	if err := os.Remove(strings.TrimPrefix(running().inboxes()[0].inbox.backing, "sqlite ")); err != nil {
+		t.Fatal(err)
+	}
+	caddytest.WaitFor(t, "the inbox to notice", func() bool { return inboxStats(t).Err != nil })
+	body := caddytest.NewEvent()
+	expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, body)), http.StatusOK, "")
+	expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, body)), http.StatusOK, webhook.ResultDuplicate)
+	if logs := s.logs(); !strings.Contains(logs, "failed to keep delivered events") {
+		t.Error("the log does not say that the event is not kept")
+	}
 }
 
 func TestFullInboxPassesOnTheFailureOfTheBackend(t *testing.T) {

@@ -237,7 +237,7 @@ func TestInboxRetryAndDiscard(t *testing.T) {
 	d.atTerminal("\n", "retry", "a").says(t, 1, "Retry 1 event? The backend gets them again. [y/N] ", "nothing was changed")
 	d.inbox("list").lists(t, "a", "d", "e")
 	d.atTerminal("y\n", "discard", "a").says(t, 0, "discarded 1 event\n")
-	d.atTerminal("yes\n", "retry", "--all").says(t, 0, "Retry 2 events?", "retried 2 events\n")
+	d.atTerminal("yes\n", "retry", "--all").says(t, 0, "Retry 2 events?", "retried 0 of 2 events", "retried 2 events\n")
 	d.expectAccepted("b", "d", "e")
 	d.inbox("retry", "--all", "--yes").says(t, 0, "no event matches")
 }
@@ -297,6 +297,7 @@ func TestInboxPauseAndResume(t *testing.T) {
 	d := newDesk(t, "")
 	d.inbox("pause").says(t, 0, "paused delivery: 0 events waiting\n")
 	d.send(http.StatusOK, "a", "b")
+	d.inbox("retry", "--all", "--yes").says(t, 0, "retried 2 events\n", `note: delivery is paused: they wait for "caddy buzzbip inbox resume"`)
 	if n := d.count(); n != 0 {
 		t.Errorf("%d events were delivered", n)
 	}
@@ -346,4 +347,40 @@ func TestInboxCommandsAreAboutOneOfSeveralInboxes(t *testing.T) {
 	run(t, "", "inbox", "pause", "--address", c.Admin, "--inbox", one).says(t, 0, "paused")
 	run(t, "", "inbox", "export", "--address", c.Admin, "--inbox", one).says(t, 0)
 	run(t, "", "inbox", "resume", "--address", c.Admin, "--inbox", one).says(t, 0, "resumed")
+}
+
+// An operator replays what was delivered, after a bug in the backend.
+func TestInboxReplaysDeliveredEvents(t *testing.T) {
+	d := newDesk(t, "keep_delivered 1h")
+	d.send(http.StatusOK, "a", "b")
+	d.send(http.StatusServiceUnavailable, "c")
+	d.status.Store(http.StatusOK)
+	d.inbox("retry", "c", "--yes").says(t, 0, "retried 1 event\n")
+	delivered := func(n float64) {
+		t.Helper()
+		caddytest.WaitFor(t, "the events to be delivered", func() bool { return d.Metric(`inbox_events{state="delivered"}`) == n })
+	}
+	delivered(3)
+	d.inbox("list", "--state", "delivered").lists(t, "a", "b", "c")
+	d.inbox("retry", "--all", "--yes").says(t, 0, "no event matches\n") // without --state, they are not meant
+	d.inbox("retry", "--state", "delivered", "--since", "1h", "--rate", "100", "--yes").says(t, 0, "retried 3 events\n")
+	caddytest.WaitFor(t, "the replay", func() bool { return d.count() == 6 })
+	delivered(3)
+	if got := d.Series("inbox_attempts_total")[`result="accepted"`]; got != 4 {
+		t.Errorf("%v attempts are counted", got)
+	}
+	d.send(http.StatusOK, "a") // a duplicate of BuzzBip is one as before
+	d.mu.Lock()
+	if got := strings.Join(d.attempts[3:], " "); len(d.attempts) != 6 || got != "1 1 1" || d.attempts[0] != "" {
+		t.Errorf("the attempts are marked as %q", d.attempts)
+	}
+	d.mu.Unlock()
+	d.inbox("list", "--state", "delivered").lists(t, "a", "b", "c")
+
+	d.status.Store(http.StatusServiceUnavailable) // a replay that fails is tried again
+	d.inbox("retry", "b", "--yes").says(t, 0, "retried 1 event\n")
+	caddytest.WaitFor(t, "the failure to be recorded", func() bool { return len(lines(t, d.inbox("list", "--state", "waiting", "--status", "503"))) == 1 })
+	d.status.Store(http.StatusOK)
+	d.inbox("retry", "b", "--yes")
+	delivered(3)
 }

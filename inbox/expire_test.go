@@ -110,6 +110,40 @@ func TestDeadAndDeliveredEventsAreKeptAsLongAsTheyShould(t *testing.T) {
 	})
 }
 
+func TestAnEventThatWasAcceptedAtOnceIsKeptForReplay(t *testing.T) {
+	run(t, func(b *bed) {
+		b.policy.KeepDelivered = 24 * time.Hour
+		b.Activate(b.config())
+		b.sleep(time.Hour)
+		if err := b.d.AddDelivered(b.Context(), "site", b.event(), Attempt{Time: b.wall(), Status: 200}); err != nil {
+			b.Fatal(err)
+		}
+		b.sleep(23 * time.Hour)
+		b.expectStates(0, 0, 0, 1)
+		b.expect()
+		b.retry(Filter{State: []State{Delivered}})
+		b.expect("e1 24h0m0s")
+		b.expectStates(0, 0, 0, 1)
+		b.sleep(24*time.Hour - time.Second)
+		b.expectStates(0, 0, 0, 1)
+		b.sleep(2 * time.Second)
+		b.expectStates(0, 0, 0, 0)
+	})
+}
+
+func TestADeliveredEventExpiresAlsoIfNothingElseHappens(t *testing.T) {
+	run(t, func(b *bed) {
+		b.policy.KeepDelivered = 24 * time.Hour
+		b.Activate(b.config())
+		b.sleep(time.Hour)
+		if err := b.d.AddDelivered(b.Context(), "site", b.event(), Attempt{Time: b.wall(), Status: 200}); err != nil {
+			b.Fatal(err)
+		}
+		b.sleep(24*time.Hour + time.Second)
+		b.expectStates(0, 0, 0, 0)
+	})
+}
+
 func TestAReloadThatKeepsLessRemovesMore(t *testing.T) {
 	run(t, func(b *bed) {
 		b.policy.KeepDelivered = 24 * time.Hour

@@ -3,6 +3,7 @@ package inbox
 import (
 	"context"
 	"errors"
+	"math"
 	"time"
 )
 
@@ -112,6 +113,21 @@ func (d *Dispatcher) Add(ctx context.Context, target string, e Event, maxSize in
 	t := d.target(target)
 	d.mu.Unlock()
 	return d.add(ctx, t, e, maxSize)
+}
+
+// AddDelivered keeps an event for replay that the backend has accepted at the first
+// attempt, for [Policy.KeepDelivered]. Of e, it sets Target and what is of the
+// attempt. Errors are those of [Store.Add].
+func (d *Dispatcher) AddDelivered(ctx context.Context, target string, e Event, a Attempt) error {
+	e.Target, e.State, e.Settled, e.Due = target, Delivered, a.Time, a.Time
+	e.Attempts, e.First, e.Last = 1, a, a
+	_, err := d.store.Add(ctx, e, math.MaxInt64) // only events that are not delivered are bounded
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if c := d.current(); c != nil {
+		d.expireAt(a.Time.Add(c.Policy.KeepDelivered))
+	}
+	return err
 }
 
 func (d *Dispatcher) add(ctx context.Context, t *target, e Event, maxSize int64) (number int64, err error) {

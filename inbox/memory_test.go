@@ -88,10 +88,13 @@ func (m *memory) Add(_ context.Context, e Event, _ int64) (int64, error) {
 		return 0, ErrKept
 	}
 	m.last++
-	e.Number, e.Since = m.last, e.Arrived
+	e.Number = m.last
 	m.events[e.Number] = &e
 	m.byID[identityOf(e)] = e.Number
-	m.set(&e, func() { e.State = Waiting })
+	if e.State != Delivered {
+		e.Since = e.Arrived
+		m.set(&e, func() { e.State = Waiting })
+	}
 	return e.Number, nil
 }
 

@@ -27,8 +27,9 @@ import (
 // It keeps times by the clock of the system: if that is put forward or back,
 // events become due, die and expire earlier or later by as much.
 type Store interface {
-	// Add keeps an event that waits for its next attempt, and returns its number.
-	// Numbers increase, and are not used again. Add returns [ErrKept] if an event
+	// Add keeps an event that waits for its next attempt or, if its State is
+	// [Delivered], has been accepted at Settled, and returns its number. Numbers
+	// increase, and are not used again. Add returns [ErrKept] if an event
 	// with the same scope, key and digest is kept already, in whatever state, and
 	// [ErrFull] if the events that wait or are dead would take more than maxSize
 	// bytes: see [Event.Size]. It fails if no configuration uses the store any more,
@@ -150,7 +151,7 @@ const (
 // Event is an event in a [Store].
 type Event struct {
 	Number int64 // set by the store
-	State  State // set by the store
+	State  State // set by the store, unless Delivered is passed to Add
 
 	// Target names what the event is delivered to, such as a site. Targets do not
 	// hold each other up when one of them fails.

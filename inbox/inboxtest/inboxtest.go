@@ -62,6 +62,7 @@ func Test(t *testing.T, c Config) {
 		{"a late failure changes nothing", lateFailure},
 		{"an accepted event is kept until its ID is remembered", accepted},
 		{"an accepted event is kept for replay", delivered},
+		{"a delivered event is added for replay", deliveredAdded},
 		{"a dead event can still be accepted", deadAccepted},
 		{"events that wait too long die", oldDie},
 		{"dead and delivered events expire", oldLeave},
@@ -665,6 +666,29 @@ func delivered(s *suite) {
 	}
 	s.due(after(1000))
 	s.counts(0, 0, 1)
+}
+
+func deliveredAdded(s *suite) {
+	e := NewEvent("a", start)
+	e.State, e.Settled, e.Since = inbox.Delivered, after(1), time.Time{}
+	e.Attempts, e.First, e.Last = 1, success(after(1)), success(after(1))
+	n, err := s.store.Add(s.Context(), e, noLimit)
+	s.ok(err)
+	e.Number = n
+	s.same("loaded", s.load(n), e)
+	s.due(after(1000))
+	s.counts(0, 0, 1)
+	if got := s.store.Stats().Bytes; got != 0 {
+		s.Errorf("%d bytes are counted", got)
+	}
+	_, err = s.store.Add(s.Context(), e, noLimit)
+	s.is(err, inbox.ErrKept)
+	s.retry(inbox.Filter{State: []inbox.State{inbox.Delivered}}, after(10), 1)
+	s.due(after(10), n)
+	s.accept(n, after(11), true)
+	s.expire(time.Time{}, time.Time{}, after(11), 10, 0, 0)
+	s.expire(time.Time{}, time.Time{}, after(12), 10, 0, 1)
+	s.gone(n)
 }
 
 func deadAccepted(s *suite) {

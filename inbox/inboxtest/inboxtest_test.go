@@ -200,6 +200,10 @@ var faults = map[string]faulty{
 		}
 		return s.Add(ctx, e, maxSize)
 	}},
+	"a delivered event waits when it is added": {add: func(s inbox.Store, e inbox.Event, maxSize int64) (int64, error) {
+		e.State = ""
+		return s.Add(ctx, e, maxSize)
+	}},
 	"the scope is ignored": {find: func(s inbox.Store, _ string, key dedupe.Key) (e inbox.Event, err error) {
 		for _, scope := range []string{"scope", "other", "one", "two"} {
 			if e, err = s.Find(ctx, scope, key); err == nil {

@@ -33,11 +33,15 @@ func (m *Memory) Add(_ context.Context, e inbox.Event, maxSize int64) (int64, er
 			return 0, inbox.ErrKept
 		}
 	}
-	if m.bytes()+e.Size() > maxSize {
+	if e.State != inbox.Delivered && m.bytes()+e.Size() > maxSize {
 		return 0, inbox.ErrFull
 	}
 	m.last++
-	e.Number, e.State, e.Since, e.Settled = m.last, inbox.Waiting, e.Arrived, time.Time{}
+	if e.Number = m.last; e.State == inbox.Delivered {
+		e.Since = time.Time{}
+	} else {
+		e.State, e.Since, e.Settled = inbox.Waiting, e.Arrived, time.Time{}
+	}
 	if e.Body == nil {
 		e.Body = []byte{}
 	}

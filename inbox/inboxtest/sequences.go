@@ -149,6 +149,9 @@ func (s *sequence) add(t *rapid.T) {
 		e.Attempts, e.First, e.Last = 1, failure(e.Arrived), failure(e.Arrived)
 	}
 	maxSize := draw(t, "max size", 4*e.Size(), noLimit)
+	if rapid.IntRange(0, 3).Draw(t, "delivered") == 0 {
+		e.State, e.Settled, maxSize = inbox.Delivered, s.now(), noLimit
+	}
 	got, gotErr := s.store.Add(context.Background(), e, maxSize)
 	want, wantErr := s.model.Add(context.Background(), e, maxSize)
 	s.same("add", gotErr, wantErr)

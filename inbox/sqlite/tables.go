@@ -163,7 +163,7 @@ func loadBody(c *database.Conn, e *inbox.Event) (err error) {
 	}, e.Number)
 }
 
-// insert adds an event that waits, and returns its number.
+// insert adds an event that waits or is delivered, and returns its number.
 func insert(c *database.Conn, e *inbox.Event) (number int64, err error) {
 	err = c.Query("SELECT 1 FROM events INDEXED BY events_by_key WHERE key = ? AND scope = ? AND digest = ?",
 		func(*sqlite3.Stmt) error { return inbox.ErrKept }, e.Key[:], e.Scope, int64(e.Digest))
@@ -182,10 +182,14 @@ func insert(c *database.Conn, e *inbox.Event) (number int64, err error) {
 	if err != nil {
 		return 0, err
 	}
+	state, since := inbox.Waiting, e.Arrived
+	if e.State == inbox.Delivered {
+		state, since = inbox.Delivered, e.Settled
+	}
 	err = c.Query(`INSERT INTO events(state, since, due, target, scope, key, digest, id, type, order_key, secret, arrived, size, attempts, first, last, reason)
-		VALUES('waiting', ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?1, ?11, ?12, ?13, ?14, ?15) RETURNING number`,
+		VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING number`,
 		func(row *sqlite3.Stmt) error { number = row.ColumnInt64(0); return nil },
-		nanoseconds(e.Arrived), nanoseconds(e.Due), e.Target, e.Scope, e.Key[:], int64(e.Digest), e.ID, e.Type, e.OrderKey, e.Secret, e.Size(), e.Attempts, first, last, reason)
+		string(state), nanoseconds(since), nanoseconds(e.Due), e.Target, e.Scope, e.Key[:], int64(e.Digest), e.ID, e.Type, e.OrderKey, e.Secret, nanoseconds(e.Arrived), e.Size(), e.Attempts, first, last, reason)
 	if err != nil {
 		return 0, err
 	}

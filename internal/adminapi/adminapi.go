@@ -228,4 +228,6 @@ type InboxChange struct {
 	// Next is to be given as After for the events after the limit; 0: there are
 	// none.
 	Next int64 `json:"next,omitempty"`
+	// Paused is since when delivery is paused, or nil.
+	Paused *time.Time `json:"paused,omitempty"`
 }

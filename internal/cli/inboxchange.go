@@ -118,6 +118,9 @@ func (o *inboxChange) run(cmd *cobra.Command, args []string) error {
 	if err != nil {
 		return fmt.Errorf("%s %s of %s: %w\nThe others are as they were", o.done, comma(done), plural(matching.Events), err)
 	}
+	if matching.Paused != nil && o.path == "retry" {
+		fmt.Fprintln(cmd.ErrOrStderr(), "note: delivery is paused: they wait for \"caddy buzzbip inbox resume\"")
+	}
 	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s %s\n", o.done, plural(done))
 	return err
 }
