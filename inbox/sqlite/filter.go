@@ -59,7 +59,7 @@ type step func(c *database.Conn, after, last int64, limit int, each func(*sqlite
 // steps returns a step through all rows that f selects, and perhaps others.
 func (st *state) steps(ctx context.Context, f inbox.Filter) (step, error) {
 	if len(f.Number) == 0 && len(f.ID) == 0 {
-		return scan(&f)
+		return st.scan(&f)
 	}
 	numbers := f.Number
 	if len(f.Number) == 0 {
@@ -109,9 +109,12 @@ const preselect = `
 
 // scan returns a step that looks at many rows at a time, and leaves it to SQLite to
 // leave most of them out.
-func scan(f *inbox.Filter) (step, error) {
+func (st *state) scan(f *inbox.Filter) (step, error) {
 	from := "events NOT INDEXED WHERE 1"
-	if len(f.State) == 1 {
+	n := st.counts.Load()
+	// the index costs more than it saves if most events are in the state, but not
+	// all are wanted
+	if few := n == nil || n.matching(f.State) < n.events()/2; len(f.State) == 1 && (few || f.ByState()) {
 		from = "events INDEXED BY events_by_state WHERE state = ?1 ->> 0"
 	}
 	states, statesErr := listOf(f.State)
