@@ -242,6 +242,28 @@ func TestInboxRetryAndDiscard(t *testing.T) {
 	d.inbox("retry", "--all", "--yes").says(t, 0, "no event matches")
 }
 
+func TestInboxCommandsTakeMoreThanAPage(t *testing.T) {
+	const events = 520 // a page of the admin API has at most 500
+	d := newDesk(t, "")
+	d.sendMany(http.StatusUnprocessableEntity, events, "evt_")
+	got := d.inbox("list", "--limit", "510")
+	if got.says(t, 0, "add --after 510\n"); len(lines(t, got)) != 510 {
+		t.Errorf("%d events are listed", len(lines(t, got)))
+	}
+	if got := d.inbox("list", "--limit", "9999"); len(lines(t, got)) != events || got.err != "" {
+		t.Errorf("%d events are listed: %s", len(lines(t, got)), got.err)
+	}
+	if got := lines(t, d.inbox("export")); len(got) != events {
+		t.Errorf("%d events are exported", len(got))
+	}
+	d.status.Store(http.StatusOK)
+	d.inbox("discard", "--state", "dead", "--until", "1h", "--yes").says(t, 0, "no event matches")
+	d.inbox("retry", "--state", "dead", "--yes").says(t, 0, "retried 520 events\n")
+	caddytest.WaitFor(t, "all events to be accepted", func() bool { return d.count() == events })
+	d.inbox("list", "--limit", "0").says(t, 1, "--limit must be greater than zero")
+	d.inbox("retry", "--all", "--rate", "0").says(t, 1, "--rate must be greater than zero")
+}
+
 func TestInboxRetryAtARateCanBeInterrupted(t *testing.T) {
 	const events = 30
 	d := newDesk(t, "")
@@ -278,7 +300,7 @@ func TestInboxRetryAtARateSurvivesACrash(t *testing.T) {
 	caddytest.WaitFor(t, "the first events", func() bool { return d.count() >= 2 })
 	d.Kill()
 	d.Restart()
-	caddytest.Receive(t, ended, "the end of the command").says(t, 0, "retried ")
+	caddytest.Receive(t, ended, "the end of the command").says(t, 0, "retried ", "note: trying again for up to 1m0s: ")
 	caddytest.WaitFor(t, "all events to be accepted", func() bool {
 		return d.Metric(`inbox_events{state="waiting"}`)+d.Metric(`inbox_events{state="dead"}`) == 0
 	})

@@ -64,9 +64,6 @@ func (f *adminFlags) client() (*adminClient, error) {
 	return c, nil
 }
 
-// unreachableError is why the admin endpoint did not answer.
-type unreachableError struct{ error }
-
 // send sends a request for a path below adminapi.Path, with a body in JSON unless
 // that is nil.
 func (c *adminClient) send(ctx context.Context, method, path string, body any) (*http.Response, error) {
@@ -84,7 +81,7 @@ func (c *adminClient) send(ctx context.Context, method, path string, body any) (
 	r.Header = c.header.Clone()
 	res, err := c.transport.RoundTrip(r)
 	if err != nil {
-		return nil, unreachableError{fmt.Errorf("%w\nIs Caddy running, with its admin endpoint at %s? Say where it is with --address or --config", err, c.address)}
+		return nil, fmt.Errorf("%w\nIs Caddy running, with its admin endpoint at %s? Say where it is with --address or --config", err, c.address)
 	}
 	return res, nil
 }

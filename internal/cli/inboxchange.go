@@ -41,8 +41,8 @@ Without --state, a filter selects those that wait or are dead.
 
 It says how many events match, and asks before it begins; in scripts, use --yes.
 With --rate, it hands over so many events a second. Ctrl-C ends it between two
-events: the others stay as they are. So they do if the command is killed or Caddy
-restarts; it waits up to a minute for Caddy to come back.
+events: the others stay as they are. So they do if the command is killed. If Caddy
+restarts, it goes on after that.
 
 Exit code: 0 if all were retried, also if none matched; else 1.`,
 		Example: `  caddy buzzbip inbox retry evt_7f3a9b2c
@@ -90,7 +90,7 @@ func (o *inboxChange) run(cmd *cobra.Command, args []string) error {
 	switch {
 	case err != nil:
 		return err
-	case o.rate < 0:
+	case o.rate <= 0 && cmd.Flags().Changed("rate"):
 		return errors.New("--rate must be greater than zero")
 	case selectsAll(filter) && !o.all:
 		return errors.New("say which events, by their numbers or IDs or by a filter, or give --all")
@@ -114,6 +114,7 @@ func (o *inboxChange) run(cmd *cobra.Command, args []string) error {
 	}
 	ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the process
 	done, err := o.change(ctx, cmd, client, filter, matching.Events)
 	if err != nil {
 		return fmt.Errorf("%s %s of %s: %w\nThe others are as they were", o.done, comma(done), plural(matching.Events), err)
@@ -163,7 +164,10 @@ func (o *inboxChange) change(ctx context.Context, cmd *cobra.Command, client inb
 		next = time.Now().Add(interval)
 		s.Limit = min(page, total-done)
 		var changed adminapi.InboxChange
-		if err := client.askPatiently(ctx, client.path("/"+o.path, url.Values{}), s, &changed); err != nil {
+		if err := o.askPatiently(ctx, client, s, &changed, func(err error) {
+			progress.clear()
+			fmt.Fprintf(cmd.ErrOrStderr(), "note: trying again for up to %s: %v\n", patience, err)
+		}); err != nil {
 			return done, err
 		}
 		done += changed.Events
@@ -175,16 +179,19 @@ func (o *inboxChange) change(ctx context.Context, cmd *cobra.Command, client inb
 	return done, nil
 }
 
-// patience is how long a change waits for Caddy while that does not answer, as
-// during a restart.
+// patience is how long a change is tried again, as while Caddy restarts.
 const patience = time.Minute
 
-// askPatiently is ask for a change that may be made again.
-func (c inboxClient) askPatiently(ctx context.Context, path string, body, answer any) error {
-	for deadline := time.Now().Add(patience); ; {
-		err := c.ask(ctx, http.MethodPost, path, body, answer)
-		if !errors.As(err, new(unreachableError)) || ctx.Err() != nil || time.Now().After(deadline) {
-			return interrupted(ctx, err)
+// askPatiently makes one change, which is not interrupted. If it fails, it calls note
+// and tries again: then the change may be made twice.
+func (o *inboxChange) askPatiently(ctx context.Context, client inboxClient, s adminapi.InboxSelection, changed *adminapi.InboxChange, note func(error)) error {
+	for deadline, failures := time.Now().Add(patience), 0; ; failures++ {
+		err := client.ask(context.WithoutCancel(ctx), http.MethodPost, client.path("/"+o.path, url.Values{}), s, changed)
+		if err == nil || time.Now().After(deadline) {
+			return err
+		}
+		if failures == 0 {
+			note(err)
 		}
 		if err := sleep(ctx, time.Second); err != nil {
 			return err
@@ -196,18 +203,12 @@ func (c inboxClient) askPatiently(ctx context.Context, path string, body, answer
 func sleep(ctx context.Context, d time.Duration) error {
 	select {
 	case <-time.After(d):
-		return interrupted(ctx, nil)
 	case <-ctx.Done():
-		return interrupted(ctx, nil)
 	}
-}
-
-// interrupted returns an error if the user has interrupted the command, else err.
-func interrupted(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return errors.New("interrupted")
 	}
-	return err
+	return nil
 }
 
 func comma(n int) string { return humanize.Comma(int64(n)) }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -48,13 +49,16 @@ func (o *inboxListOptions) run(cmd *cobra.Command, args []string) error {
 	if err != nil {
 		return err
 	}
+	if o.limit <= 0 {
+		return errors.New("--limit must be greater than zero")
+	}
 	client, err := o.client()
 	if err != nil {
 		return err
 	}
 	table := isTerminal(cmd.OutOrStdout()) && !o.json
 	s := adminapi.InboxSelection{Filter: filter, After: o.after}
-	for left := o.limit; left > 0; left -= s.Limit {
+	for left := o.limit; ; left -= s.Limit {
 		s.Limit = min(left, adminapi.MaxInboxPage)
 		page, err := client.page(cmd.Context(), s)
 		if err != nil {
@@ -83,7 +87,6 @@ func (o *inboxListOptions) run(cmd *cobra.Command, args []string) error {
 		}
 		s.After = page.Next
 	}
-	return nil
 }
 
 func printEvents(out io.Writer, events []adminapi.InboxEvent) error {
