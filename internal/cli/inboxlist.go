@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -91,9 +92,16 @@ func (o *inboxListOptions) run(cmd *cobra.Command, args []string) error {
 
 func printEvents(out io.Writer, events []adminapi.InboxEvent) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "NUMBER\tSTATE\tTYPE\tID\tARRIVED\tATTEMPTS\tLAST ATTEMPT")
+	keys := slices.ContainsFunc(events, func(e adminapi.InboxEvent) bool { return e.Key != "" })
+	key := func(text string) string {
+		if !keys {
+			return ""
+		}
+		return singleLine(text) + "\t"
+	}
+	fmt.Fprintf(w, "NUMBER\tSTATE\tTYPE\tID\t%sARRIVED\tATTEMPTS\tLAST ATTEMPT\n", key("KEY"))
 	for _, e := range events {
-		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%d\t%s\n", e.Number, e.State, singleLine(e.Type), singleLine(e.ID), e.Arrived.Format(time.RFC3339), e.Attempts, attemptText(e.Last))
+		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s%s\t%d\t%s\n", e.Number, e.State, singleLine(e.Type), singleLine(e.ID), key(e.Key), e.Arrived.Format(time.RFC3339), e.Attempts, attemptText(e.Last))
 	}
 	return w.Flush()
 }
