@@ -85,6 +85,7 @@ func arrivedAs(r *http.Request) *http.Request {
 // inboxEvent returns the event as the inbox keeps it.
 func (k *keeper) inboxEvent() inbox.Event {
 	a, state, original := k.attempt, k.attempt.state, k.request.original
+	state.body.shared = true // if a context ends first, the inbox still has it
 	for _, name := range notKept {
 		delete(k.request.header, name)
 	}
@@ -307,8 +308,7 @@ func (k *keeper) keepDelivered(status int) {
 	ctx, cancel := context.WithTimeout(context.Background(), keepTimeout)
 	defer cancel()
 	a := k.attempt
-	a.state.body.shared = true // if ctx ends first, the inbox still has it
-	event, now := a.inboxEvent(k.r), time.Now()
+	event, now := k.inboxEvent(), time.Now()
 	err := a.inbox.dispatcher.AddDelivered(ctx, event.Target, event, inbox.Attempt{Time: now, Duration: now.Sub(a.start).Seconds(), Status: status})
 	if err != nil && !errors.Is(err, inbox.ErrKept) {
 		a.sampled.log(a.logger, zapcore.ErrorLevel, "failed to keep delivered events: they cannot be replayed", "", func() []zap.Field {
