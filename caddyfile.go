@@ -47,6 +47,7 @@ func parseCaddyfile(helper httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, e
 //		on_conflict      drop|deliver
 //		dedupe           off
 //		inbox            <module> [<args>] {...}
+//		order_by         <path>...
 //		enforce          off
 //	}
 //
@@ -122,6 +123,13 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, name string) (err erro
 		h.StoreRaw, err = unmarshalGuest(d, "store", storeNamespace)
 	case "inbox":
 		h.InboxRaw, err = unmarshalGuest(d, "inbox", inboxNamespace)
+	case "order_by":
+		if h.OrderBy = d.RemainingArgs(); len(h.OrderBy) == 0 {
+			return d.ArgErr()
+		}
+		if _, err := newOrderBy(h.OrderBy); err != nil {
+			return d.WrapErr(err)
+		}
 	case "envelope", "scope", "on_conflict", "dedupe", "enforce":
 		words := map[string]*string{"envelope": &h.Envelope, "scope": &h.Scope, "on_conflict": &h.OnConflict, "dedupe": &h.Dedupe, "enforce": &h.Enforce}
 		*words[name], err = option.Word(d)
@@ -134,7 +142,7 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, name string) (err erro
 // options are those of buzzbip_webhook, as errors list them.
 var options = []string{
 	"secret", "secret_file", "events", "envelope", "max_body_size", "read_timeout", "delivery_timeout", "answer_within",
-	"max_in_flight", "max_age", "retention", "scope", "store", "on_conflict", "dedupe", "inbox", "enforce",
+	"max_in_flight", "max_age", "retention", "scope", "store", "on_conflict", "dedupe", "inbox", "order_by", "enforce",
 }
 
 // directives are those of Caddy that have no module of the same name. Its own

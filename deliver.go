@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"github.com/buzzbip/caddy-webhook/dedupe"
+	"github.com/buzzbip/caddy-webhook/inbox"
 	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
@@ -46,7 +47,8 @@ type attempt struct {
 	outer     *attempt      // by an earlier handler, in progress in the same request
 	target    eventInStore  // zero without deduplication
 	claim     dedupe.Claim
-	claimed   bool // and claim is not settled yet
+	claimed   bool        // and claim is not settled yet
+	turn      *inbox.Turn // nil without an order key
 	delivered bool
 	start     time.Time
 	memory    int64   // what the delivery takes of underWay
@@ -107,7 +109,11 @@ func (a *attempt) tryMemory() bool {
 
 // run passes the event to the next handlers and settles the claim by their answer.
 func (a *attempt) run(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) (err error) {
-	if err := a.acquireMemory(r); err != nil {
+	err = a.awaitTurn(r)
+	if err == nil {
+		err = a.acquireMemory(r)
+	}
+	if err != nil {
 		a.settle()
 		return a.reject(a.state, w, r, webhook.ReasonOverloaded, err)
 	}

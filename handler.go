@@ -58,6 +58,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		// another buzzbip_webhook has claimed the event and passed it on to us
 		return h.attempt(state, target).run(w, r, next)
 	}
+	turn := h.enter(state, r)
+	defer turn.Leave()
 	verdict, err := h.claim(state, r, request)
 	switch {
 	case errors.Is(err, dedupe.ErrInFlight):
@@ -74,7 +76,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return answer(state, w, webhook.ResultConflict)
 	}
 	a := h.attempt(state, target)
-	a.claim, a.claimed = verdict.Claim, true
+	a.claim, a.claimed, a.turn = verdict.Claim, true, turn
 	if h.inbox != nil {
 		return a.runWithInbox(w, r, next)
 	}

@@ -170,7 +170,11 @@ func (a *App) inboxHooks(h *Handler) inbox.Hooks {
 			}
 		},
 		Died: func(e inbox.Event) {
-			h.logger.Error("event is dead: the backend has not accepted it, and it is not delivered again unless you ask for it",
+			msg := "event is dead: the backend has not accepted it, and it is not delivered again unless you ask for it"
+			if e.OrderKey != "" {
+				msg += "; the next event with the same key of order_by passes it"
+			}
+			h.logger.Error(msg,
 				append(fields(e), zap.Int("status", e.Last.Status), zap.String("cause", e.Last.Cause))...)
 			a.notices.add(noticeDead, map[string]any{
 				"event_id": e.ID, "event_type": e.Type, "number": e.Number, "attempts": e.Attempts, "status": e.Last.Status, "cause": e.Last.Cause,

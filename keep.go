@@ -45,7 +45,7 @@ func (a *attempt) deliverOrKeep(w http.ResponseWriter, r *http.Request, next cad
 	k := &keeper{attempt: a, w: w, request: arrivalOf(r)}
 	var try bool
 	if !a.inbox.AcceptsAlways() {
-		k.first, try = a.inbox.dispatcher.TryFirst(k.request.target())
+		k.first, try = a.inbox.dispatcher.TryFirst(r.Context(), k.request.target(), a.turn)
 	}
 	if try {
 		if a.tryMemory() {
@@ -92,7 +92,7 @@ func (k *keeper) inboxEvent() inbox.Event {
 	e := inbox.Event{
 		Target: k.request.target(),
 		Scope:  a.target.scope, Key: a.target.key, Digest: a.claim.Digest,
-		ID: state.event.ID, Type: state.event.Type, Secret: state.key.label,
+		ID: state.event.ID, Type: state.event.Type, OrderKey: state.orderKey, Secret: state.key.label,
 		Arrived: state.arrived,
 		Request: inbox.Request{
 			Host: k.request.host, URI: original.URL.RequestURI(), Proto: original.Proto, TLS: k.request.tls,
@@ -185,7 +185,9 @@ func (k *keeper) deliverBeside(r *http.Request, next caddyhttp.Handler) error {
 	k.late = func() { close(late) }
 	timer := time.AfterFunc(a.waitLeft(state), k.keepLate)
 	defer timer.Stop()
+	a.turn.Hold()
 	go func() {
+		defer a.turn.Leave()
 		defer underWay.release(a.memory)
 		var e end
 		defer func() {
@@ -272,7 +274,7 @@ func (k *keeper) keep() bool {
 	if k.first != nil {
 		_, err = k.first.Keep(ctx, event, a.inbox.Capacity())
 	} else {
-		_, err = a.inbox.dispatcher.Add(ctx, event.Target, event, a.inbox.Capacity())
+		_, err = a.inbox.dispatcher.Add(ctx, event.Target, a.turn, event, a.inbox.Capacity())
 	}
 	a.inbox.room.learn(err, a.inbox.Stats)
 	if err != nil && !errors.Is(err, inbox.ErrKept) {

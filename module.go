@@ -100,8 +100,9 @@ type Handler struct {
 	DeliveryTimeout *caddy.Duration `json:"delivery_timeout,omitempty"`
 
 	// How long an event may wait before its delivery, from the end of the
-	// request's body: for a delivery of the same event that is in flight, and for
-	// memory. After that, the sender is asked to retry (503 with `Retry-After`).
+	// request's body: for a delivery of the same event that is in flight, for its
+	// turn, and for memory. After that, the sender is asked to retry (503 with
+	// `Retry-After`).
 	// A delivery that has begun may take longer. Default: 8s, since BuzzBip
 	// disconnects after 10 seconds.
 	AnswerWithin *caddy.Duration `json:"answer_within,omitempty"`
@@ -134,6 +135,12 @@ type Handler struct {
 	// delivers them again until it does. Default: none.
 	InboxRaw json.RawMessage `json:"inbox,omitempty" caddy:"namespace=http.buzzbip_webhook.inboxes inline_key=module"`
 
+	// Members of the event's `data`, as [GJSON paths](https://github.com/tidwall/gjson/blob/master/SYNTAX.md),
+	// such as `conversation.id`. The first that is a string or a number is the order
+	// key of the event. Events with the same one go to the backend one at a time, in
+	// the order in which they have arrived. Default: in no order.
+	OrderBy []string `json:"order_by,omitempty"`
+
 	// What to do with an event whose ID was delivered with another body: `drop`
 	// answers it like a duplicate, `deliver` passes it on. Either way it is
 	// logged as an error. Default: `drop`.
@@ -162,6 +169,7 @@ type Handler struct {
 	retention       time.Duration
 	store           *measured // nil: no deduplication
 	inbox           *inboxUse // nil: none
+	orderBy         *orderBy  // nil: none
 	server          *caddyhttp.Server
 	keptRetention   time.Duration // how long the ID of an event in the inbox is remembered at least
 	errorRoutes     bool          // whether there are any that see what the handler returns
@@ -198,6 +206,9 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		h.logger.Warn("no event type that BuzzBip documents is one of these: check the spelling", zap.Strings("events", unknown))
 	}
 	if err := h.provisionLimits(); err != nil {
+		return err
+	}
+	if h.orderBy, err = newOrderBy(h.OrderBy); err != nil {
 		return err
 	}
 	if err := h.provisionDedupe(ctx); err != nil {
@@ -264,8 +275,8 @@ func (h *Handler) provisionDedupe(ctx caddy.Context) error {
 	switch h.Dedupe {
 	case "":
 	case dedupeOff:
-		if h.StoreRaw != nil || h.Retention != nil || h.InboxRaw != nil {
-			return errors.New("dedupe off remembers nothing: remove it, or remove store, retention and inbox")
+		if h.StoreRaw != nil || h.Retention != nil || h.InboxRaw != nil || h.orderBy != nil {
+			return errors.New("dedupe off remembers nothing: remove it, or remove store, retention, inbox and order_by")
 		}
 		return nil
 	default:

@@ -26,8 +26,10 @@ type requestState struct {
 	key     *key          // nil until the signature is verified
 	event   webhook.Event // empty until then, and if its envelope is invalid
 	body    *content      // of the event
-	result  webhook.Result
-	reason  webhook.Reason
+	// orderKey is the event's, or empty
+	orderKey string
+	result   webhook.Result
+	reason   webhook.Reason
 	// wouldBe is what result would be if a handler enforced it that has enforce off
 	wouldBe webhook.Result
 	// observed says that all handlers of the request have enforce off

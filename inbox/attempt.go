@@ -20,6 +20,7 @@ type attempt struct {
 	event  Event // without request and body
 	target *target
 	pass   *pass
+	lane   *lane // nil without an order key
 	urgent bool
 	// died means that the event was declared dead in the meantime, retried that
 	// an operator has asked for a retry.
@@ -55,10 +56,10 @@ func (d *Dispatcher) redeliver(a *attempt, c *Config) {
 			d.trouble("reading an event from the inbox", err)
 		}
 		return
-	case e.State != Waiting || e.Due.After(now):
+	case e.State != Waiting || e.Blocked || e.Due.After(now):
 		// It has changed since it was put in the queue.
 		d.mu.Lock()
-		if e.State == Waiting {
+		if e.State == Waiting && !e.Blocked {
 			d.dueAt(a.target, e.Due)
 		}
 		d.abandon(a)
@@ -171,6 +172,9 @@ func (r *record) failed() {
 func (d *Dispatcher) recorded(r *record) {
 	d.mu.Lock()
 	d.dueAt(r.target, r.due)
+	if r.accepted || !r.dead.IsZero() {
+		d.nextOfLane(&r.event)
+	}
 	d.release(r.attempt)
 	died := !r.dead.IsZero() && !r.died
 	c := d.current()
@@ -228,6 +232,7 @@ func (d *Dispatcher) abandon(a *attempt) {
 func (d *Dispatcher) release(a *attempt) {
 	delete(d.busy, a.number)
 	a.pass.leave()
+	d.lanes.release(a.lane)
 	d.checkDrained()
 	d.wake.ring()
 }

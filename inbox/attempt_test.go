@@ -178,7 +178,7 @@ func TestHooksAreOptional(t *testing.T) {
 		b.add(1)
 		b.sleep(time.Second)
 		b.store.stop(errDisk)
-		_, _ = b.d.Add(b.Context(), "site", b.event(), 1<<30)
+		_, _ = b.d.Add(b.Context(), "site", nil, b.event(), 1<<30)
 		b.sleep(time.Minute)
 		b.store.stop(nil)
 		b.expectStates(0, 1, 0, 0)

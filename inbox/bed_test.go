@@ -214,7 +214,7 @@ func (b *bed) add(n int) (first int64) { return b.addTo("site", n) }
 func (b *bed) addTo(target string, n int) (first int64) {
 	b.Helper()
 	for range n {
-		number, err := b.d.Add(context.Background(), target, b.event(), 1<<30)
+		number, err := b.d.Add(context.Background(), target, nil, b.event(), 1<<30)
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -229,7 +229,7 @@ func (b *bed) addTo(target string, n int) (first int64) {
 // the event's number, and whether it was tried.
 func (b *bed) first() (number int64, tried bool) {
 	b.Helper()
-	f, try := b.d.TryFirst("site")
+	f, try := b.d.TryFirst(context.Background(), "site", nil)
 	if !try {
 		return b.add(1), false
 	}

@@ -167,7 +167,11 @@ type Dispatcher struct {
 	// or its outcome is still to be recorded.
 	busy map[int64]*attempt
 	// adding has the events that are being stored while an attempt is under way.
-	adding     map[identity]int
+	adding map[identity]int
+	// lanes have the events with order keys that are under way.
+	lanes *Lanes
+	// blocked has the targets of the events that wait for a lane, by number.
+	blocked    map[int64]*target
 	unrecorded []*record
 	// forgetful means that Remember has failed last.
 	forgetful  bool
@@ -204,8 +208,10 @@ func newDispatcher(store Store, wall func() time.Time, random func() float64) *D
 		sweepAt:  maxIdleTargets,
 		busy:     map[int64]*attempt{},
 		adding:   map[identity]int{},
+		blocked:  map[int64]*target{},
 		troubles: map[string]time.Time{},
 	}
+	d.lanes = &Lanes{mu: &d.mu, lanes: map[Lane]*lane{}, sequence: store.Arrival, stored: store.Waits, unblock: d.unblock}
 	d.clock = clock{wall: wall, back: func() {
 		d.advance.Store(true)
 		d.ringAll()
@@ -423,9 +429,32 @@ func (d *Dispatcher) dueAt(t *target, due time.Time) {
 	if t.next.add(due) {
 		d.wake.ring()
 	}
-	// The clock may have been put back since due was computed.
+	d.notTooLate(due)
+}
+
+// notTooLate makes sure that no event is due as late as due if that is too late: the
+// clock may have been put back since it was computed. The caller locks.
+func (d *Dispatcher) notTooLate(due time.Time) {
 	if c := d.current(); c != nil && due.After(d.clock.now().Add(c.Policy.longestWait())) {
 		d.advance.Store(true)
+		d.wake.ring()
+	}
+}
+
+// nextOfLane makes sure that dispatchLoop looks at the next event of a lane: e does not
+// wait any more. The caller locks.
+func (d *Dispatcher) nextOfLane(e *Event) {
+	if e.OrderKey != "" {
+		d.dueAt(d.target(e.Target), d.clock.now())
+	}
+}
+
+// unblock makes sure that dispatchLoop looks at an event again that waited for its lane.
+// The caller locks.
+func (d *Dispatcher) unblock(number int64) {
+	if t := d.blocked[number]; t != nil {
+		delete(d.blocked, number)
+		d.dueAt(t, d.clock.now())
 		d.wake.ring()
 	}
 }

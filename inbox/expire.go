@@ -108,8 +108,12 @@ func (d *Dispatcher) expireStep(c *Config, now time.Time) (changed int, err erro
 		for _, number := range dead {
 			events = append(events, Event{Number: number, State: Dead})
 		}
+		d.Wake() // they may let others pass
 	}
 	for _, e := range events {
+		d.mu.Lock()
+		d.nextOfLane(&e)
+		d.mu.Unlock()
 		d.tellDeath(e)
 	}
 	return changed, err

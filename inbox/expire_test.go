@@ -42,7 +42,7 @@ func TestAnEventThatIsTooOldAfterAnAttemptIsDead(t *testing.T) {
 		b.answers(status(500))
 		e := b.event()
 		e.Arrived = e.Arrived.Add(-72*time.Hour + 7*time.Second)
-		number, err := b.d.Add(b.Context(), "site", e, 1<<30)
+		number, err := b.d.Add(b.Context(), "site", nil, e, 1<<30)
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -13,6 +13,7 @@ type First struct {
 	d      *Dispatcher
 	target *target
 	pass   pass
+	turn   *Turn // nil without an order key
 
 	// The dispatcher locks.
 	ended   bool
@@ -21,11 +22,32 @@ type First struct {
 	held    *attempt      // the event, if it was stored while the attempt was under way
 }
 
-// TryFirst says whether to try to deliver a new event. If not, because redelivery is
-// paused, or because the target is known to be unreachable, the event goes to
-// [Dispatcher.Add]. Once in each interval of the backoff a new event is tried
-// nevertheless, if nothing else asks the target.
-func (d *Dispatcher) TryFirst(target string) (f *First, try bool) {
+// Enter gives an event that has arrived its place among those with the same target,
+// scope and order key. It returns nil for an event without an order key.
+func (d *Dispatcher) Enter(target, scope, orderKey string) *Turn {
+	if orderKey == "" {
+		return nil
+	}
+	return d.lanes.Enter(LaneOf(target, scope, orderKey))
+}
+
+// TryFirst says whether to try to deliver a new event, which has a turn if it has an
+// order key. If not, because redelivery is paused, or because the target is known to be
+// unreachable, or because it is not its turn, the event goes to [Dispatcher.Add]. Once
+// in each interval of the backoff a new event is tried nevertheless, if nothing else
+// asks the target.
+func (d *Dispatcher) TryFirst(ctx context.Context, target string, turn *Turn) (f *First, try bool) {
+	if !turn.Try(ctx) {
+		return nil, false
+	}
+	f, try = d.tryFirst(target, turn)
+	if !try {
+		turn.cancel()
+	}
+	return f, try
+}
+
+func (d *Dispatcher) tryFirst(target string, turn *Turn) (f *First, try bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.paused || d.stopped {
@@ -33,17 +55,21 @@ func (d *Dispatcher) TryFirst(target string) (f *First, try bool) {
 	}
 	t := d.target(target)
 	d.firsts++
-	p, try := t.gate.first(-d.firsts, time.Now())
+	s := suspect{event: -d.firsts}
+	if turn != nil {
+		s = suspect{lane: turn.lane.id}
+	}
+	p, try := t.gate.first(s, time.Now())
 	if !try {
 		return nil, false
 	}
-	return &First{d: d, target: t, pass: p}, true
+	return &First{d: d, target: t, pass: p, turn: turn}, true
 }
 
 // Keep stores the event, because the attempt has failed or is still under way, and
 // returns its number, or an error of [Store.Add]. It returns 0 if the backend has
 // accepted it in the meantime: then there is nothing to keep. Of e, it sets Target,
-// Due, Attempts, First and Last.
+// Sequence, Due, Attempts, First and Last.
 func (f *First) Keep(ctx context.Context, e Event, maxSize int64) (number int64, err error) {
 	d := f.d
 	d.mu.Lock()
@@ -54,19 +80,19 @@ func (f *First) Keep(ctx context.Context, e Event, maxSize int64) (number int64,
 	d.mu.Unlock()
 	switch {
 	case !ended:
-		number, f.held, err = d.addHeld(ctx, f.target, e, maxSize, &f.pass)
+		number, f.held, err = d.addHeld(ctx, f, e, maxSize)
 		close(f.keeping)
 		return number, err
 	case o.Accepted:
 		return 0, nil
 	case o.NoAttempt:
-		return d.Add(ctx, f.target.name, e, maxSize)
+		return d.Add(ctx, f.target.name, f.turn, e, maxSize)
 	}
 	c := d.config()
 	now := d.clock.now()
 	if c.Policy.isDead(o, e.Arrived, now) {
 		var held *attempt
-		number, held, err = d.addHeld(ctx, f.target, e, maxSize, &f.pass)
+		number, held, err = d.addHeld(ctx, f, e, maxSize)
 		if err == nil {
 			d.record(held, c, o)
 		}
@@ -74,7 +100,7 @@ func (f *First) Keep(ctx context.Context, e Event, maxSize int64) (number int64,
 	}
 	e.Attempts, e.First, e.Last = 1, o.Attempt, o.Attempt
 	e.Due = c.Policy.due(o, 1, now, d.random)
-	return d.add(ctx, f.target, e, maxSize)
+	return d.add(ctx, f.target, f.turn, e, maxSize)
 }
 
 // End tells the outcome of the attempt. If the event was stored in the meantime, it
@@ -89,6 +115,9 @@ func (f *First) End(o Outcome) {
 		d.wake.ring()
 	}
 	d.mu.Unlock()
+	if o.NoAttempt {
+		f.turn.cancel()
+	}
 	if keeping == nil {
 		return
 	}
@@ -105,14 +134,15 @@ func (f *First) End(o Outcome) {
 	}
 }
 
-// Add stores an event that no attempt was made to deliver. It is due at once. Of e,
-// it sets Target and Due. Errors are those of [Store.Add].
-func (d *Dispatcher) Add(ctx context.Context, target string, e Event, maxSize int64) (number int64, err error) {
+// Add stores an event that no attempt was made to deliver, which has a turn if it has
+// an order key. It is due at once. Of e, it sets Target, Sequence and Due. Errors are
+// those of [Store.Add].
+func (d *Dispatcher) Add(ctx context.Context, target string, turn *Turn, e Event, maxSize int64) (number int64, err error) {
 	e.Due = d.clock.now()
 	d.mu.Lock()
 	t := d.target(target)
 	d.mu.Unlock()
-	return d.add(ctx, t, e, maxSize)
+	return d.add(ctx, t, turn, e, maxSize)
 }
 
 // AddDelivered keeps an event for replay that the backend has accepted at the first
@@ -130,9 +160,9 @@ func (d *Dispatcher) AddDelivered(ctx context.Context, target string, e Event, a
 	return err
 }
 
-func (d *Dispatcher) add(ctx context.Context, t *target, e Event, maxSize int64) (number int64, err error) {
+func (d *Dispatcher) add(ctx context.Context, t *target, turn *Turn, e Event, maxSize int64) (number int64, err error) {
 	e.Target = t.name
-	number, err = d.store.Add(ctx, e, maxSize)
+	number, err = d.addInTurn(ctx, t, turn, e, maxSize)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !errors.Is(err, ErrFull) && !errors.Is(err, ErrKept) {
@@ -141,15 +171,48 @@ func (d *Dispatcher) add(ctx context.Context, t *target, e Event, maxSize int64)
 	return number, err
 }
 
+// addInTurn is Add of the store. If ctx ends earlier, the event keeps its turn until it
+// is known whether the event was stored.
+func (d *Dispatcher) addInTurn(ctx context.Context, t *target, turn *Turn, e Event, maxSize int64) (int64, error) {
+	if turn == nil {
+		return d.store.Add(ctx, e, maxSize)
+	}
+	e.Sequence = turn.sequence
+	turn.Hold()
+	type result struct {
+		number int64
+		err    error
+	}
+	added := make(chan result, 1)
+	go func() {
+		defer turn.Leave()
+		var r result
+		r.number, r.err = d.store.Add(context.WithoutCancel(ctx), e, maxSize)
+		added <- r
+		if r.err == nil && ctx.Err() != nil {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			d.added(t, e)
+		}
+	}()
+	select {
+	case r := <-added:
+		return r.number, r.err
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+}
+
 // addHeld stores an event of which an attempt is under way. It is due at once, for
 // the case that the process ends, but not delivered before the attempt has ended.
-func (d *Dispatcher) addHeld(ctx context.Context, t *target, e Event, maxSize int64, p *pass) (int64, *attempt, error) {
-	e.Target, e.Due = t.name, d.clock.now()
+func (d *Dispatcher) addHeld(ctx context.Context, f *First, e Event, maxSize int64) (int64, *attempt, error) {
+	t := f.target
+	e.Target, e.Sequence, e.Due = t.name, f.turn.Sequence(), d.clock.now()
 	id := identityOf(e)
 	d.mu.Lock()
 	d.adding[id]++
 	d.mu.Unlock()
-	number, err := d.store.Add(ctx, e, maxSize)
+	number, err := d.addInTurn(ctx, t, f.turn, e, maxSize)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.adding[id]--; d.adding[id] == 0 {
@@ -163,7 +226,7 @@ func (d *Dispatcher) addHeld(ctx context.Context, t *target, e Event, maxSize in
 	}
 	e.Number, e.State, e.Since = number, Waiting, e.Arrived
 	e.Request, e.Body = Request{}, nil
-	a := &attempt{number: number, event: e, target: t, pass: p}
+	a := &attempt{number: number, event: e, target: t, pass: &f.pass, lane: d.lanes.hold(&e)}
 	d.busy[number] = a
 	return number, a, nil
 }

@@ -1,6 +1,7 @@
 package inbox
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"time"
@@ -24,7 +25,7 @@ func TestAFirstAttemptThatFailsCountsAndIsFollowedByTheNextOne(t *testing.T) {
 // hold stores an event whose first attempt is under way.
 func (b *bed) hold() (*First, int64) {
 	b.Helper()
-	f, try := b.d.TryFirst("site")
+	f, try := b.d.TryFirst(context.Background(), "site", nil)
 	if !try {
 		b.Fatal("not tried")
 	}
@@ -95,7 +96,7 @@ func TestAFirstAttemptMayEndWhileItsEventIsBeingStored(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			run(t, func(b *bed) {
 				b.store.lag = time.Second
-				f, _ := b.d.TryFirst("site")
+				f, _ := b.d.TryFirst(context.Background(), "site", nil)
 				go func() {
 					if _, err := f.Keep(b.Context(), b.event(), 1<<30); err != nil {
 						b.Error(err)
@@ -116,7 +117,7 @@ func TestAFirstAttemptMayEndWhileItsEventIsBeingStored(t *testing.T) {
 
 func TestAnEventThatWasAcceptedIsNotKept(t *testing.T) {
 	run(t, func(b *bed) {
-		f, _ := b.d.TryFirst("site")
+		f, _ := b.d.TryFirst(context.Background(), "site", nil)
 		f.End(accept)
 		number, err := f.Keep(b.Context(), b.event(), 1<<30)
 		if number != 0 || err != nil {
@@ -129,7 +130,7 @@ func TestAnEventThatWasAcceptedIsNotKept(t *testing.T) {
 func TestAnEventThatCannotBeKeptIsForgotten(t *testing.T) {
 	run(t, func(b *bed) {
 		b.store.stop(errDisk)
-		f, _ := b.d.TryFirst("site")
+		f, _ := b.d.TryFirst(context.Background(), "site", nil)
 		if _, err := f.Keep(b.Context(), b.event(), 1<<30); !errors.Is(err, errDisk) {
 			b.Error(err)
 		}
@@ -148,12 +149,12 @@ func TestAnEventThatIsKeptAlreadyIsStillDelivered(t *testing.T) {
 	run(t, func(b *bed) {
 		b.answers(status(500))
 		e := b.event()
-		if _, err := b.d.Add(b.Context(), "site", e, 1<<30); err != nil {
+		if _, err := b.d.Add(b.Context(), "site", nil, e, 1<<30); err != nil {
 			b.Fatal(err)
 		}
 		b.expect("e1 0s")
 		b.store.lag = 10 * time.Second
-		f, _ := b.d.TryFirst("site")
+		f, _ := b.d.TryFirst(context.Background(), "site", nil)
 		go func() {
 			if _, err := f.Keep(b.Context(), e, 1<<30); !errors.Is(err, ErrKept) {
 				b.Error(err)
@@ -178,7 +179,7 @@ func TestWhileTheBackendIsDownNewEventsAreNotTriedExceptOne(t *testing.T) {
 		b.policy.FirstRetry = time.Minute
 		for range 120 {
 			b.sleep(time.Second)
-			if f, try := b.d.TryFirst("site"); try {
+			if f, try := b.d.TryFirst(context.Background(), "site", nil); try {
 				tried = append(tried, time.Since(b.start))
 				f.End(down)
 			}
@@ -193,25 +194,25 @@ func TestWhileTheBackendIsDownNewEventsAreNotTriedExceptOne(t *testing.T) {
 
 func TestANewEventThatAsksIsTheOnlyOne(t *testing.T) {
 	run(t, func(b *bed) {
-		f, _ := b.d.TryFirst("site")
+		f, _ := b.d.TryFirst(context.Background(), "site", nil)
 		f.End(down)
-		if _, try := b.d.TryFirst("site"); try {
+		if _, try := b.d.TryFirst(context.Background(), "site", nil); try {
 			b.Error("tried at once")
 		}
 		b.sleep(5 * time.Second)
-		f, try := b.d.TryFirst("site")
+		f, try := b.d.TryFirst(context.Background(), "site", nil)
 		if !try {
 			b.Fatal("no new event asks")
 		}
 		b.add(1)
-		if _, try := b.d.TryFirst("site"); try {
+		if _, try := b.d.TryFirst(context.Background(), "site", nil); try {
 			b.Error("two ask at once")
 		}
 		b.sleep(time.Hour)
 		b.expect()
 		f.End(accept)
 		b.expect("e1 1h0m5s")
-		if _, try := b.d.TryFirst("site"); !try {
+		if _, try := b.d.TryFirst(context.Background(), "site", nil); !try {
 			b.Error("not tried after a success")
 		}
 	})
@@ -219,10 +220,10 @@ func TestANewEventThatAsksIsTheOnlyOne(t *testing.T) {
 
 func TestANewEventThatAsksInVainLetsOthersAskLater(t *testing.T) {
 	run(t, func(b *bed) {
-		f, _ := b.d.TryFirst("site")
+		f, _ := b.d.TryFirst(context.Background(), "site", nil)
 		f.End(down)
 		b.sleep(5 * time.Second)
-		f, _ = b.d.TryFirst("site")
+		f, _ = b.d.TryFirst(context.Background(), "site", nil)
 		b.add(1)
 		b.sleep(time.Minute)
 		f.End(down)
@@ -239,7 +240,7 @@ func TestOutcomesOfFirstAttemptsOpenTheGate(t *testing.T) {
 		b.seen()
 		b.answers(status(500))
 		b.sleep(15 * time.Minute) // a probe is answered: no longer unreachable
-		b.expectCount(1)
+		b.expectCount(7)          // the backoff begins again
 		b.answers(accept)
 		b.first()
 		b.expectCount(21)
@@ -255,7 +256,7 @@ func TestRedeliveriesDoNotTakeThePlaceOfNewEvents(t *testing.T) {
 		b.add(10)
 		b.sleep(time.Second)
 		for range 100 {
-			if _, try := b.d.TryFirst("site"); !try {
+			if _, try := b.d.TryFirst(context.Background(), "site", nil); !try {
 				b.Fatal("not tried")
 			}
 		}
@@ -265,7 +266,7 @@ func TestRedeliveriesDoNotTakeThePlaceOfNewEvents(t *testing.T) {
 func TestNewEventsDoNotStarveTheBacklog(t *testing.T) {
 	run(t, func(b *bed) {
 		for range 100 {
-			if _, try := b.d.TryFirst("site"); !try {
+			if _, try := b.d.TryFirst(context.Background(), "site", nil); !try {
 				b.Fatal("not tried")
 			}
 		}

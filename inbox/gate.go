@@ -6,7 +6,7 @@ import (
 )
 
 // failuresThatClose is how many different events must fail in a row, whatever the
-// cause, before the backend itself is taken to fail.
+// cause, before the backend itself is taken to fail. Those of a lane count as one.
 const failuresThatClose = 3
 
 // gate decides how many events a backend gets at once, by how it answers. While
@@ -26,15 +26,29 @@ type gate struct {
 	// ones: they say nothing new.
 	closings int
 
-	underway int     // redeliveries
-	window   int     // how many there may be, if open
-	suspects []int64 // the events that have failed since the last success
+	underway int       // redeliveries
+	window   int       // how many there may be, if open
+	suspects []suspect // those that have failed since the last success
+}
+
+// suspect is an event that may fail because of what it is, or all events of a lane:
+// when one fails, the next of its lane may fail for the same reason.
+type suspect struct {
+	lane  Lane
+	event int64 // 0 if it has a lane
+}
+
+func suspectOf(e *Event) suspect {
+	if lane := e.Lane(); lane != 0 {
+		return suspect{lane: lane}
+	}
+	return suspect{event: e.Number}
 }
 
 // pass is what an attempt gets from a gate, and gives back to it.
 type pass struct {
 	gate       *gate
-	event      int64 // the same for all attempts of one event
+	suspect    suspect
 	closings   int
 	probe      bool
 	redelivery bool // and still under way
@@ -63,22 +77,22 @@ func (g *gate) wait(urgent bool, now time.Time, concurrency int) time.Duration {
 }
 
 // redeliver lets a redelivery pass.
-func (g *gate) redeliver(event int64) pass {
+func (g *gate) redeliver(s suspect) pass {
 	g.underway++
 	g.probing = g.closed
-	return pass{gate: g, event: event, closings: g.closings, probe: g.closed, redelivery: true}
+	return pass{gate: g, suspect: s, closings: g.closings, probe: g.closed, redelivery: true}
 }
 
 // first lets a first attempt pass, unless the backend is known to be unreachable
 // and is not to be probed now.
-func (g *gate) first(event int64, now time.Time) (p pass, ok bool) {
+func (g *gate) first(s suspect, now time.Time) (p pass, ok bool) {
 	if g.down && (g.probing || g.underway > 0 || now.Before(g.until)) {
 		return pass{}, false
 	}
 	if g.down {
 		g.probing = true
 	}
-	return pass{gate: g, event: event, closings: g.closings, probe: g.down}, true
+	return pass{gate: g, suspect: s, closings: g.closings, probe: g.down}, true
 }
 
 // learn takes the outcome of an attempt into account. It reports whether the next
@@ -106,10 +120,14 @@ func (p *pass) learn(o Outcome, now time.Time, concurrency int, b backoff) (chan
 		g.down = true
 		g.close(now, b, o.RetryAfter)
 	case p.probe:
-		g.down = false
+		if g.down {
+			// It answers again: the failure may be that of this event alone, so
+			// another one is not to wait as long as for a backend that is away.
+			g.down, g.failures = false, 0
+		}
 		g.close(now, b, 0)
-	case !g.closed && !slices.Contains(g.suspects, p.event):
-		g.suspects = append(g.suspects, p.event)
+	case !g.closed && !slices.Contains(g.suspects, p.suspect):
+		g.suspects = append(g.suspects, p.suspect)
 		if len(g.suspects) == failuresThatClose {
 			g.close(now, b, 0)
 		}

@@ -262,8 +262,8 @@ func TestALateRetryAfterLengthensTheWait(t *testing.T) {
 	now := time.Now()
 	b := backoff{first: time.Second, longest: time.Hour, random: func() float64 { return 0.5 }}
 	g := newGate()
-	early, _ := g.first(1, now)
-	late, _ := g.first(2, now)
+	early, _ := g.first(suspect{event: 1}, now)
+	late, _ := g.first(suspect{event: 2}, now)
 	early.learn(down, now, 8, b)
 	o := down
 	o.RetryAfter = time.Minute
@@ -278,8 +278,8 @@ func TestALateSuccessDoesNotOpenTheGate(t *testing.T) {
 	now := time.Now()
 	b := backoff{first: time.Second, longest: time.Hour, random: func() float64 { return 0.5 }}
 	g := newGate()
-	early, _ := g.first(1, now)
-	late, _ := g.first(2, now)
+	early, _ := g.first(suspect{event: 1}, now)
+	late, _ := g.first(suspect{event: 2}, now)
 	early.learn(down, now, 8, b)
 	late.learn(accept, now, 8, b)
 	if !g.closed {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/buzzbip/caddy-webhook/dedupe"
@@ -16,11 +17,14 @@ type memory struct {
 	commit time.Duration // how long a commit takes
 	lag    time.Duration // how long after a commit Add returns
 
+	arrivals atomic.Int64
+
 	mu     sync.Mutex
 	last   int64
 	events map[int64]*Event
 	byID   map[identity]int64
-	due    map[string][]*Event // the waiting ones, sorted by Due and Number
+	due    map[string][]*Event // those that wait and are not blocked, sorted by Due and Number
+	lanes  map[Lane][]*Event   // those that wait and have an order key, sorted by Sequence
 	paused time.Time
 	fail   error // of all operations that change something
 	broken error // of all operations
@@ -33,14 +37,17 @@ type memory struct {
 }
 
 func newMemory() *memory {
-	return &memory{events: map[int64]*Event{}, byID: map[identity]int64{}, due: map[string][]*Event{}, calls: map[string]int{}}
+	return &memory{events: map[int64]*Event{}, byID: map[identity]int64{}, due: map[string][]*Event{}, lanes: map[Lane][]*Event{}, calls: map[string]int{}}
 }
 
 func (m *memory) begin(call string, write bool) error {
-	if write && m.commit > 0 {
-		time.Sleep(m.commit)
-	}
 	m.mu.Lock()
+	commit := m.commit
+	if write && commit > 0 {
+		m.mu.Unlock()
+		time.Sleep(commit)
+		m.mu.Lock()
+	}
 	m.calls[call]++
 	if m.broken != nil {
 		return m.broken
@@ -53,20 +60,53 @@ func (m *memory) begin(call string, write bool) error {
 
 // set makes a change that decides whether an event is due.
 func (m *memory) set(e *Event, change func()) {
-	byDue := func(a, b *Event) int { return cmp.Or(a.Due.Compare(b.Due), cmp.Compare(a.Number, b.Number)) }
-	if e.State == Waiting {
-		i, found := slices.BinarySearchFunc(m.due[e.Target], e, byDue)
-		if due := m.due[e.Target]; found {
-			copy(due[1:], due[:i]) // mostly few: the oldest ones go first
-			due[0] = nil
-			m.due[e.Target] = due[1:]
-		}
+	m.setDue(e, false)
+	if lane := e.Lane(); lane == 0 {
+		change()
+	} else {
+		m.setInLane(lane, e, change)
+	}
+	m.setDue(e, e.State == Waiting && !e.Blocked)
+}
+
+// setDue adds an event to those that can be due, or removes it.
+func (m *memory) setDue(e *Event, wanted bool) {
+	due := m.due[e.Target]
+	i, found := slices.BinarySearchFunc(due, e, func(a, b *Event) int { return cmp.Or(a.Due.Compare(b.Due), cmp.Compare(a.Number, b.Number)) })
+	switch {
+	case found && !wanted:
+		copy(due[1:], due[:i]) // mostly few: the oldest ones go first
+		due[0] = nil
+		m.due[e.Target] = due[1:]
+	case wanted && !found:
+		m.due[e.Target] = slices.Insert(due, i, e)
+	}
+}
+
+// setInLane makes a change of an event in a lane, and unblocks its first event.
+func (m *memory) setInLane(lane Lane, e *Event, change func()) {
+	bySequence := func(a, b *Event) int { return cmp.Compare(a.Sequence, b.Sequence) }
+	if i, found := slices.BinarySearchFunc(m.lanes[lane], e, bySequence); found {
+		m.lanes[lane] = slices.Delete(m.lanes[lane], i, i+1)
 	}
 	change()
 	if e.State == Waiting {
-		i, _ := slices.BinarySearchFunc(m.due[e.Target], e, byDue)
-		m.due[e.Target] = slices.Insert(m.due[e.Target], i, e)
+		i, _ := slices.BinarySearchFunc(m.lanes[lane], e, bySequence)
+		m.lanes[lane] = slices.Insert(m.lanes[lane], i, e)
 	}
+	e.Blocked = e.State == Waiting
+	for i, first := range m.lanes[lane][:min(2, len(m.lanes[lane]))] {
+		first.Blocked = i > 0
+		m.setDue(first, !first.Blocked)
+	}
+}
+
+func (m *memory) Arrival() int64 { return m.arrivals.Add(1) }
+
+func (m *memory) Waits(_ context.Context, lane Lane) (bool, error) {
+	err := m.begin("Waits", false)
+	defer m.mu.Unlock()
+	return len(m.lanes[lane]) > 0, err
 }
 
 func (m *memory) remove(e *Event) {
@@ -360,19 +400,24 @@ func (m *memory) Retry(_ context.Context, f Filter, now time.Time) (int, error) 
 	return n, nil
 }
 
-func (m *memory) Discard(_ context.Context, f Filter, _ func(Event)) (n int, _ error) {
+func (m *memory) Discard(_ context.Context, f Filter, discarded func(Event)) (n int, _ error) {
 	err := m.begin("Discard", true)
-	defer m.mu.Unlock()
 	if err != nil {
+		m.mu.Unlock()
 		return 0, err
 	}
+	var removed []Event
 	for _, e := range m.matching(f) {
 		if e.State != Accepted {
 			m.remove(e)
-			n++
+			removed = append(removed, *e)
 		}
 	}
-	return n, nil
+	m.mu.Unlock()
+	for _, e := range removed {
+		discarded(e)
+	}
+	return len(removed), nil
 }
 
 func (m *memory) SetPaused(_ context.Context, paused bool) error {
@@ -392,6 +437,13 @@ func (m *memory) Stats() Stats {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return Stats{Paused: m.paused, Err: errors.Join(m.fail, m.broken)}
+}
+
+// commitsIn sets how long a commit takes.
+func (m *memory) commitsIn(d time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.commit = d
 }
 
 // stop makes the operations fail that change something, or work again.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -18,6 +19,8 @@ type model struct {
 	mu        sync.Mutex
 	mode      string // how the backend answers
 	kept      map[string]bool
+	arrived   map[string][]int64 // by order key, the sequences of events that have neither ended nor are stored
+	atBackend map[string]string  // by order key, the event that is with the backend
 	accepted  map[string]bool
 	discarded map[string]bool
 	// knownDown is since when the dispatcher knows that the backend is down.
@@ -36,6 +39,7 @@ func TestRandomSchedules(t *testing.T) {
 			m := &model{
 				bed: newBed(t, newMemory()), rnd: rand.New(rand.NewPCG(uint64(seed), 0)), mode: "up",
 				kept: map[string]bool{}, accepted: map[string]bool{}, discarded: map[string]bool{},
+				arrived: map[string][]int64{}, atBackend: map[string]string{},
 			}
 			m.store.commit = time.Millisecond
 			m.store.lag = 10 * time.Millisecond
@@ -65,11 +69,16 @@ func (m *model) respond(ctx context.Context, e Event) Outcome {
 	if since := time.Since(m.knownDown); !m.knownDown.IsZero() && since > 0 && since < 4*time.Second && !m.urgent(e) {
 		m.Errorf("%s is tried %v after the backend was seen to be down", e.ID, since)
 	}
+	if e.OrderKey != "" {
+		m.checkTurn(e)
+		m.atBackend[e.OrderKey] = e.ID
+	}
 	began := time.Now()
 	m.mu.Unlock()
 	o := m.outcome(ctx, mode, e)
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	delete(m.atBackend, e.OrderKey)
 	switch {
 	case o.Accepted:
 		m.accepted[e.ID] = true
@@ -83,6 +92,27 @@ func (m *model) respond(ctx context.Context, e Event) Outcome {
 		m.lastFailure = time.Now()
 	}
 	return o
+}
+
+// checkTurn checks that no event with the key of e is with the backend, and that those
+// that arrived earlier do not wait.
+func (m *model) checkTurn(e Event) {
+	if other := m.atBackend[e.OrderKey]; other != "" {
+		m.Errorf("%s is delivered while %s is", e.ID, other)
+	}
+	for _, sequence := range m.arrived[e.OrderKey] {
+		if sequence < e.Sequence {
+			m.Errorf("%s (%d) is delivered while %d is still to be stored", e.ID, e.Sequence, sequence)
+		}
+	}
+	m.store.mu.Lock()
+	defer m.store.mu.Unlock()
+	for _, other := range m.store.lanes[LaneOf("site", e.Scope, e.OrderKey)] {
+		// An operator may have retried it in this moment.
+		if retried := m.d.clock.now().Sub(other.Since) <= m.store.commit; other.Sequence < e.Sequence && !retried {
+			m.Errorf("%s (%d) is delivered while %s (%d) waits", e.ID, e.Sequence, other.ID, other.Sequence)
+		}
+	}
 }
 
 func (m *model) outcome(ctx context.Context, mode string, e Event) Outcome {
@@ -216,19 +246,38 @@ func (m *model) restart() {
 
 // newEvent does what the handler does with an event.
 func (m *model) newEvent() {
-	e, ctx := m.event(), context.Background()
-	keep := func(number int64, err error) {
+	e, ctx, d := m.event(), context.Background(), m.d
+	m.mu.Lock()
+	e.OrderKey = []string{"", "", "x", "y", "z"}[e.ID[len(e.ID)-1]%5]
+	turn := d.Enter("site", e.Scope, e.OrderKey)
+	e.Sequence = turn.Sequence()
+	m.arrived[e.OrderKey] = append(m.arrived[e.OrderKey], e.Sequence)
+	m.mu.Unlock()
+	defer turn.Leave()
+	end := sync.OnceFunc(func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.arrived[e.OrderKey] = slices.DeleteFunc(m.arrived[e.OrderKey], func(s int64) bool { return s == e.Sequence })
+	})
+	defer end()
+	keep := func(number int64, err error) (kept bool) {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		m.kept[e.ID] = err == nil && number != 0
+		return err == nil
 	}
-	f, try := m.d.TryFirst("site")
+	f, try := d.TryFirst(ctx, "site", turn)
 	if !try {
-		keep(m.d.Add(ctx, "site", e, 1<<30))
+		if !keep(d.Add(ctx, "site", turn, e, 1<<30)) && turn.Await(ctx, 8*time.Second, 1, 10) == nil {
+			m.forget() // it does not ask the dispatcher
+			m.deliver(ctx, e)
+		}
 		return
 	}
 	ended := make(chan Outcome, 1)
+	turn.Hold()
 	m.firsts.Go(func() {
+		defer turn.Leave()
 		o := m.deliver(ctx, e)
 		o.Time = time.Now()
 		f.End(o)
@@ -269,7 +318,7 @@ func (m *model) finish() {
 			m.Errorf("%s is not remembered", id)
 		}
 	}
-	if len(m.d.busy) > 0 || len(m.d.adding) > 0 || len(m.d.unrecorded) > 0 {
-		m.Error(fmt.Sprint("busy: ", m.d.busy, m.d.adding, m.d.unrecorded))
+	if len(m.d.busy) > 0 || len(m.d.adding) > 0 || len(m.d.unrecorded) > 0 || len(m.d.lanes.lanes) > 0 || len(m.d.blocked) > 0 {
+		m.Error(fmt.Sprint("busy: ", m.d.busy, m.d.adding, m.d.unrecorded, m.d.lanes.lanes, m.d.blocked))
 	}
 }

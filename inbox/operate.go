@@ -30,7 +30,7 @@ func (d *Dispatcher) Retry(ctx context.Context, f Filter) (int, error) {
 		if a := d.busy[e.Number]; a != nil {
 			a.retried = true
 		} else if t := d.target(e.Target); len(t.urgent) < maxUrgent {
-			t.urgent = append(t.urgent, e.Number)
+			t.urgent = append(t.urgent, e)
 		}
 	}
 	d.mu.Unlock()
@@ -39,9 +39,14 @@ func (d *Dispatcher) Retry(ctx context.Context, f Filter) (int, error) {
 }
 
 // Discard removes all events that match f, as [Store.Discard] does, and returns how
-// many there were. An attempt that is under way goes on.
+// many there were. An attempt that is under way goes on. The next events with the same
+// order keys pass.
 func (d *Dispatcher) Discard(ctx context.Context, f Filter) (int, error) {
-	return d.store.Discard(ctx, f, func(Event) {})
+	return d.store.Discard(ctx, f, func(e Event) {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.nextOfLane(&e)
+	})
 }
 
 // NextAttempt returns when an event that waits is delivered at the earliest: when it is

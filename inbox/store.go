@@ -48,22 +48,32 @@ type Store interface {
 	// order. It takes no longer because more events wait.
 	Targets(ctx context.Context) ([]string, error)
 
-	// Due returns up to limit events of a target that wait and are due at now,
-	// without their requests and bodies, ordered by when they became due and then
-	// by number. It leaves out those for which skip returns true, and those that do
-	// not wait any more, or are not due, when skip has returned false: an event
-	// whose delivery ends while Due looks is not returned as it was before. It takes
-	// no longer because more events wait, for this target or for others.
+	// Arrival returns a number for [Event.Sequence] that is greater than all that
+	// were returned before, also by earlier processes. It takes no lock.
+	Arrival() int64
+
+	// Waits reports whether an event of a lane waits. It is called for events that
+	// arrive: while no event waits, it does not read from the disk.
+	Waits(ctx context.Context, lane Lane) (bool, error)
+
+	// Due returns up to limit events of a target that wait, are not blocked, and
+	// are due at now, without their requests and bodies, ordered by when they
+	// became due and then by number. It leaves out those for which skip returns
+	// true, and those that do not wait any more, or are not due, when skip has
+	// returned false: an event whose delivery ends while Due looks is not returned
+	// as it was before. It takes no longer because more events wait, for this
+	// target or for others, or because more of them are blocked.
 	Due(ctx context.Context, target string, now time.Time, limit int, skip func(number int64) bool) ([]Event, error)
 
 	// NextDue returns the earliest time at which an event of a target that waits
-	// is due, for which skip returns false. It returns the zero time if there is
-	// none. An event that changes in the meantime may count as it was before.
+	// and is not blocked is due, for which skip returns false. It returns the zero
+	// time if there is none. An event that changes in the meantime may count as it
+	// was before.
 	NextDue(ctx context.Context, target string, skip func(number int64) bool) (time.Time, error)
 
-	// Advance makes up to limit events that wait and are due after latest due at
-	// latest, and returns how many it changed. A clock that was put back leaves
-	// such events.
+	// Advance makes up to limit events that wait, are not blocked, and are due
+	// after latest due at latest, and returns how many it changed. A clock that
+	// was put back leaves such events.
 	Advance(ctx context.Context, latest time.Time, limit int) (int, error)
 
 	// Attempted records an attempt to deliver an event that failed: the event
@@ -163,8 +173,14 @@ type Event struct {
 	// ID and Type are those of the event.
 	ID, Type string
 	// OrderKey is what events have in common that are delivered in order, or
-	// empty.
+	// empty. See [LaneOf].
 	OrderKey string
+	// Sequence is the place of the event in its lane, from [Store.Arrival].
+	Sequence int64
+	// Blocked means that the event waits behind another one: an event of its lane
+	// waits that has a smaller Sequence. When that one does not wait any more, the
+	// same change of the store unblocks the next. Set by the store.
+	Blocked bool
 	// Secret is the label of the secret that matched.
 	Secret string
 
@@ -205,6 +221,9 @@ func (e *Event) Size() int64 {
 	}
 	return int64(n)
 }
+
+// Lane returns the lane of the event.
+func (e *Event) Lane() Lane { return LaneOf(e.Target, e.Scope, e.OrderKey) }
 
 // Request is what is needed of the sender's request to repeat it.
 type Request struct {

@@ -29,9 +29,8 @@ type target struct {
 	queue []Event
 	// next is when an event becomes due that is neither in queue nor busy.
 	next soonest
-	// urgent has the numbers of events that an operator wants to be delivered
-	// now.
-	urgent []int64
+	// urgent has the events that an operator wants to be delivered now.
+	urgent []Event
 	// unserved has the numbers of events for which no backend was asked. They are
 	// passed over until then, on the monotonic clock, or until the configuration
 	// changes.
@@ -110,7 +109,7 @@ func (d *Dispatcher) startNext(t *target, c *Config) (wait time.Duration, fill b
 		}
 		urgent := len(t.urgent) > 0
 		switch {
-		case urgent && d.busy[t.urgent[0]] != nil:
+		case urgent && (d.busy[t.urgent[0].Number] != nil || !d.mayRedeliver(t, &t.urgent[0])):
 			t.urgent = t.urgent[1:]
 			continue
 		case urgent:
@@ -120,7 +119,7 @@ func (d *Dispatcher) startNext(t *target, c *Config) (wait time.Duration, fill b
 			if wait := t.next.wait(d.clock.now()); wait > 0 {
 				return min(wait, again), false
 			}
-		case d.notNow(t, t.queue[0]):
+		case d.notNow(t, &t.queue[0]):
 			t.queue = t.queue[1:] // next tells when to look at it again
 			continue
 		}
@@ -136,15 +135,15 @@ func (d *Dispatcher) startNext(t *target, c *Config) (wait time.Duration, fill b
 			r.CancelAt(now)
 			return min(wait, again), false
 		}
-		var number int64
+		var e Event
 		if urgent {
-			number, t.urgent = t.urgent[0], t.urgent[1:]
+			e, t.urgent = t.urgent[0], t.urgent[1:]
 		} else {
-			number, t.queue = t.queue[0].Number, t.queue[1:]
+			e, t.queue = t.queue[0], t.queue[1:]
 		}
-		p := t.gate.redeliver(number)
-		a := &attempt{number: number, target: t, pass: &p, urgent: urgent}
-		d.busy[number] = a
+		p := t.gate.redeliver(suspectOf(&e))
+		a := &attempt{number: e.Number, target: t, pass: &p, lane: d.lanes.hold(&e), urgent: urgent}
+		d.busy[e.Number] = a
 		d.running.Add(1)
 		go d.redeliver(a, c)
 	}
@@ -152,8 +151,18 @@ func (d *Dispatcher) startNext(t *target, c *Config) (wait time.Duration, fill b
 
 // notNow reports whether an event of the queue is not to be delivered now. When
 // that changes, next has it again.
-func (d *Dispatcher) notNow(t *target, e Event) bool {
-	return d.busy[e.Number] != nil || d.adding[identityOf(e)] > 0 || t.unserved[e.Number]
+func (d *Dispatcher) notNow(t *target, e *Event) bool {
+	return d.busy[e.Number] != nil || d.adding[identityOf(*e)] > 0 || t.unserved[e.Number] || !d.mayRedeliver(t, e)
+}
+
+// mayRedeliver reports whether nothing of the lane of an event is in its way. If
+// something is, the event is passed over until that changes.
+func (d *Dispatcher) mayRedeliver(t *target, e *Event) bool {
+	if d.lanes.mayRedeliver(e) {
+		return true
+	}
+	d.blocked[e.Number] = t
+	return false
 }
 
 // fill asks the store for events that are due. It is not called while queue has
@@ -166,7 +175,7 @@ func (d *Dispatcher) fill(t *target) error {
 	skip := func(number int64) bool {
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		return d.busy[number] != nil || t.unserved[number]
+		return d.busy[number] != nil || t.unserved[number] || d.blocked[number] != nil
 	}
 	now := d.clock.now()
 	due, err := d.store.Due(d.ctx, t.name, now, batch, skip)
@@ -189,6 +198,7 @@ func (d *Dispatcher) fill(t *target) error {
 	}
 	t.queue = due
 	t.next.add(next)
+	d.notTooLate(next) // it may have become so while it was blocked
 	return nil
 }
 

@@ -13,7 +13,7 @@ import (
 func (b *bed) flood(n int) {
 	b.Helper()
 	for i := range n {
-		f, try := b.d.TryFirst(fmt.Sprint("flood ", i))
+		f, try := b.d.TryFirst(context.Background(), fmt.Sprint("flood ", i), nil)
 		if !try {
 			b.Fatal("not tried")
 		}
@@ -119,7 +119,7 @@ func TestEventIsDeliveredWhoseTargetWasForgottenDuringItsFirstAttempt(t *testing
 		t.Run(name, func(t *testing.T) {
 			run(t, func(b *bed) {
 				b.sleep(time.Second) // it has asked the store for targets
-				f, _ := b.d.TryFirst("site")
+				f, _ := b.d.TryFirst(context.Background(), "site", nil)
 				b.flood(3 * maxIdleTargets)
 				keep(f, func() {
 					if _, err := f.Keep(t.Context(), b.event(), 1<<30); err != nil {

@@ -20,6 +20,8 @@ type faulty struct {
 	find       func(s inbox.Store, scope string, key dedupe.Key) (inbox.Event, error)
 	event      func(e *inbox.Event) // changes what Load returns
 	targets    func(s inbox.Store) ([]string, error)
+	arrival    func(s inbox.Store) int64
+	waits      func(s inbox.Store, lane inbox.Lane) (bool, error)
 	due        func(s inbox.Store, target string, now time.Time, limit int, skip func(int64) bool) ([]inbox.Event, error)
 	nextDue    func(s inbox.Store, target string, skip func(int64) bool) (time.Time, error)
 	advance    func(s inbox.Store, latest time.Time, limit int) (int, error)
@@ -80,6 +82,20 @@ func (f faulty) Oldest(context.Context) (waiting, dead, delivered time.Time, err
 		return f.oldest(f.Store)
 	}
 	return f.Store.Oldest(ctx)
+}
+
+func (f faulty) Arrival() int64 {
+	if f.arrival != nil {
+		return f.arrival(f.Store)
+	}
+	return f.Store.Arrival()
+}
+
+func (f faulty) Waits(_ context.Context, lane inbox.Lane) (bool, error) {
+	if f.waits != nil {
+		return f.waits(f.Store, lane)
+	}
+	return f.Store.Waits(ctx, lane)
 }
 
 func (f faulty) Due(_ context.Context, target string, now time.Time, limit int, skip func(int64) bool) ([]inbox.Event, error) {
@@ -272,8 +288,38 @@ var faults = map[string]faulty{
 	"the next event is one of another target": {nextDue: func(s inbox.Store, _ string, skip func(int64) bool) (time.Time, error) {
 		return s.NextDue(ctx, target, skip)
 	}},
-	"nothing is advanced": {advance: func(inbox.Store, time.Time, int) (int, error) { return 0, nil }},
-	"all are advanced":    {advance: func(s inbox.Store, latest time.Time, _ int) (int, error) { return s.Advance(ctx, latest, 1e6) }},
+	"blocked events are due": {due: func(s inbox.Store, target string, now time.Time, limit int, skip func(int64) bool) (due []inbox.Event, err error) {
+		events, err := s.List(ctx, inbox.Filter{State: []inbox.State{inbox.Waiting}, Target: []string{target}}, 0, 1e6)
+		slices.SortStableFunc(events, func(a, b inbox.Event) int { return a.Due.Compare(b.Due) })
+		for _, e := range events {
+			if len(due) < limit && !e.Due.After(now) && !skip(e.Number) {
+				due = append(due, e)
+			}
+		}
+		return due, err
+	}},
+	"blocked events are next": {nextDue: func(s inbox.Store, target string, skip func(int64) bool) (next time.Time, err error) {
+		events, err := s.List(ctx, inbox.Filter{State: []inbox.State{inbox.Waiting}, Target: []string{target}}, 0, 1e6)
+		for _, e := range events {
+			if !skip(e.Number) && (next.IsZero() || e.Due.Before(next)) {
+				next = e.Due
+			}
+		}
+		return next, err
+	}},
+	"events are in the order in which they were stored": {add: func(s inbox.Store, e inbox.Event, maxSize int64) (int64, error) {
+		e.Sequence = s.Arrival()
+		return s.Add(ctx, e, maxSize)
+	}},
+	"lanes are those of targets": {add: func(s inbox.Store, e inbox.Event, maxSize int64) (int64, error) {
+		e.OrderKey = min(e.OrderKey, "x")
+		return s.Add(ctx, e, maxSize)
+	}},
+	"nothing of a lane waits":     {waits: func(inbox.Store, inbox.Lane) (bool, error) { return false, nil }},
+	"what is blocked is not said": {event: func(e *inbox.Event) { e.Blocked = false }},
+	"arrivals repeat":             {arrival: func(s inbox.Store) int64 { return s.Arrival() / 2 }},
+	"nothing is advanced":         {advance: func(inbox.Store, time.Time, int) (int, error) { return 0, nil }},
+	"all are advanced":            {advance: func(s inbox.Store, latest time.Time, _ int) (int, error) { return s.Advance(ctx, latest, 1e6) }},
 	"events are advanced to an earlier time": {advance: func(s inbox.Store, latest time.Time, limit int) (int, error) {
 		return s.Advance(ctx, latest.Add(-time.Nanosecond), limit)
 	}},

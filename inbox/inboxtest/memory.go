@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/buzzbip/caddy-webhook/dedupe"
@@ -15,6 +16,8 @@ import (
 // Memory is the model of an [inbox.Store]: it does what the interface says, in
 // the simplest way, and keeps events in memory only. It is for tests.
 type Memory struct {
+	arrivals atomic.Int64
+
 	mu     sync.Mutex
 	last   int64
 	events map[int64]*inbox.Event // with requests, and bodies unless they are gone
@@ -37,6 +40,7 @@ func (m *Memory) Add(_ context.Context, e inbox.Event, maxSize int64) (int64, er
 		return 0, inbox.ErrFull
 	}
 	m.last++
+	e.Blocked = false
 	if e.Number = m.last; e.State == inbox.Delivered {
 		e.Since = time.Time{}
 	} else {
@@ -58,11 +62,28 @@ func (m *Memory) bytes() (n int64) {
 	return n
 }
 
+// whole returns an event as it is now.
+func (m *Memory) whole(e *inbox.Event) inbox.Event {
+	w := *e
+	w.Blocked = m.blocked(e)
+	return w
+}
+
 // bare returns an event without its request and its body.
-func bare(e *inbox.Event) inbox.Event {
-	b := *e
+func (m *Memory) bare(e *inbox.Event) inbox.Event {
+	b := m.whole(e)
 	b.Request, b.Body = inbox.Request{}, nil
 	return b
+}
+
+// blocked reports whether an event waits behind another one.
+func (m *Memory) blocked(e *inbox.Event) bool {
+	for _, other := range m.events {
+		if e.State == inbox.Waiting && other.State == inbox.Waiting && e.Lane() != 0 && other.Lane() == e.Lane() && other.Sequence < e.Sequence {
+			return true
+		}
+	}
+	return false
 }
 
 // Find implements [inbox.Store].
@@ -78,7 +99,7 @@ func (m *Memory) Find(_ context.Context, scope string, key dedupe.Key) (inbox.Ev
 	if found == nil {
 		return inbox.Event{}, inbox.ErrNotFound
 	}
-	return bare(found), nil
+	return m.bare(found), nil
 }
 
 // Load implements [inbox.Store].
@@ -89,11 +110,26 @@ func (m *Memory) Load(_ context.Context, number int64) (inbox.Event, error) {
 	if e == nil {
 		return inbox.Event{}, inbox.ErrNotFound
 	}
-	return *e, nil
+	return m.whole(e), nil
 }
 
-// waiting returns the events of a target that wait, by when they are due and then by
-// number. It calls skip without the lock, and then looks again.
+// Arrival implements [inbox.Store].
+func (m *Memory) Arrival() int64 { return m.arrivals.Add(1) }
+
+// Waits implements [inbox.Store].
+func (m *Memory) Waits(_ context.Context, lane inbox.Lane) (bool, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, e := range m.events {
+		if e.State == inbox.Waiting && e.Lane() == lane {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// waiting returns the events of a target that wait and are not blocked, by when they
+// are due and then by number. It calls skip without the lock, and then looks again.
 func (m *Memory) waiting(target string, skip func(int64) bool) (events []inbox.Event) {
 	m.mu.Lock()
 	numbers := slices.Collect(maps.Keys(m.events))
@@ -102,8 +138,8 @@ func (m *Memory) waiting(target string, skip func(int64) bool) (events []inbox.E
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, number := range numbers {
-		if e := m.events[number]; e != nil && e.State == inbox.Waiting && e.Target == target {
-			events = append(events, bare(e))
+		if e := m.events[number]; e != nil && e.State == inbox.Waiting && e.Target == target && !m.blocked(e) {
+			events = append(events, m.bare(e))
 		}
 	}
 	slices.SortFunc(events, func(a, b inbox.Event) int { return cmp.Or(a.Due.Compare(b.Due), cmp.Compare(a.Number, b.Number)) })
@@ -146,7 +182,7 @@ func (m *Memory) Advance(_ context.Context, latest time.Time, limit int) (change
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, e := range m.events {
-		if e.State == inbox.Waiting && e.Due.After(latest) && changed < limit {
+		if e.State == inbox.Waiting && !m.blocked(e) && e.Due.After(latest) && changed < limit {
 			e.Due = latest
 			changed++
 		}
@@ -296,7 +332,7 @@ func (m *Memory) List(_ context.Context, f inbox.Filter, after int64, limit int)
 	defer m.mu.Unlock()
 	for _, e := range m.matching(f) {
 		if e.Number > after && len(events) < limit {
-			events = append(events, bare(e))
+			events = append(events, m.bare(e))
 		}
 	}
 	return events, nil
@@ -361,8 +397,8 @@ func (m *Memory) Discard(_ context.Context, f inbox.Filter, discarded func(inbox
 	var removed []inbox.Event
 	for _, e := range m.matching(f) {
 		if e.State != inbox.Accepted {
+			removed = append(removed, m.bare(e))
 			delete(m.events, e.Number)
-			removed = append(removed, bare(e))
 		}
 	}
 	m.mu.Unlock()

@@ -297,3 +297,31 @@ func rss(b *testing.B) (bytes int) {
 	fmt.Sscan(string(statm), &size, &bytes)
 	return bytes * os.Getpagesize()
 }
+
+// BenchmarkHotLane delivers the events of one lane, one after another. That takes no
+// longer the more there are.
+func BenchmarkHotLane(b *testing.B) {
+	for _, kept := range []int{100, 100_000} {
+		b.Run(fmt.Sprint(kept, " waiting"), func(b *testing.B) {
+			s := start(b, newPath(b))
+			fillLane(b, s, kept, benchSize)
+			ctx := context.Background()
+			b.ReportAllocs()
+			for b.Loop() {
+				due, err := s.Due(ctx, inboxtest.Target, time.Now(), 128, func(int64) bool { return false })
+				if err != nil || len(due) != 1 {
+					b.Fatalf("%d are due, error %v", len(due), err)
+				}
+				n := due[0].Number
+				err = errors.Join(s.Attempted(ctx, n, inbox.Attempt{Time: time.Now(), Status: 500}, time.Now(), time.Now()))
+				if _, retryErr := s.Retry(ctx, inbox.Filter{Number: []int64{n}}, time.Now()); err != nil || retryErr != nil {
+					b.Fatal(err, retryErr)
+				}
+				if _, err := s.NextDue(ctx, inboxtest.Target, func(other int64) bool { return n == other }); err != nil {
+					b.Fatal(err)
+				}
+			}
+			stop(b, s)
+		})
+	}
+}

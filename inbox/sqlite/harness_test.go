@@ -89,6 +89,17 @@ func add(t testing.TB, s *Store, e inbox.Event) int64 {
 // been due a millisecond after the one before it.
 func fill(t testing.TB, s *Store, first, count, size int) {
 	t.Helper()
+	fillWith(t, s, first, count, size, func(*inbox.Event) {})
+}
+
+// fillLane is fill with the events of one lane.
+func fillLane(t testing.TB, s *Store, count, size int) {
+	t.Helper()
+	fillWith(t, s, 0, count, size, func(e *inbox.Event) { e.OrderKey, e.Sequence = "hot", s.Arrival() })
+}
+
+func fillWith(t testing.TB, s *Store, first, count, size int, change func(*inbox.Event)) {
+	t.Helper()
 	base := time.Now().Add(-time.Hour)
 	for n := first; n < first+count; {
 		end := min(n+5000, first+count)
@@ -99,6 +110,7 @@ func fill(t testing.TB, s *Store, first, count, size int) {
 				e.Due = e.Arrived.Add(5 * time.Second)
 				e.Attempts, e.First = 1, inbox.Attempt{Time: e.Arrived, Duration: 0.01, Status: 503, Cause: "status", Error: "the backend answered 503"}
 				e.Last = e.First
+				change(&e)
 				if _, err := insert(c, &e); err != nil {
 					return err
 				}

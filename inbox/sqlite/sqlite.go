@@ -153,6 +153,14 @@ func (s *Store) Targets(ctx context.Context) ([]string, error) {
 	return with(s, func(st *state) ([]string, error) { return st.targets(ctx) })
 }
 
+// Arrival implements [inbox.Store].
+func (s *Store) Arrival() int64 { return s.state.arrivals.Add(1) }
+
+// Waits implements [inbox.Store].
+func (s *Store) Waits(ctx context.Context, lane inbox.Lane) (bool, error) {
+	return with(s, func(st *state) (bool, error) { return st.waits(ctx, lane) })
+}
+
 // Due implements [inbox.Store].
 func (s *Store) Due(ctx context.Context, target string, now time.Time, limit int, skip func(number int64) bool) ([]inbox.Event, error) {
 	return with(s, func(st *state) ([]inbox.Event, error) { return st.due(ctx, target, now, limit, skip) })

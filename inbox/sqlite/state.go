@@ -21,9 +21,14 @@ const readTimeout = 2 * time.Second
 
 var errNotOpen = errors.New("the inbox is not open")
 
+// arrivalBits are those of an arrival that count within one opening of the file. The
+// bits above count openings.
+const arrivalBits = 40
+
 // state is the inbox in one file.
 type state struct {
-	db *database.DB
+	db       *database.DB
+	arrivals atomic.Int64 // the last one
 
 	mu     sync.Mutex
 	closed bool
@@ -41,7 +46,7 @@ func open(path string) (*state, error) {
 	st := &state{db: db}
 	err = db.Use(tables)
 	if err == nil {
-		err = st.write(context.Background(), func(c *database.Conn) error { return st.readPaused(c) })
+		err = st.write(context.Background(), func(c *database.Conn) error { return errors.Join(st.readPaused(c), st.countOpening(c)) })
 	}
 	if err != nil {
 		return nil, errors.Join(err, db.Close())
@@ -106,6 +111,12 @@ func (st *state) readPaused(c *database.Conn) error {
 	})
 }
 
+// countOpening makes arrivals greater than those of earlier openings.
+func (st *state) countOpening(c *database.Conn) error {
+	return c.Query("UPDATE redelivery SET openings = openings + 1 RETURNING openings",
+		func(row *sqlite3.Stmt) error { st.arrivals.Store(row.ColumnInt64(0) << arrivalBits); return nil })
+}
+
 func (st *state) add(ctx context.Context, e inbox.Event, maxSize int64) (int64, error) {
 	var number int64
 	err := st.writeWithin(ctx, maxSize, func(c *database.Conn) (err error) {
@@ -144,6 +155,18 @@ func (st *state) load(ctx context.Context, number int64) (inbox.Event, error) {
 	return e, nil
 }
 
+func (st *state) waits(ctx context.Context, lane inbox.Lane) (waits bool, err error) {
+	if n := st.counts.Load(); n != nil && n.waiting == 0 {
+		return false, nil
+	}
+	found := false
+	err = st.read(ctx, func(c *database.Conn) error {
+		return c.Query("SELECT 1 FROM events INDEXED BY events_by_lane WHERE state = 'waiting' AND lane = ? LIMIT 1",
+			func(*sqlite3.Stmt) error { found = true; return nil }, int64(lane))
+	})
+	return err == nil && found, err
+}
+
 // errEnough ends a query before its last row.
 var errEnough = errors.New("enough")
 
@@ -163,22 +186,22 @@ func (st *state) targets(ctx context.Context) ([]string, error) {
 
 func targetsOf(c *database.Conn) (targets []string, err error) {
 	err = c.Query(`WITH RECURSIVE each(target) AS (
-			SELECT min(target) FROM events INDEXED BY events_by_due WHERE state = 'waiting'
+			SELECT min(target) FROM events INDEXED BY events_by_due WHERE state = 'waiting' AND blocked = 0
 			UNION ALL
-			SELECT (SELECT min(target) FROM events INDEXED BY events_by_due WHERE state = 'waiting' AND target > each.target) FROM each WHERE each.target IS NOT NULL
+			SELECT (SELECT min(target) FROM events INDEXED BY events_by_due WHERE state = 'waiting' AND blocked = 0 AND target > each.target) FROM each WHERE each.target IS NOT NULL
 		) SELECT target FROM each WHERE target IS NOT NULL`,
 		func(row *sqlite3.Stmt) error { targets = append(targets, row.ColumnText(0)); return nil })
 	return targets, err
 }
 
-// waiting calls each with events of a target that wait, by when they are due and
-// then by number, until it returns errEnough. It leaves out those that skip does. The
+// waiting calls each with events of a target that wait and are not blocked, by when they
+// are due and then by number, until it returns errEnough. It leaves out those that skip does. The
 // caller's skip is not called any more once waiting has returned.
 func (st *state) waiting(ctx context.Context, target string, skip func(int64) bool, each func(number int64, due time.Time) error) error {
 	var mu sync.Mutex
 	ended := false
 	err := st.read(ctx, func(c *database.Conn) error {
-		err := c.Query("SELECT number, due FROM events INDEXED BY events_by_due WHERE state = 'waiting' AND target = ? ORDER BY due, number", func(row *sqlite3.Stmt) error {
+		err := c.Query("SELECT number, due FROM events INDEXED BY events_by_due WHERE state = 'waiting' AND blocked = 0 AND target = ? ORDER BY due, number", func(row *sqlite3.Stmt) error {
 			number := row.ColumnInt64(0)
 			mu.Lock()
 			if ended {
@@ -225,7 +248,7 @@ func (st *state) due(ctx context.Context, target string, now time.Time, limit in
 	}
 }
 
-// stillDue returns those of some events that wait and are due.
+// stillDue returns those of some events that wait, are not blocked, and are due.
 func (st *state) stillDue(ctx context.Context, now time.Time, numbers []int64) ([]inbox.Event, error) {
 	if len(numbers) == 0 {
 		return nil, nil
@@ -238,7 +261,7 @@ func (st *state) stillDue(ctx context.Context, now time.Time, numbers []int64) (
 			case errors.Is(err, inbox.ErrNotFound):
 			case err != nil:
 				return err
-			case e.State == inbox.Waiting && !e.Due.After(now):
+			case e.State == inbox.Waiting && !e.Blocked && !e.Due.After(now):
 				events = append(events, e)
 			}
 		}
@@ -274,7 +297,7 @@ func (st *state) advance(ctx context.Context, latest time.Time, limit int) (int,
 		}
 		for _, target := range targets {
 			err := c.Exec(`UPDATE events SET due = ?1 WHERE number IN
-				(SELECT number FROM events INDEXED BY events_by_due WHERE state = 'waiting' AND target = ?2 AND due > ?1 ORDER BY due DESC LIMIT ?3)`,
+				(SELECT number FROM events INDEXED BY events_by_due WHERE state = 'waiting' AND blocked = 0 AND target = ?2 AND due > ?1 ORDER BY due DESC LIMIT ?3)`,
 				nanoseconds(latest), target, limit-changed)
 			if err != nil {
 				return err

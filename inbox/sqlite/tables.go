@@ -18,6 +18,9 @@ import (
 
 // tables keep the events. Times are Unix times in nanoseconds, and 0 is none.
 //
+// Of the events of a lane that wait, all but the first are blocked: so what is due is
+// found without looking at those. Triggers keep it so.
+//
 // Requests and bodies have a table of their own, so that events are found without
 // reading those. Events of each state and reason are counted by triggers, so that no
 // change can miss one.
@@ -36,6 +39,9 @@ var tables = database.Tables{
 			id        TEXT NOT NULL,
 			type      TEXT NOT NULL,
 			order_key TEXT NOT NULL,
+			lane      INTEGER,          -- NULL without an order key
+			sequence  INTEGER NOT NULL,
+			blocked   INTEGER NOT NULL DEFAULT 0,
 			secret    TEXT NOT NULL,
 			arrived   INTEGER NOT NULL,
 			size      INTEGER NOT NULL, -- see inbox.Event.Size
@@ -45,7 +51,8 @@ var tables = database.Tables{
 			last      TEXT NOT NULL
 		) STRICT;
 		CREATE INDEX events_by_key ON events(key);
-		CREATE INDEX events_by_due ON events(target, due) WHERE state = 'waiting';
+		CREATE INDEX events_by_due ON events(target, due) WHERE state = 'waiting' AND blocked = 0;
+		CREATE INDEX events_by_lane ON events(lane, sequence) WHERE state = 'waiting' AND lane IS NOT NULL;
 		CREATE INDEX events_by_age ON events(state, since);
 		CREATE INDEX events_by_state ON events(state);
 		CREATE INDEX events_by_reason ON events(state, reason, arrived);
@@ -87,13 +94,34 @@ var tables = database.Tables{
 			DELETE FROM bodies WHERE number = OLD.number;
 		END;
 
-		CREATE TABLE redelivery(paused INTEGER NOT NULL) STRICT; -- one row
-		INSERT INTO redelivery(paused) VALUES(0)`},
+		CREATE TRIGGER event_in_lane AFTER INSERT ON events WHEN NEW.lane IS NOT NULL AND NEW.state = 'waiting' BEGIN` + enterLane + `
+		END;
+		CREATE TRIGGER event_into_lane AFTER UPDATE OF state ON events WHEN NEW.lane IS NOT NULL AND OLD.state <> 'waiting' AND NEW.state = 'waiting' BEGIN` + enterLane + `
+		END;
+		CREATE TRIGGER event_out_of_lane AFTER UPDATE OF state ON events WHEN NEW.lane IS NOT NULL AND OLD.state = 'waiting' AND NEW.state <> 'waiting' BEGIN
+			UPDATE events SET blocked = 0 WHERE number = NEW.number AND blocked = 1;` + leaveLane + `
+		END;
+		CREATE TRIGGER event_off_lane AFTER DELETE ON events WHEN OLD.lane IS NOT NULL AND OLD.state = 'waiting' BEGIN` + leaveLane + `
+		END;
+		CREATE TABLE redelivery(paused INTEGER NOT NULL, openings INTEGER NOT NULL) STRICT; -- one row
+		INSERT INTO redelivery(paused, openings) VALUES(0, 0)`},
 	Check: check,
 }
 
+// enterLane blocks the event that enters a lane, or the one that was the first there.
+// leaveLane unblocks the one that is the first now.
+const (
+	enterLane = `
+			UPDATE events SET blocked = 1 WHERE number IN
+				(SELECT number FROM events WHERE state = 'waiting' AND lane = NEW.lane ORDER BY sequence LIMIT 1 OFFSET 1);
+			UPDATE events SET blocked = (SELECT min(sequence) FROM events WHERE state = 'waiting' AND lane = NEW.lane) < sequence WHERE number = NEW.number;`
+	leaveLane = `
+			UPDATE events SET blocked = 0 WHERE blocked = 1 AND number IN
+				(SELECT number FROM events WHERE state = 'waiting' AND lane = OLD.lane ORDER BY sequence LIMIT 1);`
+)
+
 // columns are those that read takes.
-const columns = "number, target, state, type, id, order_key, arrived, last, since, due, scope, key, digest, secret, attempts, first"
+const columns = "number, target, state, type, id, order_key, arrived, last, since, due, scope, key, digest, secret, attempts, first, sequence, blocked"
 
 // read returns the event of a row, and whether f selects it. If not, it is not
 // complete.
@@ -122,6 +150,7 @@ func read(row *sqlite3.Stmt, f *inbox.Filter) (e inbox.Event, matches bool, err 
 	e.Due, e.Scope = timeOf(row.ColumnInt64(9)), row.ColumnText(10)
 	copy(e.Key[:], row.ColumnRawBlob(11))
 	e.Digest, e.Secret, e.Attempts = dedupe.Digest(row.ColumnInt64(12)), row.ColumnText(13), row.ColumnInt(14)
+	e.Sequence, e.Blocked = row.ColumnInt64(16), row.ColumnBool(17)
 	e.First, err = attemptOf(row.ColumnRawText(15))
 	return e, true, err
 }
@@ -186,10 +215,10 @@ func insert(c *database.Conn, e *inbox.Event) (number int64, err error) {
 	if e.State == inbox.Delivered {
 		state, since = inbox.Delivered, e.Settled
 	}
-	err = c.Query(`INSERT INTO events(state, since, due, target, scope, key, digest, id, type, order_key, secret, arrived, size, attempts, first, last, reason)
-		VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING number`,
+	err = c.Query(`INSERT INTO events(state, since, due, target, scope, key, digest, id, type, order_key, secret, arrived, size, attempts, first, last, reason, lane, sequence)
+		VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, nullif(?, 0), ?) RETURNING number`,
 		func(row *sqlite3.Stmt) error { number = row.ColumnInt64(0); return nil },
-		string(state), nanoseconds(since), nanoseconds(e.Due), e.Target, e.Scope, e.Key[:], int64(e.Digest), e.ID, e.Type, e.OrderKey, e.Secret, nanoseconds(e.Arrived), e.Size(), e.Attempts, first, last, reason)
+		string(state), nanoseconds(since), nanoseconds(e.Due), e.Target, e.Scope, e.Key[:], int64(e.Digest), e.ID, e.Type, e.OrderKey, e.Secret, nanoseconds(e.Arrived), e.Size(), e.Attempts, first, last, reason, int64(e.Lane()), e.Sequence)
 	if err != nil {
 		return 0, err
 	}
@@ -367,11 +396,15 @@ func check(c *database.Conn) error {
 		(SELECT count(*) FROM events INDEXED BY events_by_reason WHERE state >= ''),
 		(SELECT sum(events) FROM event_counts),
 		(SELECT count(*) FROM events NOT INDEXED WHERE state = 'waiting'),
-		(SELECT count(*) FROM events INDEXED BY events_by_due WHERE state = 'waiting'),
+		(SELECT count(*) FROM events INDEXED BY events_by_due WHERE state = 'waiting' AND blocked = 0) + (SELECT count(*) FROM events NOT INDEXED WHERE blocked = 1),
 		(SELECT count(*) FROM events INDEXED BY events_by_next WHERE state = 'waiting'),
 		(SELECT sum(events) FROM event_counts WHERE state = 'waiting'),
 		(SELECT count(*) FROM events AS e WHERE state <> 'accepted' AND NOT EXISTS (SELECT 1 FROM bodies AS b WHERE b.number = e.number)),
-		(SELECT count(*) FROM bodies AS b WHERE NOT EXISTS (SELECT 1 FROM events AS e WHERE e.number = b.number))`, func(row *sqlite3.Stmt) error {
+		(SELECT count(*) FROM bodies AS b WHERE NOT EXISTS (SELECT 1 FROM events AS e WHERE e.number = b.number)),
+		(SELECT count(*) FROM events NOT INDEXED WHERE state = 'waiting' AND lane IS NOT NULL),
+		(SELECT count(*) FROM events INDEXED BY events_by_lane WHERE state = 'waiting' AND lane IS NOT NULL),
+		(SELECT count(*) FROM events AS e WHERE blocked <> (state = 'waiting' AND lane IS NOT NULL AND
+			sequence > (SELECT min(sequence) FROM events AS first INDEXED BY events_by_lane WHERE first.state = 'waiting' AND first.lane = e.lane)))`, func(row *sqlite3.Stmt) error {
 		for i := 1; i < 6; i++ {
 			if row.ColumnInt64(i) != row.ColumnInt64(0) {
 				return fmt.Errorf("%w: its counts of the inbox are %d, %d, %d, %d, %d and %d", database.ErrDamaged,
@@ -384,6 +417,9 @@ func check(c *database.Conn) error {
 		}
 		if without, orphans := row.ColumnInt64(10), row.ColumnInt64(11); without+orphans > 0 {
 			return fmt.Errorf("%w: %d events have no body, and %d bodies no event", database.ErrDamaged, without, orphans)
+		}
+		if keyed, wrong := row.ColumnInt64(12), row.ColumnInt64(14); keyed != row.ColumnInt64(13) || wrong > 0 {
+			return fmt.Errorf("%w: %d events wait in order, but it has an index of %d, and %d are out of order", database.ErrDamaged, keyed, row.ColumnInt64(13), wrong)
 		}
 		return nil
 	})
