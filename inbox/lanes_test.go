@@ -438,6 +438,73 @@ func sizes() (keys, events int) {
 	return 100, 50
 }
 
+// A backlog of many keys is delivered, and then new events arrive. With one key that
+// always fails, the events of the others are accepted less than 1 % later.
+func TestOnePoisonedKeyDelaysTheOthersByLessThanOnePercent(t *testing.T) {
+	keys, events := sizes()
+	events = min(events, 100)
+	for name, poison := range map[string]Outcome{"status 500": status(500), "dead": status(422), "slow": status(500)} {
+		t.Run(name, func(t *testing.T) {
+			drained := func(poisoned bool) (backlog, later time.Duration) {
+				run(t, func(b *bed) {
+					b.policy.DeadOn = func(status int) bool { return status == 422 }
+					b.Activate(b.config())
+					left := keys * events
+					b.slowBackend(func(_ context.Context, e Event) Outcome {
+						if e.OrderKey == "poison" {
+							if name == "slow" {
+								time.Sleep(100 * time.Millisecond)
+							}
+							return poison
+						}
+						time.Sleep(10 * time.Millisecond)
+						b.mu.Lock()
+						defer b.mu.Unlock()
+						if left--; left == 0 {
+							backlog = time.Since(b.start)
+						}
+						if left < 0 {
+							later += time.Since(e.Arrived)
+						}
+						return accept
+					})
+					_ = b.d.SetPaused(b.Context(), true)
+					for range events {
+						for key := range keys {
+							b.addKeyed(fmt.Sprint("k", key), 1)
+						}
+						if poisoned {
+							b.addKeyed("poison", 1)
+						}
+					}
+					_ = b.d.SetPaused(b.Context(), false)
+					b.sleep(time.Duration(keys*events) * 10 * time.Millisecond)
+					for range events {
+						for key := range keys {
+							if poisoned && key%10 == 0 {
+								go b.arrives("poison")
+							}
+							go b.arrives(fmt.Sprint("k", key))
+							b.sleep(10 * time.Millisecond)
+						}
+					}
+					b.sleep(time.Minute)
+					if left != -keys*events {
+						b.Errorf("%d are left", left)
+					}
+				})
+				return backlog, later
+			}
+			backlog, later := drained(false)
+			poisonedBacklog, poisonedLater := drained(true)
+			t.Logf("the backlog took %v and with the poisoned key %v, new events in sum %v and %v", backlog, poisonedBacklog, later, poisonedLater)
+			if poisonedBacklog > backlog*101/100 || poisonedLater > later*101/100 {
+				t.Error("the poisoned key delays the others")
+			}
+		})
+	}
+}
+
 // order checks that the events of each key are accepted in the order in which they
 // have arrived. What was not recorded when the process was killed may come again, but
 // not after later ones.
@@ -587,4 +654,120 @@ func TestEachKeyIsInOrderWhateverHappens(t *testing.T) {
 			t.Errorf("only %d attempts: too few failed", made)
 		}
 	})
+}
+
+// entered waits in its lane until it may begin, and tells so.
+func entered(l *Lanes, lane Lane, name string, began chan<- string) *Turn {
+	turn := l.Enter(lane)
+	go func() {
+		if err := turn.Await(context.Background(), time.Hour, 1, 100); err == nil {
+			began <- name
+		}
+	}()
+	synctest.Wait()
+	return turn
+}
+
+func TestTurnsOfALaneBeginInOrderOfArrival(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := NewLanes()
+		began := make(chan string, 10)
+		a, b, c := entered(l, 1, "a", began), entered(l, 1, "b", began), entered(l, 1, "c", began)
+		other := entered(l, 2, "other", began)
+		if got := <-began + " " + <-began; got != "a other" {
+			t.Error(got)
+		}
+		b.Leave() // before its turn: it is a duplicate, or has no time left
+		synctest.Wait()
+		if len(began) > 0 {
+			t.Errorf("%s began too early", <-began)
+		}
+		a.Hold()
+		a.Leave()
+		synctest.Wait()
+		if len(began) > 0 {
+			t.Errorf("%s began while another one holds the turn before it", <-began)
+		}
+		a.Leave()
+		if got := <-began; got != "c" {
+			t.Errorf("%s began", got)
+		}
+		c.Leave()
+		other.Leave()
+		time.Sleep(2 * time.Hour) // b still waited
+		if len(l.lanes) != 0 {
+			t.Errorf("%d lanes are left", len(l.lanes))
+		}
+	})
+}
+
+func TestWaitingForATurnIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := NewLanes()
+		l.Enter(1).Try(t.Context())
+		wait := func(ctx context.Context, cost int64) <-chan error {
+			turn := l.Enter(1)
+			ended := make(chan error, 1)
+			go func() {
+				defer turn.Leave()
+				ended <- turn.Await(ctx, time.Minute, cost, 100)
+			}()
+			synctest.Wait()
+			return ended
+		}
+		large := wait(t.Context(), 1000) // one always may
+		if err := <-wait(t.Context(), 1); !errors.Is(err, ErrNotItsTurn) {
+			t.Error(err)
+		}
+		began := time.Now()
+		if err := <-large; !errors.Is(err, ErrNotItsTurn) || time.Since(began) != time.Minute {
+			t.Errorf("%v after %v", err, time.Since(began))
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		first, second := wait(ctx, 50), wait(ctx, 50)
+		if err := <-wait(t.Context(), 1); !errors.Is(err, ErrNotItsTurn) {
+			t.Error(err)
+		}
+		cancel()
+		if err := errors.Join(<-first, <-second); !errors.Is(err, ErrNotItsTurn) {
+			t.Error(err)
+		}
+		synctest.Wait()
+		if lane := l.lanes[1]; lane.waiting != 0 || len(lane.turns) != 1 {
+			t.Errorf("%d bytes and %d turns are left", lane.waiting, len(lane.turns))
+		}
+	})
+}
+
+// With a store that is full, an event waits for those in the process, but not for those
+// in the store: that may take days.
+func TestATurnDoesNotBeginWhileAnEventOfItsLaneIsStored(t *testing.T) {
+	run(t, func(b *bed) {
+		b.answers(status(500))
+		b.addKeyed("x", 1)
+		b.sleep(time.Second)
+		turn := b.d.Enter("site", "", "x")
+		if err := turn.Await(b.Context(), time.Hour, 1, 100); !errors.Is(err, ErrNotItsTurn) || time.Since(b.start) > time.Second {
+			b.Errorf("%v after %v", err, time.Since(b.start))
+		}
+		turn.Leave()
+		b.store.breakAll(errDisk)
+		turn = b.d.Enter("site", "", "x")
+		if err := turn.Await(b.Context(), time.Hour, 1, 100); !errors.Is(err, errDisk) {
+			b.Error(err)
+		}
+		turn.Leave()
+		b.store.breakAll(nil)
+	})
+}
+
+func TestLanesHaveHashesOfTheirOwn(t *testing.T) {
+	seen := map[Lane]bool{}
+	for _, parts := range [][3]string{{"a", "b", "c"}, {"ab", "", "c"}, {"a", "bc", ""}, {"", "ab", "c"}, {"a", "b", "d"}, {"a", "", "bc"}} {
+		lane := LaneOf(parts[0], parts[1], parts[2])
+		if (lane == 0) != (parts[2] == "") || seen[lane] {
+			t.Errorf("%q: %d", parts, lane)
+		}
+		seen[lane] = true
+	}
 }

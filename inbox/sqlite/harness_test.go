@@ -92,10 +92,10 @@ func fill(t testing.TB, s *Store, first, count, size int) {
 	fillWith(t, s, first, count, size, func(*inbox.Event) {})
 }
 
-// fillLane is fill with the events of one lane.
+// fillLane is fill with the events of one lane, after 1,000,000 others.
 func fillLane(t testing.TB, s *Store, count, size int) {
 	t.Helper()
-	fillWith(t, s, 0, count, size, func(e *inbox.Event) { e.OrderKey, e.Sequence = "hot", s.Arrival() })
+	fillWith(t, s, 1_000_000, count, size, func(e *inbox.Event) { e.OrderKey, e.Sequence = "hot", s.Arrival() })
 }
 
 func fillWith(t testing.TB, s *Store, first, count, size int, change func(*inbox.Event)) {

@@ -158,6 +158,11 @@ func (s *Store) Arrival() int64 { return s.state.arrivals.Add(1) }
 
 // Waits implements [inbox.Store].
 func (s *Store) Waits(ctx context.Context, lane inbox.Lane) (bool, error) {
+	if s.state != nil {
+		if n := s.state.counts.Load(); n != nil && n.waiting == 0 {
+			return false, nil
+		}
+	}
 	return with(s, func(st *state) (bool, error) { return st.waits(ctx, lane) })
 }
 

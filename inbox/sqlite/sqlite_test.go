@@ -107,10 +107,18 @@ func TestLookingForAnEventCostsNothingWhileNothingIsKept(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	waits := func() {
+		if waits, err := s.Waits(t.Context(), 1); waits || err != nil {
+			t.Error(waits, err)
+		}
+	}
 	check := func() {
 		t.Helper()
 		if n := testing.AllocsPerRun(100, find); n > 0 {
 			t.Errorf("%v allocations", n)
+		}
+		if n := testing.AllocsPerRun(100, waits); n > 0 {
+			t.Errorf("%v allocations to see whether something of a lane waits", n)
 		}
 	}
 	check()
@@ -240,16 +248,19 @@ func TestNewerFormatIsNotUsed(t *testing.T) {
 // A part of the file may be older than the rest, as after an incomplete restore.
 func TestTablesThatDisagreeAreDamage(t *testing.T) {
 	for name, change := range map[string]string{
-		"a body is missing":    "DELETE FROM bodies WHERE number = 2",
-		"a body has no event":  "INSERT INTO bodies(number, request, body) VALUES(99, '{}', x'')",
-		"a count is wrong":     "UPDATE event_counts SET events = events + 1 WHERE state = 'dead'",
-		"two counts are wrong": "UPDATE event_counts SET events = events + CASE state WHEN 'dead' THEN 1 WHEN 'waiting' THEN -1 ELSE 0 END",
+		"a body is missing":                   "DELETE FROM bodies WHERE number = 2",
+		"a body has no event":                 "INSERT INTO bodies(number, request, body) VALUES(99, '{}', x'')",
+		"a count is wrong":                    "UPDATE event_counts SET events = events + 1 WHERE state = 'dead'",
+		"the first of a lane is blocked":      "UPDATE events SET blocked = 1 WHERE lane IS NOT NULL",
+		"the second of a lane is not blocked": "UPDATE events SET blocked = 0",
+		"two counts are wrong":                "UPDATE event_counts SET events = events + CASE state WHEN 'dead' THEN 1 WHEN 'waiting' THEN -1 ELSE 0 END",
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := start(t, newPath(t))
 			for n := range 3 {
 				add(t, s, numbered(n, 10))
 			}
+			fillLane(t, s, 2, 10)
 			if err := s.state.db.Write(t.Context(), func(c *database.Conn) error { return c.Exec(change) }); err != nil {
 				t.Fatal(err)
 			}

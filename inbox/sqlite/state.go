@@ -156,9 +156,6 @@ func (st *state) load(ctx context.Context, number int64) (inbox.Event, error) {
 }
 
 func (st *state) waits(ctx context.Context, lane inbox.Lane) (waits bool, err error) {
-	if n := st.counts.Load(); n != nil && n.waiting == 0 {
-		return false, nil
-	}
 	found := false
 	err = st.read(ctx, func(c *database.Conn) error {
 		return c.Query("SELECT 1 FROM events INDEXED BY events_by_lane WHERE state = 'waiting' AND lane = ? LIMIT 1",
