@@ -62,13 +62,14 @@ func (a *attempt) deliverOrKeep(w http.ResponseWriter, r *http.Request, next cad
 // arrival is what the inbox keeps of a request. The next handlers do not change it.
 type arrival struct {
 	host     string
+	proto    string
 	tls      bool
 	header   http.Header
 	original *http.Request // as it arrived
 }
 
 func arrivalOf(r *http.Request) arrival {
-	return arrival{r.Host, r.TLS != nil, r.Header.Clone(), arrivedAs(r)}
+	return arrival{r.Host, r.Proto, r.TLS != nil, r.Header.Clone(), arrivedAs(r)}
 }
 
 // target returns what the event is delivered to, as the dispatcher names it.
@@ -95,7 +96,7 @@ func (k *keeper) inboxEvent() inbox.Event {
 		ID: state.event.ID, Type: state.event.Type, OrderKey: state.orderKey, Secret: state.key.label,
 		Arrived: state.arrived,
 		Request: inbox.Request{
-			Host: k.request.host, URI: original.URL.RequestURI(), Proto: original.Proto, TLS: k.request.tls,
+			Host: k.request.host, URI: original.URL.RequestURI(), Proto: k.request.proto, TLS: k.request.tls,
 			RemoteAddr: original.RemoteAddr, Header: k.request.header,
 		},
 		Body: state.body.bytes,

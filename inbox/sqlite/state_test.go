@@ -60,8 +60,8 @@ func multiply(t *testing.T, s *Store, events int) {
 	number := add(t, s, e)
 	err := s.state.write(t.Context(), func(c *database.Conn) error {
 		return errors.Join(c.Exec(`WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)
-			INSERT INTO events(state, since, due, target, scope, key, digest, id, type, order_key, secret, arrived, size, attempts, first, last)
-			SELECT state, since + i*1000000, due + i*1000000, target, scope, randomblob(16), digest, id, type, order_key, secret, arrived, size, attempts, first, last
+			INSERT INTO events(state, since, due, target, scope, key, digest, id, type, order_key, secret, arrived, size, attempts, first, last, reason, sequence)
+			SELECT state, since + i*1000000, due + i*1000000, target, scope, randomblob(16), digest, id, type, order_key, secret, arrived, size, attempts, first, last, reason, sequence + i
 			FROM events, n WHERE number = ?`, events-1, number),
 			c.Exec("INSERT INTO bodies SELECT e.number, b.request, b.body FROM events e, bodies b WHERE e.number > b.number"))
 	})
