@@ -311,13 +311,11 @@ func (st *state) advance(ctx context.Context, latest time.Time, limit int) (int,
 
 // oldestOfEach returns since when the oldest event is in each state.
 func (st *state) oldestOfEach(ctx context.Context) (waiting, dead, delivered time.Time, err error) {
+	var since [3]time.Time // not the results: a read goes on when ctx has ended
 	err = st.read(ctx, func(c *database.Conn) error {
-		for _, of := range []struct {
-			state inbox.State
-			since *time.Time
-		}{{inbox.Waiting, &waiting}, {inbox.Dead, &dead}, {inbox.Delivered, &delivered}} {
+		for i, state := range []inbox.State{inbox.Waiting, inbox.Dead, inbox.Delivered} {
 			err := c.Query("SELECT min(since) FROM events INDEXED BY events_by_age WHERE state = ?",
-				func(row *sqlite3.Stmt) error { *of.since = timeOf(row.ColumnInt64(0)); return nil }, string(of.state))
+				func(row *sqlite3.Stmt) error { since[i] = timeOf(row.ColumnInt64(0)); return nil }, string(state))
 			if err != nil {
 				return err
 			}
@@ -327,7 +325,7 @@ func (st *state) oldestOfEach(ctx context.Context) (waiting, dead, delivered tim
 	if err != nil {
 		return time.Time{}, time.Time{}, time.Time{}, err
 	}
-	return waiting, dead, delivered, nil
+	return since[0], since[1], since[2], nil
 }
 
 // record adds an attempt to those of an event, unless that was done before.
