@@ -221,20 +221,16 @@ func (h *Handler) serves(scope string) bool {
 }
 
 // remember records the ID of an event that the backend has accepted in the store of
-// IDs, in place of the record that the event is in the inbox.
+// IDs, in place of the record that the event is in the inbox. That is one operation,
+// without a claim: other instances see one record or the other, and neither a
+// duplicate that is in flight nor a claim that has outlived its process delays it.
 func (a *App) remember(ctx context.Context, backing string, e inbox.Event) error {
 	h := a.handlerFor(backing, e)
 	if h == nil {
 		return nil // nobody asks for this scope any more
 	}
-	if _, err := h.store.forget(ctx, e.Scope, e.Key); err != nil {
-		return err
-	}
-	verdict, _, err := h.store.claim(ctx, dedupe.Request{
-		Scope: e.Scope, Key: e.Key, Digest: e.Digest, Lease: leaseMargin, Retention: h.retention,
-	}, time.Now())
-	if err != nil || verdict.State != dedupe.Claimed {
-		return err
-	}
-	return h.store.settle(ctx, verdict.Claim, true)
+	return h.store.settle(ctx, dedupe.Claim{
+		Request:  dedupe.Request{Scope: e.Scope, Key: e.Key, Digest: e.Digest, Retention: h.retention},
+		Replaces: e.Digest,
+	}, true)
 }

@@ -110,7 +110,9 @@ type Verdict struct {
 // Claim is the right to deliver one event.
 type Claim struct {
 	Request
-	// Token is the fencing token: no other claim on the same ID has it.
+	// Token is the fencing token: no other claim on the same ID has it. It is not
+	// 0: with that, Settle records a success of which there was no claim, or no
+	// longer, like a late one.
 	Token uint64
 	// Replaces is the digest of the earlier delivery that Redeliver overrode,
 	// or 0. A late success replaces only this delivery: any other was recorded

@@ -101,7 +101,12 @@ func (st *state) settle(ctx context.Context, claim dedupe.Claim, success bool) (
 	if owned { // then the file answers; but what is late may concern a delivery in flight
 		ended.Retention = 0
 	}
-	end := func() { st.local.Settle(ended, success, time.Now(), dedupe.Limits{}) }
+	end := func() {
+		st.local.Settle(ended, success, time.Now(), dedupe.Limits{})
+		if !owned && !st.local.Lookup(claim.Scope, claim.Key).InFlight {
+			st.local.Forget(claim.Scope, claim.Key) // the file has it
+		}
+	}
 	if !success {
 		end()
 		return owned, nil

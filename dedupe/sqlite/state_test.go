@@ -80,6 +80,17 @@ func TestDuplicateWaitsUntilTheDeliveryIsOnTheDisk(t *testing.T) {
 	stop(t, s)
 }
 
+// What is in the file takes no memory, and is counted once.
+func TestLateSuccessIsInTheFileOnly(t *testing.T) {
+	s := start(t, newPath(t))
+	settle(t, s, dedupe.Claim{Request: numbered(1), Replaces: numbered(1).Digest}, true)
+	if n := counted(t, s); n != 1 {
+		t.Errorf("%d IDs are counted, want 1", n)
+	}
+	expect(t, s, numbered(1), dedupe.Delivered)
+	stop(t, s)
+}
+
 func TestRemovedFileIsAnErrorAndEventsPass(t *testing.T) {
 	path := newPath(t)
 	s := start(t, path)

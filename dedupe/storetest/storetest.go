@@ -52,6 +52,7 @@ func Test(t *testing.T, c Config) {
 		{"exactly one waiter takes over after a failure", waiterTakesOver},
 		{"only the current owner ends its claim", oldTokens},
 		{"a late success is recorded unless the ID was delivered since", lateTokens},
+		{"a success without a claim is like a late one", withoutClaim},
 		{"scopes are separate", scopes},
 		{"retention counts from the success", retention},
 		{"each ID keeps its own retention", retentions},
@@ -319,6 +320,31 @@ func (s *suite) expectOwned(id string) {
 			s.Fatalf("%s is looked up as %+v, error %v: its owner lost its claim", id, known, err)
 		}
 	}
+}
+
+func withoutClaim(s *suite) {
+	short := s.arrival("delivered", 1)
+	short.Retention = soon
+	s.deliver(s.a, short)
+	success := dedupe.Claim{Request: s.arrival("delivered", 1), Replaces: 1}
+	s.settle(s.b, success, true)
+	time.Sleep(2 * soon)
+	s.expect(s.a, short, dedupe.Delivered) // for the new retention
+
+	success.Key = dedupe.KeyOf("unseen")
+	s.settle(s.a, success, true)
+	s.expect(s.b, s.arrival("unseen", 1), dedupe.Delivered)
+
+	s.deliver(s.a, s.arrival("delivered with another body", 2))
+	success.Key = dedupe.KeyOf("delivered with another body")
+	s.settle(s.b, success, true)
+	s.expect(s.a, s.arrival("delivered with another body", 2), dedupe.Delivered)
+
+	owner := s.expect(s.a, s.arrival("in flight", 1), dedupe.Claimed)
+	success.Key = dedupe.KeyOf("in flight")
+	s.settle(s.b, success, true)
+	s.settle(s.a, owner, false)
+	s.expect(s.b, s.arrival("in flight", 1), dedupe.Delivered)
 }
 
 func scopes(s *suite) {
