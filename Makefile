@@ -13,6 +13,8 @@
 #   make deployment     the Dockerfile and the examples for Compose, Kubernetes and systemd, without running any of these
 # make bench        the benchmarks, then bench/, which measures a running Caddy: about 20 minutes
 # make bench-check  runs bench/, and says what got worse than docs/performance.json
+# make soak         has Caddy killed, reloaded, its disk filled and its backend turned off, under load, again and
+#                   again for SOAKTIME=5m, and counts what became of the events; make test does so once; for Linux
 # make screenshots  takes the screenshots in docs
 # make release      builds a release into dist: of VERSION=v1.2.3, or of this checkout
 # make redis        installs redis-server only
@@ -29,6 +31,8 @@ CADDY_VERSION ?= v2.11.9
 # A number of runs: with a time, Go before 1.27 may fail at its end (go.dev/issue/75804).
 FUZZTIME ?= 20000x
 
+SOAKTIME ?= 5m
+
 # What is released. GOARM follows arm.
 VERSION ?= v0.0.0
 PLATFORMS ?= linux/amd64 linux/arm64 linux/arm/7 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64 freebsd/amd64
@@ -42,7 +46,7 @@ MODULES := http.handlers.buzzbip_webhook http.matchers.buzzbip_event \
 	http.buzzbip_webhook.stores.memory http.buzzbip_webhook.stores.sqlite \
 	http.buzzbip_webhook.stores.redis http.buzzbip_webhook.inboxes.sqlite buzzbip_webhook
 
-.PHONY: help test redis jq curl check announce lint cross fuzz monitoring browser screenshots newest-caddy xcaddy deployment release bench bench-check clean
+.PHONY: help test redis jq curl check announce lint cross fuzz monitoring browser screenshots newest-caddy xcaddy deployment release bench bench-check soak clean
 
 # The list above.
 help:
@@ -151,6 +155,9 @@ bench: redis
 # For people, not for CI: what else a machine does shows in the figures.
 bench-check: redis
 	$(GO) run ./bench -compare docs/performance.json
+
+soak:
+	cd e2e && $(GO) test -race -count=1 -timeout 0 -v -run '^TestSoak$$' . -args -soak $(SOAKTIME)
 
 clean:
 	rm -rf build dist
