@@ -52,6 +52,9 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err := a.provisionNotices(ctx); err != nil {
 		return err
 	}
+	if err := a.notices.app.On("started", whenStarted(a.activateInboxes)); err != nil {
+		return err
+	}
 	return a.registerMetrics(ctx)
 }
 

@@ -87,10 +87,9 @@ func (h *Handler) provisionInbox(ctx caddy.Context) error {
 	return nil
 }
 
-// startInboxes opens the inboxes, and lets their dispatchers work by this
-// configuration.
+// startInboxes opens the inboxes.
 func (a *App) startInboxes() error {
-	active := make(map[string]*Handler)
+	first := make(map[string]*Handler)
 	for _, h := range a.handlers {
 		if h.inbox == nil {
 			continue
@@ -111,17 +110,26 @@ func (a *App) startInboxes() error {
 		h.inbox.room = pooled.(pooledDispatcher).room
 		release := func() { _, _ = dispatchers.Delete(backing) }
 		h.inbox.dispatcher, h.inbox.stop = dispatcher, release
-		if first := active[backing]; first != nil {
-			if err := sameOptions(first.inbox, h.inbox); err != nil {
-				return err
-			}
-			continue
+		if first[backing] == nil {
+			first[backing] = h
 		}
-		active[backing] = h
+		if err := sameOptions(first[backing].inbox, h.inbox); err != nil {
+			return err
+		}
 		for _, result := range attemptResults {
 			metrics.inboxAttempts.WithLabelValues(result) // so that Prometheus sees the first one
 		}
-		deactivate := dispatcher.Activate(inbox.Config{
+	}
+	return nil
+}
+
+// activateInboxes lets the dispatchers work by this configuration. It is called when
+// all apps have started: before that, a redelivery could find a server that is still
+// starting, or a configuration that then fails to start.
+func (a *App) activateInboxes() {
+	for _, h := range a.inboxes() {
+		backing, release := h.inbox.backing, h.inbox.stop
+		deactivate := h.inbox.dispatcher.Activate(inbox.Config{
 			Policy:   h.inbox.Policy(),
 			Deliver:  func(ctx context.Context, e inbox.Event) inbox.Outcome { return a.redeliver(ctx, backing, e) },
 			Remember: func(ctx context.Context, e inbox.Event) error { return a.remember(ctx, backing, e) },
@@ -129,7 +137,6 @@ func (a *App) startInboxes() error {
 		})
 		h.inbox.stop = func() { deactivate(); release() }
 	}
-	return nil
 }
 
 // sameOptions returns an error if two handlers with one inbox give it different

@@ -2,10 +2,224 @@ package buzzbip
 
 import (
 	"fmt"
+	"net/http"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
+	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
+
+// The backend hangs, and delivery_timeout is longer than anybody waits for Caddy to
+// stop.
+func TestStopCutsOffRedeliveriesAfterTheirGracePeriod(t *testing.T) {
+	before := exitGrace
+	exitGrace = 100 * time.Millisecond
+	t.Cleanup(func() { exitGrace = before })
+	var hanging atomic.Bool
+	attempts := make(chan string, 10)
+	b := newBackend(t, func(w http.ResponseWriter, r *http.Request) {
+		if !hanging.Load() {
+			w.WriteHeader(http.StatusInternalServerError)
+			return
+		}
+		attempts <- r.Header.Get(redeliveryHeader)
+		<-r.Context().Done()
+	})
+	directives := proxied(b, "delivery_timeout 1h\n"+kept(t, ""))
+	s := start(t, directives)
+	expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, caddytest.NewEvent())), http.StatusOK, webhook.ResultStored)
+	hanging.Store(true)
+	cutOff := caddytest.Receive(t, attempts, "a redelivery")
+	stopped := make(chan error, 1)
+	go func() { stopped <- caddy.Stop() }()
+	if err := caddytest.Receive(t, stopped, "Caddy to stop"); err != nil {
+		t.Fatal(err)
+	}
+	s.reload(directives)
+	if again := caddytest.Receive(t, attempts, "the redelivery after that"); again != cutOff {
+		t.Errorf("attempt %s was cut off, and the next one is %s: it should not count", cutOff, again)
+	}
+}
+
+// optionTest is a site whose inbox gets other options by a reload.
+type optionTest struct {
+	testing.TB
+	backend *backend
+	path    string
+	client  *http.Client
+	site    *site
+	// working means that the backend accepts events.
+	working atomic.Bool
+	// accept is called for events that it accepts, if it is not nil.
+	accept func()
+}
+
+func newOptionTest(t testing.TB) *optionTest {
+	o := &optionTest{TB: t, path: filepath.Join(t.TempDir(), "inbox.db"), client: newClient(t, "HTTP/1.1")}
+	o.backend = newBackend(t, func(w http.ResponseWriter, _ *http.Request) {
+		switch {
+		case !o.working.Load():
+			w.WriteHeader(http.StatusInternalServerError)
+		case o.accept != nil:
+			o.accept()
+		}
+	})
+	return o
+}
+
+// load loads the site with these options.
+func (o *optionTest) load(options string) {
+	o.Helper()
+	directives := proxied(o.backend, fmt.Sprintf("inbox sqlite %s {\n%s\n}", o.path, options))
+	if o.site == nil {
+		o.site = start(o, directives)
+		return
+	}
+	o.site.reload(directives)
+}
+
+func (o *optionTest) send(events, status int, result webhook.Result) {
+	o.Helper()
+	for range events {
+		expect(o, send(o.client, signed(o.site.url, caddytest.NewEvent())), status, result)
+	}
+}
+
+// store has events stored.
+func (o *optionTest) store(events int) {
+	o.Helper()
+	o.working.Store(false)
+	o.send(events, http.StatusOK, webhook.ResultStored)
+}
+
+func (o *optionTest) retryAll() {
+	o.Helper()
+	o.working.Store(true)
+	if got, err := ask(o, http.MethodPost, "inbox/retry", "{}"); err != nil {
+		o.Fatal(got, err)
+	}
+}
+
+func (o *optionTest) waitForDead(n int) {
+	o.Helper()
+	caddytest.WaitFor(o, fmt.Sprintf("%d dead events", n), func() bool { return inboxStats(o).Dead == n })
+}
+
+func TestReloadChangesEachOptionOfTheInbox(t *testing.T) {
+	const soon = "retry 20ms 50ms\n"
+	for option, run := range map[string]func(o *optionTest){
+		"accept": func(o *optionTest) {
+			o.working.Store(true)
+			o.load("accept on_failure")
+			o.send(1, http.StatusOK, "")
+			o.load("accept always")
+			o.send(1, http.StatusOK, webhook.ResultStored)
+		},
+		"retry": func(o *optionTest) {
+			o.load("retry 1h")
+			o.store(1)
+			o.load(soon)
+			caddytest.WaitFor(o, "the event to be delivered again", func() bool { return o.backend.count() > 2 })
+		},
+		"dead_after": func(o *optionTest) {
+			o.load("retry 1h\ndead_after 2h")
+			o.store(1)
+			o.load(soon + "dead_after 60ms")
+			o.waitForDead(1)
+		},
+		"dead_on": func(o *optionTest) {
+			o.load(soon)
+			o.store(1)
+			caddytest.WaitFor(o, "the event to be delivered again", func() bool { return o.backend.count() > 2 })
+			o.waitForDead(0)
+			o.load(soon + "dead_on 500")
+			o.waitForDead(1)
+		},
+		"concurrency": testReloadOfConcurrency,
+		"rate": func(o *optionTest) {
+			const events = 100 // at one a second, they take longer than a test waits
+			o.load("retry 1h\nrate 1")
+			o.store(events)
+			o.retryAll()
+			caddytest.WaitFor(o, "a redelivery", func() bool { return inboxStats(o).Waiting < events })
+			if n := inboxStats(o).Waiting; n < events/2 {
+				o.Errorf("only %d events still wait", n)
+			}
+			o.load("retry 1h")
+			waitForEmptyInbox(o)
+		},
+		"max_size": func(o *optionTest) {
+			o.load("max_size 10B")
+			o.send(1, http.StatusInternalServerError, "")
+			o.load("max_size 1MiB")
+			o.store(1)
+		},
+		"keep_delivered": func(o *optionTest) {
+			o.load(soon)
+			o.store(1)
+			o.working.Store(true)
+			waitForEmptyInbox(o)
+			o.load(soon + "keep_delivered 1h")
+			o.store(1)
+			o.working.Store(true)
+			caddytest.WaitFor(o, "the event to be delivered and kept", func() bool { return inboxStats(o).Delivered == 1 })
+		},
+		"keep_dead": func(o *optionTest) {
+			o.load(soon + "dead_on 500")
+			o.store(1)
+			o.waitForDead(1)
+			o.load(soon + "dead_on 500\nkeep_dead 1ms")
+			o.waitForDead(0)
+		},
+	} {
+		t.Run(option, func(t *testing.T) { run(newOptionTest(t)) })
+	}
+}
+
+func testReloadOfConcurrency(o *optionTest) {
+	var mu sync.Mutex
+	atOnce, peak, calls := 0, 0, 0
+	all := make(chan struct{})
+	together := 0 // how many must arrive together after the first two, or 0
+	o.accept = func() {
+		mu.Lock()
+		calls++
+		atOnce++
+		peak = max(peak, atOnce)
+		waits := together > 0 && calls > 2
+		if waits && atOnce == together {
+			close(all)
+		}
+		mu.Unlock()
+		if waits {
+			<-all
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		atOnce--
+	}
+	o.load("retry 1h\nconcurrency 1")
+	o.store(4)
+	o.retryAll()
+	waitForEmptyInbox(o)
+	if peak != 1 {
+		o.Errorf("%d redeliveries at once, want 1", peak)
+	}
+	mu.Lock()
+	calls, together = 0, 3
+	mu.Unlock()
+	o.load("retry 1h\nconcurrency 3")
+	o.store(2 + together)
+	o.retryAll()
+	waitForEmptyInbox(o)
+}
 
 // twoInboxes is a site with two handlers, whose inboxes have these options.
 func twoInboxes(b *backend, options, others string) string {
