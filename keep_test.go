@@ -323,19 +323,78 @@ func TestEndlessResponseDoesNotHoldARedelivery(t *testing.T) {
 	}
 }
 
+// The store may forget an ID that is in the inbox, as memory does at a restart.
 func TestConflictWithAnEventInTheInbox(t *testing.T) {
 	for option, result := range map[string]webhook.Result{"drop": webhook.ResultConflict, "deliver": webhook.ResultStored} {
-		t.Run(option, func(t *testing.T) {
-			b, working := failing(t, http.StatusInternalServerError)
-			s := start(t, proxied(b, "on_conflict "+option+"\n"+kept(t, "")))
-			client, id := newClient(t, "HTTP/1.1"), caddytest.NewID()
-			expect(t, send(client, signed(s.url, caddytest.Event{ID: id}.Body())), http.StatusOK, webhook.ResultStored)
-			other := caddytest.Event{ID: id, Data: `{"other":true}`}.Body()
-			expect(t, send(client, signed(s.url, other)), http.StatusOK, result)
-			working.Store(true)
-			waitForEmptyInbox(t)
-		})
+		for _, forgotten := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, forgotten: %v", option, forgotten), func(t *testing.T) {
+				b, working := failing(t, http.StatusInternalServerError)
+				s := start(t, proxied(b, "on_conflict "+option+"\n"+kept(t, "")))
+				client, id := newClient(t, "HTTP/1.1"), caddytest.NewID()
+				body, other := caddytest.Event{ID: id}.Body(), caddytest.Event{ID: id, Data: `{"other":true}`}.Body()
+				expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultStored)
+				if forgotten {
+					if got, err := ask(t, http.MethodDelete, "events/"+id, ""); err != nil {
+						t.Fatal(got, err)
+					}
+				}
+				expect(t, send(client, signed(s.url, other)), http.StatusOK, result)
+				if !strings.Contains(s.logs(), "but another body") {
+					t.Error("the log does not tell the conflict")
+				}
+				working.Store(true)
+				waitForEmptyInbox(t)
+				b.mu.Lock()
+				defer b.mu.Unlock()
+				arrived := make(map[string]bool)
+				for _, r := range b.requests {
+					arrived[r.body] = true
+				}
+				if !arrived[body] || arrived[other] != (option == "deliver") {
+					t.Errorf("the backend got %v", arrived)
+				}
+			})
+		}
 	}
+}
+
+// They arrive while the first attempt is under way, and after it.
+func TestDuplicatesOfAStoredEventAreAnsweredAsDuplicates(t *testing.T) {
+	fail := make(chan struct{})
+	var working atomic.Bool
+	b := newBackend(t, func(w http.ResponseWriter, _ *http.Request) {
+		<-fail
+		if !working.Load() {
+			w.WriteHeader(http.StatusInternalServerError)
+		}
+	})
+	s := start(t, proxied(b, strings.Replace(kept(t, ""), "retry 50ms 200ms", "retry 1h", 1)))
+	client, body := newClient(t, "HTTP/2.0"), caddytest.NewEvent()
+	const duplicates = 50
+	var answers []<-chan response
+	for range 1 + duplicates/2 {
+		answers = append(answers, sendAsync(client, signed(s.url, body)))
+	}
+	caddytest.Receive(t, b.arrived, "the first attempt")
+	close(fail)
+	results := make(map[string]int)
+	for _, answer := range answers {
+		results[caddytest.Receive(t, answer, "an answer").result()]++
+	}
+	if results["stored"] != 1 || results["duplicate"] != duplicates/2 {
+		t.Errorf("answered %v", results)
+	}
+	for range duplicates / 2 {
+		expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultDuplicate)
+	}
+	b.expectCount(t, 1)
+	working.Store(true)
+	if got, err := ask(t, http.MethodPost, "inbox/retry", "{}"); err != nil {
+		t.Fatal(got, err)
+	}
+	waitForEmptyInbox(t)
+	expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultDuplicate)
+	b.expectCount(t, 2)
 }
 
 func TestPanicKeepsTheEvent(t *testing.T) {
