@@ -239,7 +239,8 @@ func (s *soak) fullDisk(counts soakCounts) {
 		s.Fatal(err)
 	}
 	pid := s.caddy.Cmd.Process.Pid
-	limit, was := unix.Rlimit{Cur: uint64(info.Size()), Max: unix.RLIM_INFINITY}, unix.Rlimit{}
+	size := min(info.Size(), 1<<20) // the log may begin anew: a larger one takes long to fill
+	limit, was := unix.Rlimit{Cur: uint64(size), Max: unix.RLIM_INFINITY}, unix.Rlimit{}
 	if err := unix.Prlimit(pid, unix.RLIMIT_FSIZE, &limit, &was); err != nil {
 		s.Fatal(err)
 	}
