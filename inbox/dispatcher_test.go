@@ -391,6 +391,18 @@ func TestAClockThatWasYearsAheadDoesNotDelayWhatIsDue(t *testing.T) {
 	}
 }
 
+func TestAClockThatWasYearsAheadKillsNoNewEvents(t *testing.T) {
+	run(t, func(b *bed) {
+		b.jump(100_000 * time.Hour)
+		b.first()
+		b.jump(-100_000 * time.Hour)
+		b.answers(status(500))
+		b.add(1)
+		b.sleep(time.Minute)
+		b.expectStates(1, 0, 0, 0)
+	})
+}
+
 func TestAClockThatIsPutBackWhileAnEventIsStoredDoesNotDelayIt(t *testing.T) {
 	run(t, func(b *bed) {
 		b.jump(100_000 * time.Hour)
