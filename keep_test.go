@@ -14,8 +14,10 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -23,6 +25,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/buzzbip/caddy-webhook/inbox"
+	"github.com/buzzbip/caddy-webhook/inbox/inboxtest"
 	"github.com/buzzbip/caddy-webhook/internal/adminapi"
 	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 	"github.com/buzzbip/caddy-webhook/internal/webhook"
@@ -735,4 +738,73 @@ func ask(t testing.TB, method, path, body string) (string, error) {
 	answer := httptest.NewRecorder()
 	err := serveAdmin(answer, httptest.NewRequest(method, adminapi.Path+path, strings.NewReader(body)))
 	return answer.Body.String(), err
+}
+
+// memoryInbox is an inbox that a test in a bubble can use.
+type memoryInbox struct {
+	*inboxtest.Memory
+	inbox.Options
+}
+
+// timedResponse records when it is written.
+type timedResponse struct {
+	http.ResponseWriter
+	at time.Time
+}
+
+func (w *timedResponse) WriteHeader(status int) {
+	w.at = time.Now()
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// BuzzBip waits for 10 seconds.
+func TestBackendThatTakes15SecondsGetsEachEventOnceAndTheSenderItsAnswerAfter8(t *testing.T) {
+	h := &Handler{Secrets: []Secret{{Value: caddytest.Secret}}}
+	provision(t, h)
+	synctest.Test(t, func(t *testing.T) {
+		store := &memoryInbox{Memory: inboxtest.NewMemory()}
+		if err := store.Resolve(); err != nil {
+			t.Fatal(err)
+		}
+		d := inbox.NewDispatcher(store)
+		defer d.Stop(t.Context())
+		d.Activate(inbox.Config{
+			Policy:   store.Policy(),
+			Deliver:  func(context.Context, inbox.Event) inbox.Outcome { t.Error("delivered again"); return inbox.Outcome{} },
+			Remember: func(context.Context, inbox.Event) error { return nil },
+		})
+		h.inbox = &inboxUse{Module: store, kind: "memory", backing: "memory", dispatcher: d}
+		var calls atomic.Int64
+		backend := caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
+			calls.Add(1)
+			time.Sleep(15 * time.Second)
+			w.WriteHeader(http.StatusOK)
+			return nil
+		})
+		began := time.Now()
+		var senders sync.WaitGroup
+		const events = 10
+		for i := range events {
+			senders.Go(func() {
+				r := signed("https://localhost/", caddytest.NewEvent())
+				r.ProtoMajor = 1 + i%2
+				recorder := httptest.NewRecorder()
+				w := &timedResponse{ResponseWriter: recorder}
+				if err := h.ServeHTTP(w, caddyhttp.PrepareRequest(r, caddy.NewReplacer(), w, new(caddyhttp.Server)), backend); err != nil {
+					t.Error(err)
+				}
+				if result, after := recorder.Header().Get(webhook.ResultHeader), w.at.Sub(began); result != "stored" || after != 8*time.Second {
+					t.Errorf("answered %q after %v", result, after)
+				}
+			})
+		}
+		senders.Wait()
+		time.Sleep(time.Hour)
+		if n := calls.Load(); n != events {
+			t.Errorf("the backend was asked %d times, want %d", n, events)
+		}
+		if stats := store.Stats(); stats.Waiting+stats.Dead > 0 {
+			t.Errorf("the inbox has %+v", stats)
+		}
+	})
 }
