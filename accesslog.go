@@ -8,13 +8,15 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// report adds the outcome of a request to the metrics and the feed.
+// report adds the outcome of a request to the metrics and to what the page shows.
 func (s *requestState) report() {
 	s.typeSeries().requests[s.result]().Inc()
 	if s.reason != "" && !s.observed {
 		metrics.rejections.WithLabelValues(string(s.reason)).Inc()
 	}
-	latest.add(s)
+	e := latest.addRequest(s)
+	traffic.request(&e, s.now)
+	problems.add(&e)
 }
 
 // addToAccessLog adds the outcome of a request to its entry in the access log, if
@@ -51,6 +53,9 @@ func (f *accessLogFields) MarshalLogObject(log zapcore.ObjectEncoder) error {
 		log.AddString("buzzbip_cause", string(f.failure.Cause))
 		if f.failure.Status != 0 { // the sender may get another one, from error routes
 			log.AddInt("buzzbip_status", f.failure.Status)
+		}
+		if f.failure.Error != "" {
+			log.AddString("buzzbip_error", f.failure.Error)
 		}
 	}
 	return nil

@@ -246,6 +246,7 @@ func streamRequests(w http.ResponseWriter, r *http.Request) error {
 	tick := time.NewTicker(streamInterval)
 	defer tick.Stop()
 	var count uint64
+	var step int64
 	for n := 0; running() == app; n++ {
 		var entries []feedEntry
 		entries, count = latest.since(count)
@@ -254,10 +255,8 @@ func streamRequests(w http.ResponseWriter, r *http.Request) error {
 			sendEvent(w, "requests", map[string]any{"requests": entries, "first": first})
 		}
 		if n%statusEvery == 0 {
-			status := map[string]any{"results": latest.totals(), "in_flight": inFlight.Load()}
-			if app != nil {
-				status["overview"] = app.overview()
-			}
+			var status pageStatus
+			status, step = statusSince(app, step)
 			sendEvent(w, "status", status)
 		}
 		if err := response.Flush(); err != nil {
@@ -270,6 +269,40 @@ func streamRequests(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	return nil
+}
+
+// pageStatus is the state of the plugin for the page.
+type pageStatus struct {
+	Time     time.Time                 `json:"time"`
+	Results  map[webhook.Result]uint64 `json:"results"`   // since the process started
+	InFlight int64                     `json:"in_flight"` // deliveries
+	Problems []problem                 `json:"problems"`
+	History  struct {
+		Start time.Time      `json:"start"` // of the step with the number 0
+		Step  float64        `json:"step"`  // in seconds
+		Kept  int            `json:"kept"`  // how many steps there are at most
+		Steps []historyEntry `json:"steps"`
+	} `json:"history"`
+	Overview *adminapi.Overview    `json:"overview,omitempty"` // absent without a handler
+	Inboxes  []adminapi.InboxState `json:"inboxes"`
+}
+
+// statusSince returns the state, with the history from a step on, and the number of
+// its last step.
+func statusSince(app *App, step int64) (s pageStatus, last int64) {
+	now := time.Now()
+	s = pageStatus{Time: now, Results: latest.totals(), InFlight: inFlight.Load(), Problems: problems.latest(now), Inboxes: []adminapi.InboxState{}}
+	// by how long the process has run, also if the clock was set meanwhile
+	s.History.Start, s.History.Step, s.History.Kept = now.Round(0).Add(-now.Sub(started)), historyStep.Seconds(), historySteps
+	s.History.Steps, last = traffic.since(step, now)
+	if app != nil {
+		overview := app.overview()
+		s.Overview = &overview
+		for _, h := range app.inboxes() {
+			s.Inboxes = append(s.Inboxes, h.inbox.describe())
+		}
+	}
+	return s, last
 }
 
 // sendEvent writes a server-sent event. Flush returns the error, if there is one.

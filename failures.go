@@ -31,6 +31,10 @@ const statusCanceled = 499
 func (a *attempt) fail(r *http.Request, duration time.Duration, err error, panicked any, timedOut bool) {
 	f := &adminapi.Failure{Time: a.state.now.UTC(), Duration: duration.Seconds()}
 	f.Cause, f.Status = causeOf(a.recorder.status, err, panicked, timedOut, a.state.reason == webhook.ReasonUnhandled)
+	if err != nil {
+		f.Error = errorText(err)
+	}
+	traffic.attempt(false, a.state.now)
 	metrics.failures.WithLabelValues(string(f.Cause)).Inc()
 	if a.holdsClaim() {
 		failures.add(a.failureKey(), *f, a.claim.Retention)
@@ -148,7 +152,7 @@ func errorText(err error) string {
 }
 
 // maxFailures is how many failures are remembered, for lookups. Each takes about
-// 250 bytes.
+// 250 bytes, and up to 500 for its error.
 const maxFailures = 4096
 
 // failures holds the last failed delivery of events that are not delivered.

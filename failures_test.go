@@ -222,6 +222,14 @@ func (s *site) expectFailure(before map[string]float64, id string, cause webhook
 	if len(access) != 1 || access[0]["buzzbip_cause"] != string(cause) || access[0]["buzzbip_status"] != wantStatus || access[0]["buzzbip_result"] != "failed" {
 		t.Errorf("the access log has %v, want %s %v", access, cause, wantStatus)
 	}
+	wantError, _ := warnings[0]["error"].(string)
+	wantError = localAddress.ReplaceAllString(wantError, "")
+	if got, _ := access[0]["buzzbip_error"].(string); got != wantError {
+		t.Errorf("the access log has the error %q, want %q", got, wantError)
+	}
+	if entry != nil && entry.Error != wantError {
+		t.Errorf("the feed has the error %q, want %q", entry.Error, wantError)
+	}
 	if entry == nil || entry.Cause != cause || entry.Status != status || entry.Result != webhook.ResultFailed {
 		t.Errorf("the feed has %+v, want %s %d", entry, cause, status)
 	}

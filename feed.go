@@ -10,7 +10,7 @@ import (
 )
 
 // feedSize is the number of requests of each kind that the feed keeps. A request
-// takes at most 1 KB, and there are 8 kinds.
+// takes at most 1.5 KB, and there are 11 kinds.
 const feedSize = 100
 
 // latest holds the latest requests of the process.
@@ -34,8 +34,9 @@ type feedRing struct {
 // feedEntry is a request without its payload.
 type feedEntry struct {
 	number uint64    // of the request, from 1
-	Time   time.Time `json:"time"`
-	// Kind is the result, or unverified: each kind has its own limit.
+	Time   time.Time `json:"time"` // when it ended
+	// Kind is the result, unverified, redelivered or redelivery_failed: each kind has
+	// its own limit.
 	Kind     string         `json:"kind"`
 	ID       string         `json:"id,omitempty"`
 	Type     string         `json:"type,omitempty"`
@@ -44,30 +45,70 @@ type feedEntry struct {
 	WouldBe  webhook.Result `json:"would_be,omitempty"` // with enforce off
 	Cause    webhook.Cause  `json:"cause,omitempty"`    // of a failed delivery
 	Status   int            `json:"status,omitempty"`   // the backend's, of a failed delivery
+	Error    string         `json:"error,omitempty"`    // of a failed delivery
+	Attempt  int            `json:"attempt,omitempty"`  // number of a redelivery
+	Remote   string         `json:"remote,omitempty"`   // address of the sender, of a rejection or a conflict
 	Secret   string         `json:"secret,omitempty"`
 	Duration float64        `json:"duration"` // in seconds
 }
 
-// kindUnverified is the kind of a rejected request whose signature was not
-// right: anybody can send these.
-const kindUnverified = "unverified"
+const (
+	// kindUnverified is the kind of a rejected request whose signature was not
+	// right: anybody can send these.
+	kindUnverified = "unverified"
+	// kindRedelivered and kindRedeliveryFailed are the kinds of attempts to deliver an
+	// event of the inbox.
+	kindRedelivered      = "redelivered"
+	kindRedeliveryFailed = "redelivery_failed"
+)
 
-func (f *feed) add(state *requestState) {
-	e := feedEntry{Time: state.start, Kind: kindUnverified, Result: state.result, Reason: state.reason, WouldBe: state.wouldBe, Duration: state.now.Sub(state.start).Seconds()}
-	if state.key != nil {
-		e.Kind, e.Secret = string(state.result), state.key.label
+func feedEntryOf(state *requestState) feedEntry {
+	e := feedEntry{
+		Time: state.now, ID: state.event.ID, Type: state.event.Type, Result: state.result, Reason: state.reason, WouldBe: state.wouldBe,
+		Remote: state.remote, Duration: state.now.Sub(state.start).Seconds(),
 	}
-	e.ID, e.Type = state.event.ID, state.event.Type
-	if state.failure != nil {
-		e.Cause, e.Status = state.failure.Cause, state.failure.Status
+	if state.key != nil {
+		e.Secret = state.key.label
+	}
+	if f := state.failure; f != nil {
+		e.Cause, e.Status, e.Error = f.Cause, f.Status, f.Error
+	}
+	return e
+}
+
+// addRequest adds a request, and returns it as it was added.
+func (f *feed) addRequest(state *requestState) feedEntry {
+	e := feedEntryOf(state)
+	e.Kind = kindUnverified
+	if state.key != nil {
+		e.Kind = string(state.result)
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.results == nil {
 		f.results = make(map[webhook.Result]uint64)
-		f.kinds = make(map[string]*feedRing)
 	}
 	f.results[state.result]++
+	f.add(e)
+	return e
+}
+
+// addRedelivery adds an attempt to deliver an event of the inbox.
+func (f *feed) addRedelivery(state *requestState) {
+	e := feedEntryOf(state)
+	e.Kind, e.Attempt = kindRedelivered, state.number
+	if state.result != webhook.ResultDelivered {
+		e.Kind = kindRedeliveryFailed
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.add(e)
+}
+
+func (f *feed) add(e feedEntry) {
+	if f.kinds == nil {
+		f.kinds = make(map[string]*feedRing)
+	}
 	f.count++
 	e.number = f.count
 	ring := f.kinds[e.Kind]

@@ -109,6 +109,7 @@ func (h *Handler) claim(state *requestState, r *http.Request, request dedupe.Req
 
 func (h *Handler) reportConflict(state *requestState, r *http.Request) {
 	metrics.conflicts.Inc()
+	state.remote = remoteAddress(r)
 	h.logger.Error("event has the ID of a delivered event, but another body", append(endpoint(r),
 		zap.String("event_id", state.event.ID),
 		zap.String("event_type", state.event.Type),
@@ -203,7 +204,7 @@ func answer(state *requestState, w http.ResponseWriter, result webhook.Result) e
 
 // reject returns the error that the sender gets.
 func (h *Handler) reject(state *requestState, w http.ResponseWriter, r *http.Request, reason webhook.Reason, err error) error {
-	state.reason, state.now = reason, time.Now()
+	state.reason, state.now, state.remote = reason, time.Now(), remoteAddress(r)
 	switch reason {
 	case webhook.ReasonUnhandled:
 		state.result = webhook.ResultFailed
@@ -248,6 +249,13 @@ func rejectionFields(state *requestState, r *http.Request, err error) []zap.Fiel
 		fields = append(fields, zap.String("event_id", state.event.ID), zap.String("event_type", state.event.Type))
 	}
 	return fields
+}
+
+// remoteAddress returns the address of the sender, without a port. Behind trusted
+// proxies it is not theirs.
+func remoteAddress(r *http.Request) string {
+	address, _ := caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)
+	return address
 }
 
 // endpoint returns the fields that tell one webhook of several from the others.

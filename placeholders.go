@@ -30,6 +30,7 @@ type requestState struct {
 	orderKey string
 	result   webhook.Result
 	reason   webhook.Reason
+	remote   string // address of the sender, if the request was rejected or is a conflict
 	// wouldBe is what result would be if a handler enforced it that has enforce off
 	wouldBe webhook.Result
 	// observed says that all handlers of the request have enforce off

@@ -135,7 +135,9 @@ func (h *Handler) redeliver(d *redelivery, w http.ResponseWriter, r *http.Reques
 			d.outcome = outcomeOf(state.failure, w.Header(), err)
 		default:
 			d.outcome = inbox.Outcome{NoAttempt: true} // there was no memory
+			return
 		}
+		latest.addRedelivery(state)
 	}()
 	response := &redelivered{ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, attempt: a}
 	defer response.end()

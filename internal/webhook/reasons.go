@@ -71,6 +71,11 @@ func (r Reason) Status() int {
 	return http.StatusInternalServerError
 }
 
+// Signature reports whether r says that the signature is missing or wrong.
+func (r Reason) Signature() bool {
+	return r == ReasonSignatureMissing || r == ReasonSignatureMalformed || r == ReasonSignatureMismatch
+}
+
 // ResultHeader is the response header with the [Result] of a request that is
 // valid and yet was not passed to the next handlers.
 const ResultHeader = "X-BuzzBip-Result"
