@@ -3,7 +3,7 @@ package buzzbip
 import (
 	"cmp"
 	"context"
-	_ "embed"
+	"embed"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -25,7 +25,7 @@ func init() {
 
 // adminAPI adds to Caddy's admin endpoint:
 //
-//	GET    /buzzbip_webhook/             a page that shows requests live
+//	GET    /buzzbip_webhook/             a page that shows requests live, with page.css and page.js
 //	GET    /buzzbip_webhook/requests     the same as server-sent events
 //	GET    /buzzbip_webhook/scopes       stores, scopes and secrets
 //	GET    /buzzbip_webhook/events/<id>  what is known of an event, in each scope
@@ -52,7 +52,7 @@ func serveAdmin(w http.ResponseWriter, r *http.Request) error {
 	path := strings.TrimPrefix(r.URL.EscapedPath(), adminapi.Path)
 	escaped, event := strings.CutPrefix(path, "events/")
 	switch {
-	case path == "":
+	case path == "", path == "page.css", path == "page.js":
 		return onMethod(w, r, map[string]caddy.AdminHandlerFunc{http.MethodGet: servePage})
 	case path == "requests":
 		return onMethod(w, r, map[string]caddy.AdminHandlerFunc{http.MethodGet: streamRequests})
@@ -216,16 +216,16 @@ func serveForget(w http.ResponseWriter, _ *http.Request, id string) error {
 	})
 }
 
-//go:embed page.html
-var page []byte
+//go:embed page.html page.css page.js
+var page embed.FS
 
-func servePage(w http.ResponseWriter, _ *http.Request) error {
-	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	w.Header().Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+func servePage(w http.ResponseWriter, r *http.Request) error {
+	w.Header().Set("Content-Security-Policy", "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.Header().Set("Referrer-Policy", "no-referrer")
-	_, err := w.Write(page)
-	return err
+	name := cmp.Or(strings.TrimPrefix(r.URL.Path, adminapi.Path), "page.html")
+	http.ServeFileFS(w, r, page, name)
+	return nil
 }
 
 const (

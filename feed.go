@@ -33,7 +33,7 @@ type feedRing struct {
 
 // feedEntry is a request without its payload.
 type feedEntry struct {
-	number uint64    // of the request, from 1
+	Number uint64    `json:"n"`    // of the request, from 1
 	Time   time.Time `json:"time"` // when it ended
 	// Kind is the result, unverified, redelivered or redelivery_failed: each kind has
 	// its own limit.
@@ -110,7 +110,7 @@ func (f *feed) add(e feedEntry) {
 		f.kinds = make(map[string]*feedRing)
 	}
 	f.count++
-	e.number = f.count
+	e.Number = f.count
 	ring := f.kinds[e.Kind]
 	if ring == nil {
 		ring = new(feedRing)
@@ -131,12 +131,12 @@ func (f *feed) since(count uint64) ([]feedEntry, uint64) {
 	}
 	for _, ring := range f.kinds {
 		for _, e := range ring.entries[:min(ring.count, feedSize)] {
-			if e.number > count {
+			if e.Number > count {
 				entries = append(entries, e)
 			}
 		}
 	}
-	slices.SortFunc(entries, func(a, b feedEntry) int { return cmp.Compare(a.number, b.number) })
+	slices.SortFunc(entries, func(a, b feedEntry) int { return cmp.Compare(a.Number, b.Number) })
 	return entries, f.count
 }
 

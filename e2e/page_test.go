@@ -58,6 +58,11 @@ func TestPageIsServedOnlyBelowItsSecretAddress(t *testing.T) {
 			if status, _ := get(http.MethodPost, page+"scopes"); status != http.StatusMethodNotAllowed {
 				t.Errorf("a status of the admin endpoint became %d", status)
 			}
+			for _, asset := range []string{"page.css", "page.js"} {
+				if status, _ := get(http.MethodGet, page+asset); status != http.StatusOK {
+					t.Errorf("%s: %d", asset, status)
+				}
+			}
 			origin := page[:strings.LastIndex(strings.TrimSuffix(page, "/"), "/")]
 			for _, url := range []string{origin + "/", origin + "/buzzbip_webhook/", origin + "/config/", page + "../config/", page + "..%2Fconfig/", page + "..%2f..%2fconfig/", page + "/config/"} {
 				if status, body := get(http.MethodGet, url); status == http.StatusOK || strings.Contains(body, "apps") {
@@ -67,4 +72,35 @@ func TestPageIsServedOnlyBelowItsSecretAddress(t *testing.T) {
 		})
 	}
 	run(t, "", "page", "--address", caddytest.FreeAddress(t)).says(t, 1, "connection refused", "Is Caddy running")
+}
+
+// The command passes requests on without their headers, so it has to look at where
+// they come from itself.
+func TestOtherSitesChangeNothingThroughThePage(t *testing.T) {
+	_, c := endpoint(t, "")
+	page := caddytest.ServePage(t, "--address", c.Admin)
+	for _, path := range []string{"inbox/pause", "inbox/discard"} {
+		for name, test := range map[string]struct {
+			header http.Header
+			want   int
+		}{
+			"the page":                  {http.Header{"Sec-Fetch-Site": {"same-origin"}}, http.StatusNotFound}, // there is no inbox
+			"another site":              {http.Header{"Sec-Fetch-Site": {"cross-site"}}, http.StatusForbidden},
+			"another site, old browser": {http.Header{"Origin": {"https://evil.example"}}, http.StatusForbidden},
+		} {
+			r, err := http.NewRequest(http.MethodPost, page+path, strings.NewReader("{}"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Header = test.header
+			res, err := http.DefaultClient.Do(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			res.Body.Close()
+			if res.StatusCode != test.want {
+				t.Errorf("%s from %s: %s, want %d", path, name, res.Status, test.want)
+			}
+		}
+	}
 }

@@ -53,7 +53,8 @@ func (o *pageOptions) run(cmd *cobra.Command, _ []string) error {
 	}
 	path := "/" + strings.ToLower(rand.Text()) + "/"
 	mux := http.NewServeMux()
-	mux.Handle(path, http.StripPrefix(path, client.relay()))
+	// the endpoint does not see which site a request comes from, see relay
+	mux.Handle(path, http.StripPrefix(path, http.NewCrossOriginProtection().Handler(client.relay())))
 	fmt.Fprintf(cmd.OutOrStdout(), "http://%s%s\nCtrl-C ends it.\n", listener.Addr(), path)
 	return http.Serve(listener, mux)
 }
