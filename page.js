@@ -79,8 +79,8 @@ const span = seconds => {
 const secret = label => /^\d+$/.test(label) ? `secret ${label}` : label; // one without a label
 
 // Times are local ones, by the clock of Caddy's machine.
-let ahead = 0; // of Caddy's clock, in milliseconds
-const now = () => Date.now() + ahead;
+let ahead = -Infinity; // Caddy's clock, in milliseconds
+const now = () => Date.now() + (ahead === -Infinity ? 0 : ahead);
 const since = time => (now() - new Date(time)) / 1000;
 const ago = time => `${span(since(time))} ago`;
 const zone = time => {
@@ -339,7 +339,8 @@ const requestRow = d => row(
 );
 const searched = d => [d.id, d.type, d.reason, d.cause, d.would_be, why(d), d.secret, d.remote];
 // Nobody can click what moves: while the list is pointed at, or has the focus, it stays.
-const held = () => stopped ? "paused" : $("#requests tbody").matches(":hover") && matchMedia("(hover: hover)").matches ? "held while you point at it" :
+let pointedAt = false;
+const held = () => stopped ? "paused" : pointedAt ? "held while you point at it" :
 	$("#requests tbody").contains(document.activeElement) ? "held while it has the focus" : "";
 const drawRequests = (force = false) => {
 	const newest = requests[0]?.n ?? 0, reason = held();
@@ -421,7 +422,7 @@ const confirmed = (question, consequence, yes, danger) => new Promise(done => {
 // change retries or discards events, after it has told how many there are.
 const change = async (kind, filter, what) => {
 	const name = inbox().inbox;
-	filter = {...filter, until: new Date(now() + 1000).toISOString()}; // not what arrives while the question is open
+	filter = {...filter, until: new Date(now()).toISOString()}; // not what arrives while the question is open
 	const counted = await post(kind, {...filter, dry_run: true}, name);
 	if (counted.error) return tell(counted.error);
 	const verb = kind === "retry" ? "Retry" : "Discard";
@@ -584,7 +585,11 @@ for (const event of ["pointerdown", "pointerup", "pointercancel"]) document.addE
 	pressedAt = event === "pointerdown" ? performance.now() : -Infinity;
 	if (event !== "pointerdown") setTimeout(draw); // after the click
 });
-for (const event of ["pointerleave", "focusout"]) $("#requests tbody").addEventListener(event, draw);
+for (const event of ["pointerenter", "pointerleave"]) $("#requests tbody").addEventListener(event, ({pointerType}) => {
+	pointedAt = event === "pointerenter" && pointerType === "mouse"; // fingers do not stay
+	draw();
+});
+$("#requests tbody").addEventListener("focusout", draw);
 
 // An EventSource reconnects by itself, but not after an error response, which the
 // relay sends while Caddy is down. So a new one is made for each connection.
@@ -595,6 +600,7 @@ const connect = () => {
 	source.addEventListener("open", () => {
 		wait = firstWait;
 		offline = false;
+		ahead = -Infinity;
 		steps.clear();
 		draw();
 	});
@@ -614,7 +620,7 @@ const connect = () => {
 	});
 	source.addEventListener("status", event => {
 		status = JSON.parse(event.data);
-		ahead = new Date(status.time) - Date.now();
+		ahead = Math.max(ahead, new Date(status.time) - Date.now()); // a message takes some time
 		for (const step of status.history.steps) steps.set(step.n, step);
 		status.last = status.history.steps.at(-1).n;
 		for (const n of steps.keys()) if (n <= status.last - status.history.kept) steps.delete(n);

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -41,6 +42,7 @@ type gateway struct {
 	backend *caddytest.Backend
 	release chan struct{} // ends a slow delivery
 	address string        // of the page
+	inbox   string        // a file for the inbox, in {env.INBOX}
 	page    context.Context
 
 	mu       sync.Mutex
@@ -85,7 +87,7 @@ func start(t *testing.T) *gateway {
 func startSite(t *testing.T, directives string) *gateway {
 	t.Helper()
 	address := caddytest.FreeAddress(t)
-	g := &gateway{t: t, url: "http://" + address, release: make(chan struct{})}
+	g := &gateway{t: t, url: "http://" + address, release: make(chan struct{}), inbox: filepath.Join(t.TempDir(), "inbox.db")}
 	g.backend = caddytest.NewBackend(t, func(w http.ResponseWriter, r *http.Request) {
 		switch r.Header.Get("X-Mode") {
 		case "fail":
@@ -95,7 +97,7 @@ func startSite(t *testing.T, directives string) *gateway {
 		}
 	})
 	g.Caddy = caddytest.Start(t, "", "", fmt.Sprintf("http://%s {%s\n}", address, strings.ReplaceAll(directives, "{backend}", g.backend.Address())),
-		"NEW_SECRET="+caddytest.Secret, "OLD_SECRET="+oldSecret)
+		"NEW_SECRET="+caddytest.Secret, "OLD_SECRET="+oldSecret, "INBOX="+g.inbox)
 	g.address = caddytest.ServePage(t, "--address", g.Admin)
 	return g
 }

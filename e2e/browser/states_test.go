@@ -165,6 +165,37 @@ func TestPageAnswersTheFirstQuestionsInEachState(t *testing.T) {
 				g.says("Yes, |Yes|Nothing delivered yet|No inbox", "Requests are rejected with 503; BuzzBip retries them up to 5 times.")
 			},
 		},
+		"inbox down": {
+			site: `
+	buzzbip_webhook {env.NEW_SECRET} {
+		inbox sqlite {env.INBOX}
+	}
+	reverse_proxy {backend}`,
+			make: func(g *gateway) {
+				g.deliver(3)
+				if err := os.Remove(g.inbox); err != nil {
+					g.t.Fatal(err)
+				}
+			},
+			see: func(g *gateway) {
+				g.says("Yes, |Yes|Yes|The inbox is down", "The inbox is down: ", "What the backend does not take is not kept")
+			},
+		},
+		"long names": {
+			site: withInbox + `
+	reverse_proxy 127.0.0.1:9`,
+			make: func(g *gateway) {
+				long := strings.Repeat("long", 64)
+				g.send("/", caddytest.Secret, event(long, "message."+long[:200], `{}`), "")
+				g.send("/", caddytest.Secret, event(long, "message."+long[:200], `{"n":1}`), "")
+			},
+			see: func(g *gateway) {
+				g.says("Yes, |Yes|No|1 event", "unreachable")
+				g.until("the events are there", `document.querySelectorAll("#requests button.id").length >= 2 && document.querySelector("#groups button")`)
+				g.do(click(`#groups button`))
+				g.until("the event is listed", `document.querySelector("#events button.id")`)
+			},
+		},
 		"dead": {
 			site: withInbox + `
 	reverse_proxy {backend} {
@@ -195,6 +226,40 @@ func TestPageAnswersTheFirstQuestionsInEachState(t *testing.T) {
 	}
 }
 
+// unreadable returns the texts that do not have the contrast of WCAG 2.2, level AA,
+// with what is behind them.
+const unreadable = `(() => {
+	const parse = color => color.match(/[\d.]+/g).map(Number);
+	const luminance = color => {
+		const [r, g, b] = parse(color).map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+		return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+	};
+	const behind = e => {
+		for (; e; e = e.parentElement) {
+			const color = getComputedStyle(e).backgroundColor;
+			if (parse(color)[3] !== 0) return color;
+		}
+		return "rgb(255, 255, 255)";
+	};
+	const found = [];
+	const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+	for (let text; text = walker.nextNode();) {
+		const e = text.parentElement;
+		if (!text.textContent.trim() || !e.checkVisibility()) continue;
+		const style = getComputedStyle(e), [a, b] = [luminance(style.color), luminance(behind(e))].sort((a, b) => b - a);
+		const size = parseFloat(style.fontSize), large = size >= 24 || size >= 18.66 && style.fontWeight >= 700;
+		const contrast = (a + 0.05) / (b + 0.05);
+		if (contrast < (large ? 3 : 4.5)) found.push(text.textContent.trim() + " " + contrast.toFixed(2));
+	}
+	return found;
+})()`
+
+// small returns what is smaller than WCAG 2.2 asks of what can be clicked.
+const small = `[...document.querySelectorAll("button, input, select, summary")].filter(e => e.checkVisibility() && e.getBoundingClientRect().height < 24).map(e => e.outerHTML)`
+
+// cut returns the cells that run into the next one.
+const cut = `[...document.querySelectorAll("td")].filter(e => e.checkVisibility() && e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX === "visible").map(e => e.outerHTML)`
+
 // fits checks what must hold in every view, and takes screenshots if asked to.
 func (g *gateway) fits(name string) {
 	g.t.Helper()
@@ -204,6 +269,11 @@ func (g *gateway) fits(name string) {
 			g.do(chromedp.EmulateViewport(size[0], size[1]))
 			if get[bool](g, `document.documentElement.scrollWidth > document.documentElement.clientWidth`) {
 				g.t.Errorf("%s, %s: the page is wider than the window", name, view)
+			}
+			for what, expression := range map[string]string{"hard to read": unreadable, "too small": small, "running over": cut} {
+				if found := get[[]string](g, expression); len(found) > 0 {
+					g.t.Errorf("%s, %s, %s: %s: %q", name, view, scheme, what, found)
+				}
 			}
 			if *screenshots != "" {
 				file := filepath.Join(*screenshots, fmt.Sprintf("page-%s-%s-%s.png", name, view, scheme))
