@@ -133,11 +133,13 @@ func (o *observation) finish(r *http.Request, unhandled bool) {
 	if o.accepted {
 		s.result = webhook.ResultDelivered
 	}
+	traffic.attempt(o.accepted, s.now)
 	switch {
 	case !o.judged:
 		o.judge("", nil)
 		s.wouldBe = webhook.WouldBeUnknown
 	case s.reason != "":
+		s.remote = remoteAddress(r)
 		o.logRejection(r)
 	case !h.events.match(s.event.Type):
 		s.wouldBe = webhook.ResultIgnored

@@ -61,7 +61,7 @@ const row = (...cells) => element("tr", {}, ...cells.map(c => c instanceof HTMLT
 const nothing = (columns, text) => row(element("td", {colSpan: columns, className: "empty", textContent: text}));
 const button = (textContent, onclick, properties = {}) => element("button", {type: "button", textContent, onclick, ...properties});
 const toned = (made, tone) => (made.style.setProperty("--tone", `var(--${tone}, var(--soft))`), made);
-const badge = (state, title = meanings[state] ?? "") => toned(element("span", {className: "badge", textContent: labels[state] ?? state, title}), state);
+const badge = (state, title = meanings[state] ?? "", before = "") => toned(element("span", {className: "badge", textContent: before + (labels[state] ?? state), title}), state);
 const scopeCell = (name, store) => cell("name", name, element("div", {className: "soft", textContent: store}));
 
 const number = n => n.toLocaleString("en");
@@ -132,7 +132,7 @@ const lastOf = (...kinds) => requests.find(d => kinds.includes(d.kind));
 const assess = () => {
 	const minute = last(60), window = last(recently);
 	const lastMatch = status.overview?.secrets.map(s => s.last_match).filter(Boolean).sort().at(-1);
-	const accepted = lastOf("delivered", "redelivered"), failed = requests.find(d => d.cause);
+	const accepted = lastOf("delivered", "redelivered"), failed = requests.find(d => d.cause || d.result === "failed");
 	const mismatches = status.problems.filter(p => p.reason === "signature_mismatch" && since(p.last) < recently);
 	const state = {
 		minute, lastMatch, accepted, failed, mismatches,
@@ -149,7 +149,7 @@ const assess = () => {
 	state.backendDown = state.lastFailed && !state.attempts && (since(failed.time) < recently || state.waiting > 0);
 	return state;
 };
-const whyFailed = d => (d.status ? `answered ${d.status}` : causes[d.cause] ?? d.cause) + (d.error ? `: ${d.error}` : "");
+const whyFailed = d => (d.status ? `answered ${d.status}` : causes[d.cause] ?? d.cause ?? "not accepted") + (d.error ? `: ${d.error}` : "");
 const why = d => [
 	d.would_be && `would be ${labels[d.would_be] ?? d.would_be}`,
 	d.attempt && `redelivery ${d.attempt}`,
@@ -179,7 +179,7 @@ const banners = state => {
 	for (const i of status.inboxes)
 		if (i.error) add("bad", `The inbox is down: ${i.error}`, "What the backend does not take is not kept: BuzzBip gets the failure, and retries up to 5 times.", "Check the disk and the file; Caddy continues by itself.");
 	if (state.secretWrong)
-		add("bad", "No signature is right", `${state.lastMatch ? `The last one was at ${when(state.lastMatch)}. ` : ""}Events are rejected with 401, unless these are forgeries.`, "Compare the secret with the one that BuzzBip shows for this webhook.");
+		add("bad", "No signature is right", `${state.lastMatch ? `The last one was at ${when(state.lastMatch)}. ` : ""}Events ${state.mismatches[0].would_be ? "would be" : "are"} rejected with 401, unless these are forgeries.`, "Compare the secret with the one that BuzzBip shows for this webhook.");
 	if (state.backendDown)
 		add("bad", `The backend does not accept events: ${whyFailed(state.failed)}`, status.inboxes.length ? "Events are stored and acknowledged, and delivered once it accepts." :
 			"BuzzBip gets the failures, and retries each event up to 5 times; then it is lost.", hints[state.failed.cause] ?? "See the log of the backend.");
@@ -313,9 +313,9 @@ const drawCharts = state => {
 
 // What went wrong.
 const drawProblems = () => show($("#problems tbody"), status.problems.length ? status.problems : [null],
-	p => p ? [p.result, p.reason, p.cause, p.status, p.remote, p.others].join("|") : "",
+	p => p ? [p.result, p.would_be, p.reason, p.cause, p.status, p.remote, p.others].join("|") : "",
 	p => !p ? nothing(5, "Nothing went wrong.") : row(
-		cell("", badge(p.result), ` ${p.cause ? whyFailed(p) : p.reason ?? ""} `, element("div", {className: "soft", textContent: hints[p.reason] ?? hints[p.cause] ?? hints[p.result] ?? ""}),
+		cell("", p.would_be ? badge(p.would_be, "", "would be ") : badge(p.result), ` ${p.cause ? whyFailed(p) : p.reason ?? ""} `, element("div", {className: "soft", textContent: hints[p.reason] ?? hints[p.cause] ?? hints[p.result] ?? ""}),
 			...p.id ? [button(p.id, () => lookUp(p.id), {className: "id", title: `the last one: ${p.id}`})] : []),
 		p.others ? "others" : p.remote ?? "",
 		cell("number", number(p.count)),

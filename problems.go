@@ -40,9 +40,10 @@ type problemKey struct {
 }
 
 type problemKind struct {
-	Result webhook.Result `json:"result"`
-	Reason webhook.Reason `json:"reason,omitempty"`
-	Cause  webhook.Cause  `json:"cause,omitempty"`
+	Result  webhook.Result `json:"result"`
+	Reason  webhook.Reason `json:"reason,omitempty"`
+	Cause   webhook.Cause  `json:"cause,omitempty"`
+	WouldBe webhook.Result `json:"would_be,omitempty"` // with enforce off
 }
 
 type problemLog struct {
@@ -53,10 +54,10 @@ type problemLog struct {
 
 // add counts a request if it went wrong.
 func (l *problemLog) add(e *feedEntry) {
-	if e.Result != webhook.ResultConflict && !e.Result.Failure() && e.Cause == "" {
+	if e.Result != webhook.ResultConflict && !e.Result.Failure() && e.Cause == "" && e.Reason == "" {
 		return
 	}
-	k := problemKey{problemKind{e.Result, e.Reason, e.Cause}, e.Status, e.Remote, false}
+	k := problemKey{problemKind{e.Result, e.Reason, e.Cause, e.WouldBe}, e.Status, e.Remote, false}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.groups == nil {

@@ -23,12 +23,13 @@ func TestProblemsAreGroupedByWhatWentWrongAndWho(t *testing.T) {
 	add(feedEntry{Result: webhook.ResultFailed, Cause: webhook.CauseStatus5xx, Status: 500, ID: "evt_4"})
 	add(feedEntry{Result: webhook.ResultRejected, Reason: webhook.ReasonSignatureMismatch, Remote: "192.0.2.1"})
 	add(feedEntry{Result: webhook.ResultRejected, Reason: webhook.ReasonSignatureMismatch, Remote: "192.0.2.2"})
+	add(feedEntry{Result: webhook.ResultDelivered, WouldBe: webhook.ResultRejected, Reason: webhook.ReasonSignatureMismatch, Remote: "192.0.2.1"})
 	add(feedEntry{Result: webhook.ResultConflict, ID: "evt_5"})
 	for _, fine := range []webhook.Result{webhook.ResultDelivered, webhook.ResultStored, webhook.ResultDuplicate, webhook.ResultIgnored} {
 		add(feedEntry{Result: fine})
 	}
 	list := l.latest(now)
-	if len(list) != 6 {
+	if len(list) != 7 {
 		t.Fatalf("there are %+v", list)
 	}
 	if last := list[len(list)-1]; last.Count != 2 || last.Error != "no route" || last.ID != "evt_2" || !last.Since.Equal(begin) || !last.Last.Equal(begin.Add(time.Second)) {
