@@ -149,7 +149,7 @@ func (a *attempt) deliver(w http.ResponseWriter, r *http.Request, next caddyhttp
 			defer a.settle() // also if the error that is reported makes that panic
 			a.fail(r, duration, err, panicked, errors.Is(ctx.Err(), context.DeadlineExceeded))
 			if a.keeper != nil {
-				a.keeper.failed(outcomeOf(a.state.failure, a.recorder.Header(), err))
+				a.keeper.failed(outcomeOf(a.state.failure, a.recorder.Header()))
 			}
 		}
 		a.state.typeSeries().duration().Observe(duration.Seconds())

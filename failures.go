@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -12,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
@@ -31,9 +33,7 @@ const statusCanceled = 499
 func (a *attempt) fail(r *http.Request, duration time.Duration, err error, panicked any, timedOut bool) {
 	f := &adminapi.Failure{Time: a.state.now.UTC(), Duration: duration.Seconds()}
 	f.Cause, f.Status = causeOf(a.recorder.status, err, panicked, timedOut, a.state.reason == webhook.ReasonUnhandled)
-	if err != nil {
-		f.Error = errorText(err)
-	}
+	f.Error = a.errorText(f.Status, err)
 	traffic.attempt(false, a.state.now)
 	metrics.failures.WithLabelValues(string(f.Cause)).Inc()
 	if a.holdsClaim() {
@@ -140,6 +140,23 @@ func isUnreachable(err error) bool {
 
 // localAddress is that of the connection which an error of the package net is about.
 var localAddress = regexp.MustCompile(`\S+->`)
+
+// errorText describes a failure, up to 500 bytes, by the error that the next handlers
+// have returned or else by their status.
+func (a *attempt) errorText(status int, err error) string {
+	if err != nil {
+		return errorText(err)
+	}
+	repl, _ := a.context.Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	if status == 0 || repl == nil {
+		return ""
+	}
+	upstream, _ := repl.GetString("http.reverse_proxy.upstream.hostport")
+	if upstream == "" {
+		return ""
+	}
+	return strings.TrimSpace(fmt.Sprintf("%d %s", status, http.StatusText(status))) + " from " + upstream
+}
 
 // errorText returns what an error says, up to 500 bytes, without what differs between
 // failures of the same kind: the ID that Caddy gives each error, and local ports.

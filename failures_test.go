@@ -224,6 +224,12 @@ func (s *site) expectFailure(before map[string]float64, id string, cause webhook
 	}
 	wantError, _ := warnings[0]["error"].(string)
 	wantError = localAddress.ReplaceAllString(wantError, "")
+	if wantError == "" && entry != nil && status != 0 {
+		wantError = entry.Error
+		if text := fmt.Sprintf("%d %s", status, http.StatusText(status)); !strings.HasPrefix(wantError, strings.TrimSpace(text)+" from ") && wantError != "" {
+			t.Errorf("the feed has the error %q", wantError)
+		}
+	}
 	if got, _ := access[0]["buzzbip_error"].(string); got != wantError {
 		t.Errorf("the access log has the error %q, want %q", got, wantError)
 	}

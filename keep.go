@@ -356,8 +356,8 @@ func (k *keeper) WriteHeader(status int) {
 		return // the sender may still get another response
 	}
 	if !k.isPassing() {
-		f := &adminapi.Failure{Time: time.Now().UTC(), Duration: time.Since(k.attempt.start).Seconds(), Cause: causeOfStatus(status), Status: status}
-		if k.failed(outcomeOf(f, k.Header(), nil)) {
+		f := &adminapi.Failure{Time: time.Now().UTC(), Duration: time.Since(k.attempt.start).Seconds(), Cause: causeOfStatus(status), Status: status, Error: k.attempt.errorText(status, nil)}
+		if k.failed(outcomeOf(f, k.Header())) {
 			k.attempt.cancel() // the rest of the response is of no use
 			return
 		}
@@ -383,11 +383,8 @@ func (k *keeper) FlushError() error {
 }
 
 // outcomeOf returns the outcome of a failed attempt.
-func outcomeOf(f *adminapi.Failure, header http.Header, err error) inbox.Outcome {
-	o := inbox.Outcome{Attempt: inbox.Attempt{Time: f.Time, Duration: f.Duration, Status: f.Status, Cause: string(f.Cause)}}
-	if err != nil {
-		o.Error = errorText(err)
-	}
+func outcomeOf(f *adminapi.Failure, header http.Header) inbox.Outcome {
+	o := inbox.Outcome{Attempt: inbox.Attempt{Time: f.Time, Duration: f.Duration, Status: f.Status, Cause: string(f.Cause), Error: f.Error}}
 	switch f.Cause {
 	case webhook.CauseUnreachable, webhook.CauseTimeout, webhook.CauseConnectionBroken, webhook.CauseUnhandled:
 		o.Down = true

@@ -132,7 +132,7 @@ func (h *Handler) redeliver(d *redelivery, w http.ResponseWriter, r *http.Reques
 		case a.delivered:
 			d.outcome = inbox.Outcome{Accepted: true, Attempt: inbox.Attempt{Status: a.recorder.status}}
 		case state.failure != nil:
-			d.outcome = outcomeOf(state.failure, w.Header(), err)
+			d.outcome = outcomeOf(state.failure, w.Header())
 		default:
 			d.outcome = inbox.Outcome{NoAttempt: true} // there was no memory
 			return

@@ -109,7 +109,7 @@ type Failure struct {
 	Cause    webhook.Cause `json:"cause"`
 	Status   int           `json:"status,omitempty"` // of the next handlers, if they answered
 	Duration float64       `json:"duration"`         // in seconds
-	Error    string        `json:"error,omitempty"`  // that a handler returned, up to 500 bytes
+	Error    string        `json:"error,omitempty"`  // that a handler returned, or which upstream answered; up to 500 bytes
 }
 
 // String continues a text such as "last attempt failed".
