@@ -15,7 +15,7 @@
 # make bench-check  runs bench/, and says what got worse than docs/performance.json
 # make soak         has Caddy killed, reloaded, its disk filled and its backend turned off, under load, again and
 #                   again for SOAKTIME=5m, and counts what became of the events; make test does so once; for Linux
-# make screenshots  takes the screenshots in docs
+# make screenshots  takes the screenshots in docs: about 5 minutes
 # make release      builds a release into dist: of VERSION=v1.2.3, or of this checkout
 # make redis        installs redis-server only
 # make jq           installs jq only
@@ -119,7 +119,7 @@ browser:
 	cd e2e && $(GO) test -count=1 -timeout 10m ./browser
 
 screenshots:
-	cd e2e && $(GO) test -count=1 -run TestPageFits ./browser -args -screenshots $(CURDIR)/docs
+	cd e2e && $(GO) test -count=1 -timeout 15m -run TestScreenshots ./browser -args -screenshots $(CURDIR)/docs
 
 newest-caddy: redis jq curl
 	@mkdir -p build

@@ -3,6 +3,7 @@ const rowsShown = 100;
 const drawEvery = 500; // milliseconds, at least
 const senderTimeout = 10; // seconds, after which BuzzBip disconnects
 const recently = 600; // seconds, for judging signatures
+const forgedShare = 0.05; // of all requests: less is what any address on the internet gets
 const summaryEvery = 5; // seconds, at least
 const eventsShown = 50;
 const chartSteps = 24; // steps of the history of which a chart shows a multiple, so that its axis has round times
@@ -128,11 +129,12 @@ const label = (made, parent) => {
 const last = seconds => [...steps.values()].filter(s => s.n > status.last - Math.ceil(seconds / status.history.step));
 const resultsOf = (list, names) => sum(list, s => sum(names, r => s.results?.[r]));
 const all = Object.keys(meanings);
+const isFailure = d => d.cause || d.result === "failed";
 const lastOf = (...kinds) => requests.find(d => kinds.includes(d.kind));
 const assess = () => {
 	const minute = last(60), window = last(recently);
 	const lastMatch = status.overview?.secrets.map(s => s.last_match).filter(Boolean).sort().at(-1);
-	const accepted = lastOf("delivered", "redelivered"), failed = requests.find(d => d.cause || d.result === "failed");
+	const accepted = lastOf("delivered", "redelivered"), failed = requests.find(isFailure);
 	const mismatches = status.problems.filter(p => p.reason === "signature_mismatch" && since(p.last) < recently);
 	const state = {
 		minute, lastMatch, accepted, failed, mismatches,
@@ -145,11 +147,14 @@ const assess = () => {
 	};
 	state.reachable = lastMatch && since(lastMatch) < recently;
 	state.secretWrong = mismatches.length > 0 && !state.reachable;
-	state.lastFailed = failed && (!accepted || accepted.n < failed.n);
-	state.backendDown = state.lastFailed && !state.attempts && (since(failed.time) < recently || state.waiting > 0);
+	const failures = requests.filter(d => isFailure(d) && d.n > (accepted?.n ?? 0));
+	state.lastFailed = failures.length > 0;
+	// one event that fails says little of the backend, unless that was not there
+	state.backendDown = (failures.length > 1 || failures.length && (!accepted || !failed.status)) && !sum(last(20), s => s.accepted) && (since(failed.time) < recently || state.waiting > 0);
+	state.forged = state.badSignatures > forgedShare * resultsOf(window, all);
 	return state;
 };
-const whyFailed = d => (d.status ? `answered ${d.status}` : causes[d.cause] ?? d.cause ?? "not accepted") + (d.error ? `: ${d.error}` : "");
+const whyFailed = d => d.status ? d.error || `answered ${d.status}` : (causes[d.cause] ?? d.cause ?? "not accepted") + (d.error ? `: ${d.error}` : "");
 const why = d => [
 	d.would_be && `would be ${labels[d.would_be] ?? d.would_be}`,
 	d.attempt && `redelivery ${d.attempt}`,
@@ -219,7 +224,7 @@ const answers = state => {
 	const match = status.overview.secrets.find(s => s.last_match === state.lastMatch);
 	if (state.secretWrong) Object.assign(signed, {tone: "bad", verdict: "No", facts: `${number(state.badSignatures)} wrong in 10 min, from ${state.mismatches[0].remote ?? "many addresses"}${state.mismatches.length > 1 ? " and others" : ""}`});
 	else if (!state.lastMatch) Object.assign(signed, {tone: "calm", verdict: "Nothing to judge yet", facts: "No secret has matched since Caddy started"});
-	else Object.assign(signed, {tone: state.mismatches.length ? "warn" : "good", verdict: state.mismatches.length ? "Yes, but not all" : "Yes",
+	else Object.assign(signed, {tone: state.forged ? "warn" : "good", verdict: state.forged ? "Yes, but not all" : "Yes",
 		facts: `By ${secret(match.secret)}, ${ago(state.lastMatch)}` + (state.badSignatures ? `; ${number(state.badSignatures)} wrong in 10 min` : "")});
 
 	if (state.backendDown) Object.assign(accepting, {tone: "bad", verdict: "No", facts: `${whyFailed(state.failed)}; ` + (state.accepted ? `last acceptance ${ago(state.accepted.time)}` : "none accepted yet")});
@@ -296,16 +301,18 @@ const drawChart = (title, series, unit, current) => {
 	svg.replaceChildren(svgElement("path", {d: `M0 ${top / 2}H${kept}`, stroke: "var(--line)", "vector-effect": "non-scaling-stroke"}), ...paths);
 };
 const drawCharts = state => {
-	const perSecond = names => s => resultsOf([s], names) / status.history.step;
+	const begin = new Date(status.history.start), {step} = status.history;
+	const perSecond = (count, s) => (count ?? 0) / (s.n === status.last ? Math.max(1, Math.min(step, (new Date(status.time) - begin) / 1000 - s.n * step)) : step);
+	const rateOf = names => s => perSecond(resultsOf([s], names), s);
 	drawChart("Requests", [
-		{name: "accepted", tone: "good", value: perSecond(good)}, {name: "stored", tone: "stored", value: perSecond(["stored"])},
-		{name: "failed", tone: "bad", value: perSecond(bad)}, {name: "rejected", tone: "rejected", value: perSecond(rejected)},
+		{name: "accepted", tone: "good", value: rateOf(good)}, {name: "stored", tone: "stored", value: rateOf(["stored"])},
+		{name: "failed", tone: "bad", value: rateOf(bad)}, {name: "rejected", tone: "rejected", value: rateOf(rejected)},
 	], rate, rate(resultsOf(state.minute, all) / 60));
 	if (status.inboxes.length) drawChart("In the inbox", [
 		{name: "dead", tone: "bad", value: s => s.dead}, {name: "waiting", tone: "stored", value: s => s.waiting},
 	], n => Number.isInteger(n) ? number(n) : "", events(state.waiting + state.dead));
 	else drawChart("Answers of the backend", [
-		{name: "accepted", tone: "good", value: s => (s.accepted ?? 0) / status.history.step}, {name: "failed", tone: "bad", value: s => (s.failed ?? 0) / status.history.step},
+		{name: "accepted", tone: "good", value: s => perSecond(s.accepted, s)}, {name: "failed", tone: "bad", value: s => perSecond(s.failed, s)},
 	], rate, rate((state.attempts + state.failures) / 60));
 	for (const [title, other] of [["In the inbox", "Answers of the backend"]])
 		for (const name of [title, other]) if (charts[name]) charts[name].hidden = (name === title) !== status.inboxes.length > 0;
@@ -477,6 +484,7 @@ const list = async (filter = listing.filter, what = listing.what, after = 0) => 
 		cell("acts", button("Retry", () => change("retry", {number: [e.number]}, e.id)), button("Discard", () => change("discard", {number: [e.number]}, e.id), {className: "danger"}))));
 	if (!$("#inbox").contains(document.activeElement) || !after) $("#listed").focus();
 };
+$("#every").addEventListener("click", () => list({}, "All events"));
 $("#close").addEventListener("click", () => {
 	$("#list").hidden = true;
 	$("#hold").focus();
@@ -547,7 +555,7 @@ $("#lookup").addEventListener("submit", event => {
 const drawSide = () => {
 	show($("#scopes tbody"), status.overview.scopes, s => `${s.store}|${s.scope}`, s => {
 		const remembered = cell("number", number(s.delivered));
-		if (s.capacity) remembered.append(element("meter", {min: 0, max: 1, low: 0.8, high: 0.95, optimum: 0, value: s.delivered / s.capacity, title: `${(100 * s.delivered / s.capacity).toFixed(1)}% of ${number(s.capacity)}`}));
+		if (s.delivered >= s.capacity / 100) remembered.append(element("meter", {min: 0, max: 1, low: 0.8, high: 0.95, optimum: 0, value: s.delivered / s.capacity, title: `${(100 * s.delivered / s.capacity).toFixed(1)}% of ${number(s.capacity)}`}));
 		return row(scopeCell(s.scope || "of earlier configurations", s.store), cell("number", number(s.in_flight)), remembered);
 	});
 	show($("#stores"), status.overview.stores.filter(s => s.evicted), s => s.store, s => element("p", {className: "alarm",

@@ -34,7 +34,7 @@ func openDesk(t *testing.T, waiting int) (g *gateway, heal func()) {
 		g.send("/", caddytest.Secret, event(fmt.Sprintf("evt_%d", i), "message.received", `{"text":"top secret"}`), "")
 	}
 	g.browse()
-	g.until("it says what waits", `document.querySelector("#groups tbody").innerText.includes("answered 500")`)
+	g.until("it says what waits", `document.querySelector("#groups tbody").innerText.includes("500 Internal Server Error from 127.0.0.1:")`)
 	return g, func() { healthy.Store(true) }
 }
 
@@ -56,13 +56,13 @@ func (g *gateway) asks(question string) {
 func TestPageRetriesWhatWaitsAfterItHasSaidHowMany(t *testing.T) {
 	g, heal := openDesk(t, 3)
 	heal()
-	g.do(group("Retry", "answered 500"))
+	g.do(group("Retry", "500 Internal Server Error from 127.0.0.1:"))
 	g.asks("Retry 3 events?")
 	g.do(click(`#confirm button[value=""]`))
 	if n := g.Metric(`inbox_events{state="waiting"}`); n != 3 {
 		t.Fatalf("although the answer was no, %v events wait", n)
 	}
-	g.do(group("Retry", "answered 500"))
+	g.do(group("Retry", "500 Internal Server Error from 127.0.0.1:"))
 	g.asks("Retry 3 events?")
 	g.do(click(`#yes`))
 	g.until("it says what it has done", `document.querySelector("#told").textContent === "3 events to be delivered now."`)
@@ -74,7 +74,7 @@ func TestPageRetriesWhatWaitsAfterItHasSaidHowMany(t *testing.T) {
 
 func TestPageDiscardsOneEventOfSeveral(t *testing.T) {
 	g, _ := openDesk(t, 3)
-	g.do(group("Show", "answered 500"))
+	g.do(group("Show", "500 Internal Server Error from 127.0.0.1:"))
 	g.until("the events are listed", `document.querySelectorAll("#events tbody tr").length === 3 && document.activeElement.id === "listed"`)
 	g.do(click(`#events tbody tr:nth-child(2) button.danger`))
 	g.asks("Discard 1 event?")
@@ -92,7 +92,7 @@ func TestPageDiscardsOneEventOfSeveral(t *testing.T) {
 // What arrives while the question is open was not counted, so it stays.
 func TestPageDiscardsNoMoreThanItHasCounted(t *testing.T) {
 	g, _ := openDesk(t, 2)
-	g.do(group("Discard", "answered 500"))
+	g.do(group("Discard", "500 Internal Server Error from 127.0.0.1:"))
 	g.asks("Discard 2 events?")
 	g.send("/", caddytest.Secret, event("evt_later", "message.received", `{}`), "")
 	g.do(click(`#yes`))
@@ -109,7 +109,7 @@ func TestPageShowsAnEventWithItsAttemptsAndItsPayloadOnDemand(t *testing.T) {
 	}
 	g.do(write(`#lookup input`, "evt_0\n"), click(`#in-inbox`), click(`#events button.id`))
 	g.until("the event is shown", `document.querySelector("#details").open`)
-	if text := get[string](g, `document.querySelector("#facts").innerText`); !strings.Contains(text, "answered 500") || !strings.Contains(text, "attempts\n1") || strings.Contains(text, "top secret") {
+	if text := get[string](g, `document.querySelector("#facts").innerText`); !strings.Contains(text, "500 Internal Server Error from 127.0.0.1:") || !strings.Contains(text, "attempts\n1") || strings.Contains(text, "top secret") {
 		t.Errorf("it shows %s", text)
 	}
 	g.do(click(`#details summary`))

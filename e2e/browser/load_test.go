@@ -114,7 +114,7 @@ func TestPageShowsFailuresHoweverManyGoodEventsFollow(t *testing.T) {
 		g.send("/", caddytest.Secret, caddytest.NewEvent(), "")
 	}
 	g.browse()
-	g.until("what went wrong is there", `document.querySelector("#problems").innerText.includes("answered 500") && document.querySelector("#problems").innerText.includes("evt_failed")`)
+	g.until("what went wrong is there", `document.querySelector("#problems").innerText.includes("500 Internal Server Error from") && document.querySelector("#problems").innerText.includes("evt_failed")`)
 	g.do(click(`button[data-result=failed]`))
 	if rows := g.rows("#requests"); len(rows) != 1 || !strings.Contains(rows[0], "evt_failed") {
 		t.Errorf("of the failures it shows %q", rows)

@@ -295,7 +295,7 @@ func TestPageShowsRequestsLive(t *testing.T) {
 	want := []string{
 		"delivered|evt_aa04e5d9|message.sent||current",
 		"asked to retry|evt_aa04e5d9|message.sent|in_flight, from 127.0.0.1|current",
-		"failed|evt_c8871b0d|message.failed|answered 500|current",
+		"failed|evt_c8871b0d|message.failed|500 Internal Server Error from " + g.backend.Address() + "|current",
 		"rejected|not verified||signature_mismatch, from 127.0.0.1|",
 		"ignored|evt_2be91f3a|conversation.opened||current",
 		"delivered|evt_51d0c774|contact.updated||previous",
@@ -309,7 +309,7 @@ func TestPageShowsRequestsLive(t *testing.T) {
 	g.until("the results are counted", `[...document.querySelectorAll("#results button:not([hidden])")].map(c => c.innerText).join() ===
 		"all 9,delivered 3,stored 0,duplicate 1,ignored 1,asked to retry 1,failed 1,conflict 1,rejected 1"`)
 	g.until("what went wrong is grouped", `[...document.querySelectorAll("#problems tbody tr")].map(r => r.cells[0].innerText.split("\n")[0].trim() + ": " + r.cells[1].innerText + " " + r.cells[2].innerText).join() ===
-		"asked to retry in_flight: 127.0.0.1 1,failed answered 500:  1,rejected signature_mismatch: 127.0.0.1 1,conflict: 127.0.0.1 1"`)
+		"asked to retry in_flight: 127.0.0.1 1,failed 500 Internal Server Error from `+g.backend.Address()+`:  1,rejected signature_mismatch: 127.0.0.1 1,conflict: 127.0.0.1 1"`)
 	g.until("the scopes show", `[...document.querySelectorAll("#scopes tbody tr")].map(r => [...r.cells].map(c => c.innerText.replace("\n", " ")).join(" ")).sort().join() ===
 		"secret:current memory 0 2,secret:previous memory 0 1,support memory 0 0"`)
 	g.until("the secrets show", `[...document.querySelectorAll("#secrets tbody tr")].map(r => r.cells[0].innerText + ": " + /^\d+ s ago$|^not yet$/.test(r.cells[2].innerText)).sort().join() ===
