@@ -236,7 +236,7 @@ func (c *deliveryContext) Value(key any) any { return c.current().Value(key) }
 // it.
 func (a *attempt) succeed(status int) int {
 	a.delivered, a.state.result = true, webhook.ResultDelivered
-	traffic.attempt(true, a.state.now)
+	traffic.attempt(true, time.Now())
 	if a.holdsClaim() {
 		failures.remove(a.failureKey())
 	}

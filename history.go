@@ -22,6 +22,8 @@ type history struct {
 	mu    sync.Mutex
 	steps [historySteps]historyEntry // by number, modulo historySteps
 	last  int64                      // number of the last step
+	// accepted is when the backend has last accepted an event, or zero
+	accepted time.Time
 }
 
 // historyEntry has the counts of one step.
@@ -60,6 +62,7 @@ func (h *history) attempt(accepted bool, now time.Time) {
 	c := h.at(now)
 	if accepted {
 		c.Accepted++
+		h.accepted = now
 	} else {
 		c.Failed++
 	}
@@ -78,6 +81,13 @@ func (h *history) at(now time.Time) *historyEntry {
 		h.last = number
 	}
 	return &h.steps[number%historySteps]
+}
+
+// lastAccepted returns when the backend has last accepted an event, or nil.
+func (h *history) lastAccepted() *time.Time {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return known(h.accepted)
 }
 
 // since returns the steps from a number on that are kept, and the number of the

@@ -35,6 +35,9 @@ func TestHistoryCountsByStepAndForgetsAfterAnHour(t *testing.T) {
 	if fmt.Sprintf("%q", got) != fmt.Sprintf("%q", want) || last != 4 {
 		t.Errorf("until %d, there are %q, want %q", last, got, want)
 	}
+	if got := h.lastAccepted(); got == nil || !got.Equal(at(1)) {
+		t.Errorf("the last acceptance was at %v", got)
+	}
 	if steps, _ := h.since(last, at(4)); len(steps) != 1 || steps[0].Number != 4 {
 		t.Errorf("of the last step there is %+v", steps)
 	}

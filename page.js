@@ -134,7 +134,9 @@ const lastOf = (...kinds) => requests.find(d => kinds.includes(d.kind));
 const assess = () => {
 	const minute = last(60), window = last(recently);
 	const lastMatch = status.overview?.secrets.map(s => s.last_match).filter(Boolean).sort().at(-1);
-	const accepted = lastOf("delivered", "redelivered"), failed = requests.find(isFailure);
+	// the one may know of an acceptance that the other does not
+	const accepted = [status.accepted, lastOf("delivered", "redelivered")?.time].filter(Boolean).map(t => new Date(t)).sort((a, b) => a - b).at(-1);
+	const failed = requests.find(isFailure);
 	const mismatches = status.problems.filter(p => p.reason === "signature_mismatch" && since(p.last) < recently);
 	const state = {
 		minute, lastMatch, accepted, failed, mismatches,
@@ -147,7 +149,7 @@ const assess = () => {
 	};
 	state.reachable = lastMatch && since(lastMatch) < recently;
 	state.secretWrong = mismatches.length > 0 && !state.reachable;
-	const failures = requests.filter(d => isFailure(d) && d.n > (accepted?.n ?? 0));
+	const failures = requests.filter(d => isFailure(d) && new Date(d.time) > (accepted ?? 0));
 	state.lastFailed = failures.length > 0;
 	// one event that fails says little of the backend, unless that was not there
 	state.backendDown = (failures.length > 1 || failures.length && (!accepted || !failed.status)) && !sum(last(20), s => s.accepted) && (since(failed.time) < recently || state.waiting > 0);
@@ -227,11 +229,11 @@ const answers = state => {
 	else Object.assign(signed, {tone: state.forged ? "warn" : "good", verdict: state.forged ? "Yes, but not all" : "Yes",
 		facts: `By ${secret(match.secret)}, ${ago(state.lastMatch)}` + (state.badSignatures ? `; ${number(state.badSignatures)} wrong in 10 min` : "")});
 
-	if (state.backendDown) Object.assign(accepting, {tone: "bad", verdict: "No", facts: `${whyFailed(state.failed)}; ` + (state.accepted ? `last acceptance ${ago(state.accepted.time)}` : "none accepted yet")});
+	if (state.backendDown) Object.assign(accepting, {tone: "bad", verdict: "No", facts: `${whyFailed(state.failed)}; ` + (state.accepted ? `last acceptance ${ago(state.accepted)}` : "none accepted yet")});
 	else if (!state.accepted && !state.failed) Object.assign(accepting, {tone: "calm", verdict: "Nothing delivered yet", facts: "since Caddy started"});
 	else if (state.lastFailed && !state.failures) Object.assign(accepting, {tone: "warn", verdict: "Not the last one", facts: `${whyFailed(state.failed)}, ${ago(state.failed.time)}`});
 	else if (state.failures) Object.assign(accepting, {tone: "warn", verdict: `Partly: ${number(state.failures)} of ${number(state.failures + state.attempts)} fail`, facts: `in the last minute; ${whyFailed(state.failed)}`});
-	else Object.assign(accepting, {tone: "good", verdict: "Yes", facts: `Last acceptance ${ago(state.accepted.time)}`});
+	else Object.assign(accepting, {tone: "good", verdict: "Yes", facts: `Last acceptance ${ago(state.accepted)}`});
 	if (state.paused) accepting.facts += "; redelivery is paused";
 	if (status.in_flight) accepting.facts += `; ${number(status.in_flight)} under way`;
 
