@@ -450,7 +450,7 @@ const setPaused = async (name, pause) => {
 	await readSummary();
 };
 const nextOf = (time, i) => !time ? "none" : i.paused ? "paused" : new Date(time) > now() ? timeOf(time) : timeOf(time, "due");
-const drawInbox = () => {
+const drawInbox = state => {
 	$("#inbox").hidden = !status.inboxes.length;
 	if (!status.inboxes.length) return;
 	const names = status.inboxes.map(i => i.inbox);
@@ -461,10 +461,10 @@ const drawInbox = () => {
 	Object.assign($("#hold"), {textContent: i.paused ? "Resume redelivery" : "Pause redelivery", onclick: () => setPaused(i.inbox, !i.paused)});
 	const groups = summary.find(s => s.inbox === i.inbox)?.groups ?? [];
 	show($("#groups tbody"), groups.length ? groups : [null], g => g ? [g.state, g.status, g.cause, g.error].join("|") : "", g => !g ? nothing(6, i.waiting + i.dead ? "…" : "Nothing waits, and nothing is dead.") : row(
-		badge(g.state, ""), cell("", g.cause || g.status ? whyFailed(g) : "not tried yet"), cell("number", number(g.events)), timeOf(g.since), nextOf(g.next, i),
+		badge(g.state, ""), cell("", g.cause || g.status ? whyFailed(g) : `not tried yet${state.backendDown ? ", because the backend fails" : ""}`), cell("number", number(g.events)), timeOf(g.since), nextOf(g.next, i),
 		cell("acts", button("Show", () => list(filterOf(g), selectedBy(g))), button("Retry", () => change("retry", filterOf(g), selectedBy(g))),
 			button("Discard", () => change("discard", filterOf(g), selectedBy(g)), {className: "danger"}))),
-		g => JSON.stringify([g, i.paused, i.waiting]));
+		g => JSON.stringify([g, i.paused, i.waiting, state.backendDown, g?.next && new Date(g.next) > now()]));
 };
 $("#which").addEventListener("change", () => draw());
 
@@ -586,7 +586,7 @@ const draw = () => {
 		drawAnswers(state);
 		drawCharts(state);
 		drawCounts();
-		drawInbox();
+		drawInbox(state);
 		drawProblems();
 		drawSide();
 	}), Math.max(0, drawnAt + drawEvery - performance.now()));

@@ -356,8 +356,8 @@ func TestPageShowsOnlyWhatIsAskedFor(t *testing.T) {
 	count("of those with a reason", 1)
 	g.do(write(`#filter`, "status_5"))
 	count("of those with a cause", 1)
-	g.do(write(`#filter`, "127.0.0.1"))
-	count("of those with an address", 3)
+	g.do(write(`#filter`, "mismatch, from 127.0.0.1"))
+	count("of those with a reason and an address", 1)
 	g.do(write(`#filter`, "nothing"))
 	if rows := g.rows("#requests"); len(rows) != 1 || !strings.Contains(rows[0], "No matching requests") {
 		t.Errorf("of nothing the page shows %q", rows)
@@ -643,8 +643,11 @@ func TestPageIsNotForOtherSites(t *testing.T) {
 		"another host":   func(r *http.Request) { r.Host = "evil.example" },
 		"another origin": func(r *http.Request) { r.Header.Set("Origin", "https://evil.example") },
 	} {
-		for _, path := range []string{"/buzzbip_webhook/", "/buzzbip_webhook/requests"} {
-			r, err := http.NewRequest(http.MethodGet, "http://"+g.Admin+path, nil)
+		for path, method := range map[string]string{
+			"/buzzbip_webhook/": http.MethodGet, "/buzzbip_webhook/requests": http.MethodGet,
+			"/buzzbip_webhook/inbox/pause": http.MethodPost, "/buzzbip_webhook/inbox/discard": http.MethodPost,
+		} {
+			r, err := http.NewRequest(method, "http://"+g.Admin+path, strings.NewReader("{}"))
 			if err != nil {
 				t.Fatal(err)
 			}
