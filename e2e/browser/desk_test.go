@@ -3,6 +3,7 @@ package browser
 import (
 	"fmt"
 	"net/http"
+	"net/url"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -169,5 +170,8 @@ func TestPageCanBeOperatedWithTheKeyboard(t *testing.T) {
 	press("\t", `document.activeElement.id === "yes"`)
 	g.do(chromedp.KeyEvent("\r"))
 	g.until("the event is delivered", `document.querySelector("#told").textContent === "1 event to be delivered now."`)
+	if n := g.asksFor("inbox/retry?inbox=" + url.PathEscape(get[string](g, `document.querySelector("#which").value`))); n != 3 {
+		t.Errorf("two questions and one yes are %d requests", n)
+	}
 	g.isQuiet()
 }
