@@ -128,7 +128,7 @@ func TestPageStartsWithTheHistory(t *testing.T) {
 		g.send("/", caddytest.Secret, caddytest.NewEvent(), "")
 	}
 	g.browse()
-	g.until("the chart has the past", `/V.*H/.test(document.querySelector("#charts path:nth-of-type(2)").getAttribute("d"))`)
+	g.until("the chart has the past", `/V.*H/.test(document.querySelector("#charts path:nth-of-type(2)")?.getAttribute("d"))`)
 	g.until("its axes have numbers and times", `/\d(\/s|\/min)$/.test(document.querySelector(".axis.y span").textContent) && /^\d\d:\d\d UTC/.test(document.querySelector(".axis.x span:last-child").textContent)`)
 	g.isQuiet()
 }
