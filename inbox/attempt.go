@@ -20,7 +20,7 @@ type attempt struct {
 	event  Event // without request and body
 	target *target
 	pass   *pass
-	lane   *lane // nil without an order key
+	lane   *lane // nil without an order key, and for a first attempt, which has a turn
 	urgent bool
 	// died means that the event was declared dead in the meantime, retried that
 	// an operator has asked for a retry.

@@ -429,12 +429,7 @@ func (d *Dispatcher) dueAt(t *target, due time.Time) {
 	if t.next.add(due) {
 		d.wake.ring()
 	}
-	d.notTooLate(due)
-}
-
-// notTooLate makes sure that no event is due as late as due if that is too late: the
-// clock may have been put back since it was computed. The caller locks.
-func (d *Dispatcher) notTooLate(due time.Time) {
+	// The clock may have been put back since due was computed.
 	if c := d.current(); c != nil && due.After(d.clock.now().Add(c.Policy.longestWait())) {
 		d.advance.Store(true)
 		d.wake.ring()

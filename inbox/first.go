@@ -226,7 +226,7 @@ func (d *Dispatcher) addHeld(ctx context.Context, f *First, e Event, maxSize int
 	}
 	e.Number, e.State, e.Since = number, Waiting, e.Arrived
 	e.Request, e.Body = Request{}, nil
-	a := &attempt{number: number, event: e, target: t, pass: &f.pass, lane: d.lanes.hold(&e)}
+	a := &attempt{number: number, event: e, target: t, pass: &f.pass}
 	d.busy[number] = a
 	return number, a, nil
 }

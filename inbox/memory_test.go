@@ -32,6 +32,8 @@ type memory struct {
 	asked  int // events that Due has looked at
 	// unreadable is the number of an event that cannot be loaded.
 	unreadable int64
+	// listFails makes List fail.
+	listFails error
 	// retryFails makes Retry fail after the first event.
 	retryFails error
 }
@@ -370,6 +372,7 @@ func (m *memory) matching(f Filter) []*Event {
 func (m *memory) List(_ context.Context, f Filter, after int64, limit int) ([]Event, error) {
 	err := m.begin("List", false)
 	defer m.mu.Unlock()
+	err = errors.Join(err, m.listFails)
 	var found []Event
 	for _, e := range m.matching(f) {
 		if e.Number > after && len(found) < limit {

@@ -71,9 +71,9 @@ type Store interface {
 	// was before.
 	NextDue(ctx context.Context, target string, skip func(number int64) bool) (time.Time, error)
 
-	// Advance makes up to limit events that wait, are not blocked, and are due
-	// after latest due at latest, and returns how many it changed. A clock that
-	// was put back leaves such events.
+	// Advance makes up to limit events that wait and are due after latest due at
+	// latest, also blocked ones, and returns how many it changed. A clock that was
+	// put back leaves such events.
 	Advance(ctx context.Context, latest time.Time, limit int) (int, error)
 
 	// Attempted records an attempt to deliver an event that failed: the event

@@ -198,7 +198,6 @@ func (d *Dispatcher) fill(t *target) error {
 	}
 	t.queue = due
 	t.next.add(next)
-	d.notTooLate(next) // it may have become so while it was blocked
 	return nil
 }
 

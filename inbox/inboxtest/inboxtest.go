@@ -492,15 +492,20 @@ func advanced(s *suite) {
 	}
 	a, b := at("a", target, 10), at("b", target, 30)
 	at("c", otherTarget, 40)
+	for i := range 3 {
+		e := NewEvent(fmt.Sprint("in a lane ", i), start)
+		e.Target, e.OrderKey, e.Sequence, e.Due = otherTarget, "x", int64(i), after(40+40*i)
+		s.add(e)
+	}
 	advance := func(latest, limit, want int) {
 		s.Helper()
 		if n, err := s.store.Advance(s.Context(), after(latest), limit); err != nil || n != want {
 			s.Errorf("%d were advanced, error %v; want %d", n, err, want)
 		}
 	}
-	advance(50, 10, 0)
+	advance(50, 10, 2)
 	advance(20, 1, 1)
-	advance(20, 10, 1)
+	advance(20, 10, 4)
 	advance(20, 10, 0)
 	s.due(after(20), a, b)
 	if next, err := s.store.NextDue(s.Context(), otherTarget, none); err != nil || !next.Equal(after(20)) {

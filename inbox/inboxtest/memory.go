@@ -182,7 +182,7 @@ func (m *Memory) Advance(_ context.Context, latest time.Time, limit int) (change
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, e := range m.events {
-		if e.State == inbox.Waiting && !m.blocked(e) && e.Due.After(latest) && changed < limit {
+		if e.State == inbox.Waiting && e.Due.After(latest) && changed < limit {
 			e.Due = latest
 			changed++
 		}

@@ -301,7 +301,11 @@ func (st *state) advance(ctx context.Context, latest time.Time, limit int) (int,
 			}
 			changed += c.Changes()
 		}
-		return nil
+		err = c.Exec(`UPDATE events SET due = ?1 WHERE number IN
+			(SELECT number FROM events INDEXED BY blocked_by_due WHERE blocked = 1 AND due > ?1 ORDER BY due DESC LIMIT ?2)`,
+			nanoseconds(latest), limit-changed)
+		changed += c.Changes()
+		return err
 	})
 	if err != nil {
 		return 0, err

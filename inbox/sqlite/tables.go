@@ -52,6 +52,7 @@ var tables = database.Tables{
 		) STRICT;
 		CREATE INDEX events_by_key ON events(key);
 		CREATE INDEX events_by_due ON events(target, due) WHERE state = 'waiting' AND blocked = 0;
+		CREATE INDEX blocked_by_due ON events(due) WHERE blocked = 1;
 		CREATE INDEX events_by_lane ON events(lane, sequence) WHERE state = 'waiting' AND lane IS NOT NULL;
 		CREATE INDEX events_by_age ON events(state, since);
 		CREATE INDEX events_by_state ON events(state);
@@ -396,7 +397,7 @@ func check(c *database.Conn) error {
 		(SELECT count(*) FROM events INDEXED BY events_by_reason WHERE state >= ''),
 		(SELECT sum(events) FROM event_counts),
 		(SELECT count(*) FROM events NOT INDEXED WHERE state = 'waiting'),
-		(SELECT count(*) FROM events INDEXED BY events_by_due WHERE state = 'waiting' AND blocked = 0) + (SELECT count(*) FROM events NOT INDEXED WHERE blocked = 1),
+		(SELECT count(*) FROM events INDEXED BY events_by_due WHERE state = 'waiting' AND blocked = 0) + (SELECT count(*) FROM events INDEXED BY blocked_by_due WHERE blocked = 1),
 		(SELECT count(*) FROM events INDEXED BY events_by_next WHERE state = 'waiting'),
 		(SELECT sum(events) FROM event_counts WHERE state = 'waiting'),
 		(SELECT count(*) FROM events AS e WHERE state <> 'accepted' AND NOT EXISTS (SELECT 1 FROM bodies AS b WHERE b.number = e.number)),
