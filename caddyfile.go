@@ -124,12 +124,7 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, name string) (err erro
 	case "inbox":
 		h.InboxRaw, err = unmarshalGuest(d, "inbox", inboxNamespace)
 	case "order_by":
-		if h.OrderBy = d.RemainingArgs(); len(h.OrderBy) == 0 {
-			return d.ArgErr()
-		}
-		if _, err := newOrderBy(h.OrderBy); err != nil {
-			return d.WrapErr(err)
-		}
+		err = h.unmarshalOrderBy(d)
 	case "envelope", "scope", "on_conflict", "dedupe", "enforce":
 		words := map[string]*string{"envelope": &h.Envelope, "scope": &h.Scope, "on_conflict": &h.OnConflict, "dedupe": &h.Dedupe, "enforce": &h.Enforce}
 		*words[name], err = option.Word(d)
@@ -137,6 +132,16 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, name string) (err erro
 		return unknownOption(d, name)
 	}
 	return err
+}
+
+func (h *Handler) unmarshalOrderBy(d *caddyfile.Dispenser) error {
+	if h.OrderBy = d.RemainingArgs(); len(h.OrderBy) == 0 {
+		return d.ArgErr()
+	}
+	if _, err := newOrderBy(h.OrderBy); err != nil {
+		return d.WrapErr(err)
+	}
+	return nil
 }
 
 // options are those of buzzbip_webhook, as errors list them.

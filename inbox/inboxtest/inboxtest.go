@@ -513,11 +513,11 @@ func advanced(s *suite) {
 	}
 }
 
-// addInLane adds a new event with an order key and a sequence. It is due at once.
-func (s *suite) addInLane(id, key string, sequence int64) int64 {
+// addInLane adds a new event with the order key x and a sequence. It is due at once.
+func (s *suite) addInLane(id string, sequence int64) int64 {
 	s.Helper()
 	e := NewEvent(id, start)
-	e.OrderKey, e.Sequence, e.Due = key, sequence, start
+	e.OrderKey, e.Sequence, e.Due = "x", sequence, start
 	return s.add(e)
 }
 
@@ -549,7 +549,7 @@ func (s *suite) waits(key string, want bool) {
 
 func inOrder(s *suite) {
 	s.waits("x", false)
-	a, b, c := s.addInLane("a", "x", 1), s.addInLane("b", "x", 2), s.addInLane("c", "x", 3)
+	a, b, c := s.addInLane("a", 1), s.addInLane("b", 2), s.addInLane("c", 3)
 	s.waits("x", true)
 	s.blocked(b, c)
 	s.due(after(1000), a)
@@ -573,10 +573,10 @@ func inOrder(s *suite) {
 }
 
 func storedLate(s *suite) {
-	c, b := s.addInLane("c", "x", 3), s.addInLane("b", "x", 2)
+	c, b := s.addInLane("c", 3), s.addInLane("b", 2)
 	s.blocked(c)
 	s.due(after(1000), b)
-	a := s.addInLane("a", "x", 1)
+	a := s.addInLane("a", 1)
 	s.blocked(c, b)
 	s.due(after(1000), a)
 	s.accept(a, after(1), false)
@@ -597,7 +597,7 @@ func passes(s *suite) {
 	}
 	var n []int64
 	for i := range len(ways) + 1 {
-		n = append(n, s.addInLane(fmt.Sprint(i), "x", int64(i)))
+		n = append(n, s.addInLane(fmt.Sprint(i), int64(i)))
 	}
 	for i, leave := range ways {
 		s.due(after(1000), n[i])
@@ -608,7 +608,7 @@ func passes(s *suite) {
 }
 
 func retriedInOrder(s *suite) {
-	a, b, c, d := s.addInLane("a", "x", 1), s.addInLane("b", "x", 2), s.addInLane("c", "x", 3), s.addInLane("d", "x", 4)
+	a, b, c, d := s.addInLane("a", 1), s.addInLane("b", 2), s.addInLane("c", 3), s.addInLane("d", 4)
 	s.kill(a, after(1))
 	s.accept(b, after(1), true)
 	s.due(after(1000), c)
@@ -638,7 +638,7 @@ func lanes(s *suite) {
 	other := add("target", func(e *inbox.Event) { e.Target = otherTarget })
 	s.blocked()
 	s.due(after(1000), x, key, scope, none1, none2)
-	s.addInLane("behind", "x", 6)
+	s.addInLane("behind", 6)
 	s.accept(other, after(1), false)
 	s.waits("y", true)
 	s.waits("z", false)
