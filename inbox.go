@@ -194,6 +194,10 @@ func (a *App) inboxHooks(h *Handler) inbox.Hooks {
 				h.sampled.log(h.logger, zapcore.WarnLevel, "dead events were removed after keep_dead; the metric inbox_expired_events_total counts them", "", func() []zap.Field { return nil })
 			}
 		},
+		Discarded: func(events, ordered int) {
+			h.logger.Warn("events were discarded from the inbox by hand; those with a key of order_by let the next ones with their keys pass",
+				zap.Int("events", events), zap.Int("ordered", ordered))
+		},
 		Trouble: func(doing string, err error) {
 			h.logger.Error("inbox: failed, will be tried again", zap.String("doing", doing), zap.Error(err))
 		},

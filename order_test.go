@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/buzzbip/caddy-webhook/inbox"
 	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
@@ -284,6 +285,29 @@ func TestDeadEventLetsTheNextOfItsConversationPassAndTheLogSaysSo(t *testing.T) 
 		t.Errorf("%d are dead", n)
 	}
 	if !strings.Contains(s.logs(), "the next event with the same key of order_by passes it") {
+		t.Errorf("the log is\n%s", s.logs())
+	}
+}
+
+func TestDiscardedEventLetsTheNextOfItsConversationPassAndTheLogSaysSo(t *testing.T) {
+	b, working := failing(t, http.StatusInternalServerError)
+	s := start(t, proxied(b, byConversation+kept(t, "")))
+	client := newClient(t, "HTTP/1.1")
+	expect(t, send(client, signed(s.url, of("a"))), http.StatusOK, webhook.ResultStored)
+	body := of("a")
+	expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultStored)
+	n, err := running().inboxes()[0].inbox.dispatcher.Discard(t.Context(), inbox.Filter{Number: []int64{1}})
+	if n != 1 || err != nil {
+		t.Fatalf("%d were discarded, error %v", n, err)
+	}
+	working.Store(true)
+	waitForEmptyInbox(t)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if last := b.requests[len(b.requests)-1]; last.body != body {
+		t.Errorf("the backend got %s", last.body)
+	}
+	if !strings.Contains(s.logs(), "those with a key of order_by let the next ones with their keys pass") {
 		t.Errorf("the log is\n%s", s.logs())
 	}
 }

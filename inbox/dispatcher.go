@@ -107,6 +107,9 @@ type Hooks struct {
 	// Removed is called when events were removed because of their age, with how
 	// many there were of the dead and of the delivered ones.
 	Removed func(dead, delivered int)
+	// Discarded is called when an operator has discarded events, with how many
+	// there were and how many of them had an order key.
+	Discarded func(events, ordered int)
 	// Trouble is called when something fails that is tried again, at most once a
 	// minute for each thing that the dispatcher does.
 	Trouble func(doing string, err error)

@@ -42,11 +42,19 @@ func (d *Dispatcher) Retry(ctx context.Context, f Filter) (int, error) {
 // many there were. An attempt that is under way goes on. The next events with the same
 // order keys pass.
 func (d *Dispatcher) Discard(ctx context.Context, f Filter) (int, error) {
-	return d.store.Discard(ctx, f, func(e Event) {
+	ordered := 0
+	n, err := d.store.Discard(ctx, f, func(e Event) {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		d.nextOfLane(&e)
+		if e.OrderKey != "" {
+			ordered++
+		}
 	})
+	if c := d.config(); n > 0 && c.Hooks.Discarded != nil {
+		c.Hooks.Discarded(n, ordered)
+	}
+	return n, err
 }
 
 // NextAttempt returns when an event that waits is delivered at the earliest: when it is
