@@ -154,6 +154,7 @@ func (k *keeper) deliverHere(r *http.Request, next caddyhttp.Handler) error {
 		header.Set(webhook.ResultHeader, string(webhook.ResultStored))
 		header.Set("Content-Length", "0")
 		header.Set("Connection", "close")
+		header.Set("Incremental", "?1") // RFC 10036; otherwise encode would wait for a body, or for us to return
 		k.w.WriteHeader(http.StatusOK)
 		_ = http.NewResponseController(k.w).Flush()
 	}

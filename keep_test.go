@@ -129,6 +129,23 @@ func TestSlowBackendGetsTheEventOnceAndTheSenderItsAnswerInTime(t *testing.T) {
 	})
 }
 
+func TestSenderOfASlowBackendGetsItsAnswerInTimeThroughEncode(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, client *http.Client) {
+		release := make(chan struct{})
+		b := newBackend(t, func(http.ResponseWriter, *http.Request) { <-release })
+		s := start(t, "route {\nencode\n"+proxied(b, "answer_within 50ms\n"+kept(t, ""))+"\n}")
+		end := sync.OnceFunc(func() { close(release) })
+		t.Cleanup(end)
+		r := signed(s.url, caddytest.NewEvent())
+		r.Header.Set("Accept-Encoding", "gzip")
+		answered := sendAsync(client, r)
+		caddytest.Receive(t, b.arrived, "the event")
+		expect(t, caddytest.Receive(t, answered, "the answer"), http.StatusOK, webhook.ResultStored)
+		end()
+		waitForEmptyInbox(t)
+	})
+}
+
 func TestSlowBackendThatFailsIsAskedAgain(t *testing.T) {
 	release := make(chan struct{})
 	var failed atomic.Bool
