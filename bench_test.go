@@ -129,6 +129,18 @@ type passage struct {
 var passages = []string{"without", "with", "with an inbox", "with order_by"}
 
 func newPassage(t testing.TB, kind string, body []byte) *passage {
+	p := passageTo(t, kind, body)
+	if p.handler != nil {
+		if err := p.handler.app.startInboxes(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(p.handler.app.stopInboxes)
+	}
+	return p
+}
+
+// passageTo returns a passage whose inbox is not open yet.
+func passageTo(t testing.TB, kind string, body []byte) *passage {
 	p := &passage{body: body, mac: newKey("1", []byte(caddytest.Secret), "")}
 	if kind != "without" {
 		p.handler = &Handler{Secrets: []Secret{{Value: caddytest.Secret}}, Scope: t.Name()}
@@ -141,10 +153,6 @@ func newPassage(t testing.TB, kind string, body []byte) *passage {
 	}
 	if p.handler != nil {
 		provision(t, p.handler)
-		if err := p.handler.app.startInboxes(); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(p.handler.app.stopInboxes)
 	}
 	p.place = bytes.Index(p.body, []byte("evt_7f3a9b2c"))
 	return p

@@ -58,6 +58,11 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		// another buzzbip_webhook has claimed the event and passed it on to us
 		return h.attempt(state, target).run(w, r, next)
 	}
+	if h.inbox != nil {
+		if err := h.inbox.await(r.Context(), h.waitLeft(state)); err != nil {
+			return h.reject(state, w, r, webhook.ReasonStoreUnavailable, fmt.Errorf("the inbox does not answer: %w", err))
+		}
+	}
 	turn := h.enter(state, r)
 	defer turn.Leave()
 	verdict, err := h.claim(state, r, request)

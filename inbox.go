@@ -68,7 +68,26 @@ type inboxUse struct {
 	backing    string            // set by startInboxes
 	dispatcher *inbox.Dispatcher // set by startInboxes
 	room       *room             // set by startInboxes
+	started    chan struct{}     // closed by startInboxes
 	stop       func()            // undoes startInboxes; nil before it and after
+}
+
+// await waits until the inbox is open. Caddy starts its apps in any order, so there
+// may be requests before.
+func (in *inboxUse) await(ctx context.Context, wait time.Duration) error {
+	select {
+	case <-in.started:
+		return nil
+	default:
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	select {
+	case <-in.started:
+		return nil
+	case <-ctx.Done():
+		return errors.New("it is not open yet")
+	}
 }
 
 func (h *Handler) provisionInbox(ctx caddy.Context) error {
@@ -79,7 +98,7 @@ func (h *Handler) provisionInbox(ctx caddy.Context) error {
 	if err != nil {
 		return fmt.Errorf("loading inbox: %w", err)
 	}
-	h.inbox = &inboxUse{Module: module.(inbox.Module), kind: module.(caddy.Module).CaddyModule().ID.Name()}
+	h.inbox = &inboxUse{Module: module.(inbox.Module), kind: module.(caddy.Module).CaddyModule().ID.Name(), started: make(chan struct{})}
 	h.server, _ = ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
 	policy := h.inbox.Policy()
 	// as long as the event can be in the inbox, and then as if it was delivered
@@ -110,6 +129,7 @@ func (a *App) startInboxes() error {
 		h.inbox.room = pooled.(pooledDispatcher).room
 		release := func() { _, _ = dispatchers.Delete(backing) }
 		h.inbox.dispatcher, h.inbox.stop = dispatcher, release
+		close(h.inbox.started)
 		if first[backing] == nil {
 			first[backing] = h
 		}

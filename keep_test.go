@@ -589,6 +589,20 @@ func TestRedeliveryUnderWayIsCutOffWhenCaddyStops(t *testing.T) {
 	}
 }
 
+func TestEventThatArrivesBeforeTheInboxIsOpenWaitsForIt(t *testing.T) {
+	p := passageTo(t, "with an inbox", benchmarkBody(orders, "evt_7f3a9b2c", 1<<10))
+	passed := make(chan struct{})
+	go func() {
+		defer close(passed)
+		p.pass(t)
+	}()
+	if err := p.handler.app.startInboxes(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.handler.app.stopInboxes)
+	caddytest.Receive(t, passed, "the delivery")
+}
+
 func TestNoRequestFromOutsideIsARedelivery(t *testing.T) {
 	b := newBackend(t, nil)
 	s := start(t, proxied(b, kept(t, ""))+explained)
