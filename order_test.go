@@ -257,7 +257,7 @@ func TestWithAFullInboxEventsWaitForTheirTurn(t *testing.T) {
 func TestWithAFullInboxAnEventBehindOneThatWaitsIsAskedToRetry(t *testing.T) {
 	b, working := failing(t, http.StatusInternalServerError)
 	body := of("a")
-	s := start(t, proxied(b, fmt.Sprintf("%sanswer_within 1h\n%s", byConversation, kept(t, fmt.Sprint("max_size ", len(body)+1))))+explained)
+	s := start(t, proxied(b, fmt.Sprintf("%sanswer_within 1h\n%s", byConversation, kept(t, "max_size 2KiB")))+explained)
 	client := newClient(t, "HTTP/1.1")
 	expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultStored)
 	second := of("a")
