@@ -804,7 +804,7 @@ func TestBackendThatTakes15SecondsGetsEachEventOnceAndTheSenderItsAnswerAfter8(t
 			Deliver:  func(context.Context, inbox.Event) inbox.Outcome { t.Error("delivered again"); return inbox.Outcome{} },
 			Remember: func(context.Context, inbox.Event) error { return nil },
 		})
-		h.inbox = &inboxUse{Module: store, kind: "memory", backing: "memory", dispatcher: d, started: make(chan struct{})}
+		h.inbox = &inboxUse{Module: store, kind: "memory", backing: "memory", dispatcher: d, room: new(room), started: make(chan struct{})}
 		close(h.inbox.started)
 		var calls atomic.Int64
 		backend := caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
