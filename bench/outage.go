@@ -114,31 +114,35 @@ func (e *environment) acknowledge(g *gateway, connections int, send func(*load) 
 // waiting returns how many events wait in the inbox.
 func (g *gateway) waiting() (int, error) {
 	var answer struct{ Waiting int }
-	err := getJSON(g.admin, "/buzzbip_webhook/inbox?state=none", &answer)
+	err := getJSON(g.admin, "/buzzbip_webhook/inbox?limit=1", &answer)
 	return answer.Waiting, err
 }
 
-// drain lets so many events wait, and then runs the backend until none is left.
-func (e *environment) drain(ctx context.Context, g *gateway, backend string, depth int) (Drain, error) {
-	missing, err := g.waiting()
-	if missing = depth - missing; err == nil && missing > 0 {
-		_, err = e.acknowledgeMany(ctx, g, missing)
-	}
-	d := Drain{}
-	if err == nil {
-		d.Waiting, err = g.waiting()
-	}
-	if err != nil {
+// drain lets so many events wait, and then measures how fast they are delivered.
+func (e *environment) drain(ctx context.Context, g *gateway, backend string, depth int) (d Drain, err error) {
+	if _, err = e.deliverAll(ctx, g, backend); err != nil { // what waits from before
 		return d, err
 	}
+	if _, err = e.acknowledgeMany(ctx, g, depth); err != nil {
+		return d, err
+	}
+	if d.Waiting, err = g.waiting(); err != nil {
+		return d, err
+	}
+	d.PerSecond, err = e.deliverAll(ctx, g, backend)
+	return d, err
+}
+
+// deliverAll runs the backend until no event waits, and returns how many it got in a
+// second.
+func (e *environment) deliverAll(ctx context.Context, g *gateway, backend string) (perSecond float64, err error) {
 	listener, err := net.Listen("tcp", backend)
 	if err != nil {
-		return d, err
+		return 0, err
 	}
 	// The first ones ask whether the backend is back, one at a time.
 	const first = 100
-	var count atomic.Int64
-	var began, ended atomic.Int64
+	var count, began, ended atomic.Int64
 	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		now := time.Now().UnixNano()
@@ -149,19 +153,18 @@ func (e *environment) drain(ctx context.Context, g *gateway, backend string, dep
 	})}
 	go func() { _ = server.Serve(listener) }()
 	defer server.Close()
-	for left := d.Waiting; left > 0; {
+	for left := 1; left > 0; {
 		select {
 		case <-ctx.Done():
-			return d, ctx.Err()
+			return 0, ctx.Err()
 		case <-time.After(20 * time.Millisecond):
 		}
 		if left, err = g.waiting(); err != nil {
-			return d, err
+			return 0, err
 		}
 	}
 	took := time.Duration(ended.Load() - began.Load())
-	d.PerSecond = float64(count.Load()-first) / took.Seconds()
-	return d, nil
+	return float64(count.Load()-first) / took.Seconds(), nil
 }
 
 func (e *environment) acknowledgeMany(ctx context.Context, g *gateway, n int) (traffic, error) {
