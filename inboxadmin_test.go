@@ -243,7 +243,7 @@ func TestInboxIsExportedAsLinesOfWholeEvents(t *testing.T) {
 	const events = adminapi.MaxInboxPage + 3 // more than a page
 	bodies := make(map[string]string)
 	for n := range events {
-		e := caddytest.Event{ID: fmt.Sprint("evt_", n), Data: `{"text":"<é\u2028\ud83d>"}`}
+		e := caddytest.Event{ID: fmt.Sprint("evt_", n), Created: time.Now(), Data: `{"text":"<é\u2028\ud83d>"}`}
 		bodies[e.ID] = e.Body()
 		storeEvents(t, s, e)
 	}
