@@ -201,7 +201,7 @@ func TestInboxList(t *testing.T) {
 	d.inbox("list", "--address", caddytest.FreeAddress(t)).says(t, 1, "Is Caddy running")
 	table := d.atTerminal("", "list", "--state", "dead")
 	table.says(t, 0, "NUMBER  STATE  TYPE              ID     ARRIVED               ATTEMPTS  LAST ATTEMPT\n",
-		"1       dead   message.received  dead1  "+began.Format("2006-01-02T"), "1         422 status_4xx\n", "2 waiting, 2 dead\n")
+		"1       dead   message.received  dead1  "+began.Format("2006-01-02T"), "1         422 status_4xx: 422 Unprocessable Entity from 127.0.0.1:", "2 waiting, 2 dead\n")
 	d.inbox("pause").says(t, 0, "paused delivery: 2 events waiting\n")
 	d.atTerminal("", "list").says(t, 0, "2 waiting, 2 dead; paused since 20")
 	if got := d.atTerminal("", "list", "--json"); strings.Contains(got.out, "NUMBER") {
@@ -214,7 +214,7 @@ func TestInboxShow(t *testing.T) {
 	d.send(http.StatusUnprocessableEntity, "evt_show", "other")
 	for _, which := range []string{"evt_show", "1"} {
 		d.inbox("show", which).says(t, 0, "number    1\n", "state     dead since 20", "ID        evt_show\n", "attempts  1\n",
-			" 422 status_4xx, after 0.", "request   "+d.url+"/ from 127.0.0.1:", "\nX-Buzzbip-Signature: ", "\n{\n  \"id\": \"evt_show\",\n")
+			" 422 status_4xx: 422 Unprocessable Entity from 127.0.0.1:", ", after 0.", "request   "+d.url+"/ from 127.0.0.1:", "\nX-Buzzbip-Signature: ", "\n{\n  \"id\": \"evt_show\",\n")
 	}
 	var event struct{ Body string }
 	got := d.inbox("show", "evt_show", "--json")
