@@ -453,7 +453,7 @@ func TestSuiteFindsFaults(t *testing.T) {
 	for fault := range faults {
 		t.Run(fault, func(t *testing.T) {
 			t.Parallel()
-			cmd := exec.Command(os.Args[0], "-test.run=^TestModel$", "-test.failfast", "-test.timeout=30s", "-rapid.nofailfile")
+			cmd := exec.Command(os.Args[0], "-test.run=^TestModel$", "-test.failfast", "-test.timeout=2m", "-rapid.nofailfile")
 			cmd.Env = append(os.Environ(), faultVariable+"="+fault)
 			out, err := cmd.CombinedOutput()
 			if err == nil || !bytes.Contains(out, []byte("--- FAIL: TestModel/")) {

@@ -78,8 +78,12 @@ func (m *Memory) bare(e *inbox.Event) inbox.Event {
 
 // blocked reports whether an event waits behind another one.
 func (m *Memory) blocked(e *inbox.Event) bool {
+	lane := e.Lane()
+	if lane == 0 || e.State != inbox.Waiting {
+		return false
+	}
 	for _, other := range m.events {
-		if e.State == inbox.Waiting && other.State == inbox.Waiting && e.Lane() != 0 && other.Lane() == e.Lane() && other.Sequence < e.Sequence {
+		if other.State == inbox.Waiting && other.Sequence < e.Sequence && other.Lane() == lane {
 			return true
 		}
 	}
