@@ -100,7 +100,8 @@ func drain(t *testing.T, s *Store, n int) int {
 // Other queues have slowed down to a tenth with as many events.
 func TestDrainingDoesNotSlowWithDepth(t *testing.T) {
 	work := make(map[int]float64)
-	for _, depth := range []int{1000, 100_000} {
+	const deep = 20_000 // the bench has 100,000
+	for _, depth := range []int{1000, deep} {
 		s := start(t, newPath(t))
 		multiply(t, s, depth)
 		before := steps(t, s)
@@ -109,7 +110,7 @@ func TestDrainingDoesNotSlowWithDepth(t *testing.T) {
 		stop(t, s)
 	}
 	t.Logf("instructions for each delivery, by events that wait: %v", work)
-	if work[100_000] > 1.5*work[1000] {
+	if work[deep] > 1.5*work[1000] {
 		t.Error("it slows with depth")
 	}
 }
@@ -262,9 +263,10 @@ func TestAnotherProgramThatLocksTheFileIsAnError(t *testing.T) {
 	if err := c.Exec("BEGIN IMMEDIATE"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Add(t.Context(), numbered(2, 10), noLimit); !errors.Is(err, sqlite3.BUSY) || s.Stats().Err == nil {
-		t.Errorf("got %v, and the store says %v", err, s.Stats().Err)
+	if _, err := s.Add(t.Context(), numbered(2, 10), noLimit); !errors.Is(err, sqlite3.BUSY) {
+		t.Errorf("got %v", err)
 	}
+	caddytest.WaitFor(t, "the store to say so", func() bool { return s.Stats().Err != nil })
 	if e, err := s.Find(t.Context(), "scope", dedupe.KeyOf("evt_00000001")); err != nil || e.Number != 1 {
 		t.Errorf("found %d, error %v", e.Number, err)
 	}
