@@ -293,12 +293,12 @@ http://%[1]s {
 			t.Errorf("%s the command says\n%s", when, got)
 		}
 	}
-	const at = ` at 20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ -$`
+	const at = ` at 20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ: `
 	expect("at first", "unseen", "unseen -$")
 	send("fail", http.StatusInternalServerError)
-	expect("after a failure", "not_delivered", "not delivered: last attempt failed with 500"+at)
+	expect("after a failure", "not_delivered", "not delivered: last attempt failed with 500"+at+`500 Internal Server Error from 127.0.0.1:\d+ -$`)
 	send("break", http.StatusBadGateway)
-	expect("after another", "not_delivered", `not delivered: last attempt failed \(connection_broken\)`+at)
+	expect("after another", "not_delivered", `not delivered: last attempt failed \(connection_broken\)`+at+"EOF -$")
 	_, text := tr.Ask(http.MethodGet, "/buzzbip_webhook/events/"+id)
 	type scopeAnswer struct {
 		LastFailure *struct {
@@ -320,7 +320,7 @@ http://%[1]s {
 		t.Errorf("the last failure is %+v: %s", f, text)
 	}
 	tr.Reload()
-	expect("after a reload", "not_delivered", `not delivered: last attempt failed \(connection_broken\)`+at)
+	expect("after a reload", "not_delivered", `not delivered: last attempt failed \(connection_broken\)`+at+"EOF -$")
 	send("", http.StatusOK)
 	expect("delivered", "delivered", `delivered 20`)
 	tr.states(http.MethodDelete, id, http.StatusOK)
