@@ -694,7 +694,7 @@ func TestRetryAfterOfTheBackendDelaysTheNextAttempt(t *testing.T) {
 		"until a time":          {http.StatusServiceUnavailable, func() string { return time.Now().Add(201 * time.Second).UTC().Format(http.TimeFormat) }, 200 * time.Second},
 		"at most the longest":   {http.StatusServiceUnavailable, inSeconds(3600), 300 * time.Second},
 		"of an event, at most":  {http.StatusConflict, inSeconds(3600), 300 * time.Second},
-		"longer than any time":  {http.StatusServiceUnavailable, inSeconds(math.MaxInt64), 300 * time.Second},
+		"longer than any time":  {http.StatusServiceUnavailable, inSeconds(math.MaxInt), 300 * time.Second},
 		"in the past":           {http.StatusServiceUnavailable, func() string { return "Sun, 06 Nov 1994 08:49:37 GMT" }, 0},
 		"that cannot be parsed": {http.StatusServiceUnavailable, func() string { return "soon" }, 0},
 	} {
