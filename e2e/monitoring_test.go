@@ -384,7 +384,7 @@ func (l *load) failure() {
 }
 
 // inbox stores an event that the backend cannot be reached for, one that is dead at once,
-// and one that nothing delivers, and has the file of another inbox removed.
+// one that nothing delivers, and one that is dead and removed, and has the file of another inbox removed.
 func (l *load) inbox() {
 	l.t.Helper()
 	l.does("stored", "", "other", func() {
@@ -395,6 +395,7 @@ func (l *load) inbox() {
 	})
 	l.does("stored", "", "other", func() { l.others.sends("/kept", otherSecret, caddytest.NewEvent(), 200) })
 	l.does("stored", "", "other", func() { l.others.sends("/temporary", otherSecret, caddytest.NewEvent(), 200) })
+	l.does("stored", "", "other", func() { l.others.sends("/removed", otherSecret, caddytest.NewEvent(), 200) })
 	for _, file := range []string{"there", "lost.db"} {
 		if err := os.Remove(filepath.Join(l.files, file)); err != nil {
 			l.t.Fatal(err)
@@ -510,6 +511,17 @@ http://%[1]s {
 		@poison header X-Mode poison
 		respond @poison 422
 		reverse_proxy %[3]s # nobody listens there
+	}
+	handle /removed {
+		buzzbip_webhook {
+			secret {env.OTHER_SECRET} other
+			scope removed
+			inbox sqlite %[4]s/removed.db {
+				dead_on 422
+				keep_dead 10ms
+			}
+		}
+		respond 422
 	}
 	handle /lost {
 		buzzbip_webhook {
