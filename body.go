@@ -42,16 +42,22 @@ func (h *Handler) readBody(w http.ResponseWriter, r *http.Request, start time.Ti
 	if err == nil {
 		return body, "", nil
 	}
-	// errors are not wrapped, for a HandlerError would bring its own status
+	reason, err := bodyRejection(err)
+	return nil, reason, err
+}
+
+// bodyRejection returns the reason of an error that ended the reading of a body. Errors
+// are not wrapped, for a HandlerError would bring its own status.
+func bodyRejection(err error) (webhook.Reason, error) {
 	var timeout net.Error
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.Is(err, webhook.ErrBodyTooLarge), errors.As(err, &tooLarge):
-		return nil, webhook.ReasonBodyTooLarge, err
+		return webhook.ReasonBodyTooLarge, err
 	case errors.As(err, &timeout) && timeout.Timeout():
-		return nil, webhook.ReasonBodyTimeout, fmt.Errorf("the body did not arrive within read_timeout: %v", err)
+		return webhook.ReasonBodyTimeout, fmt.Errorf("the body did not arrive within read_timeout: %v", err)
 	}
-	return nil, webhook.ReasonBodyIncomplete, fmt.Errorf("the body did not arrive whole: %v", err)
+	return webhook.ReasonBodyIncomplete, fmt.Errorf("the body did not arrive whole: %v", err)
 }
 
 // limitReading sets a deadline for reading the body of r, in addition to those of

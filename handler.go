@@ -66,13 +66,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	turn := h.enter(state, r)
 	defer turn.Leave()
 	verdict, err := h.claim(state, r, request)
-	switch {
-	case errors.Is(err, dedupe.ErrInFlight):
-		return h.reject(state, w, r, webhook.ReasonInFlight, err)
-	case errors.Is(err, dedupe.ErrFull):
-		return h.reject(state, w, r, webhook.ReasonStoreFull, err)
-	case err != nil:
-		return h.reject(state, w, r, webhook.ReasonStoreUnavailable, fmt.Errorf("the store of event IDs does not answer: %w", err))
+	if err != nil {
+		reason, err := claimRejection(err)
+		return h.reject(state, w, r, reason, err)
 	}
 	switch verdict.State {
 	case dedupe.Delivered:
@@ -110,6 +106,17 @@ func (h *Handler) claim(state *requestState, r *http.Request, request dedupe.Req
 	}
 	request.Redeliver = true
 	return h.claimOrWait(state, r, request)
+}
+
+// claimRejection returns the reason of an error of claim.
+func claimRejection(err error) (webhook.Reason, error) {
+	switch {
+	case errors.Is(err, dedupe.ErrInFlight):
+		return webhook.ReasonInFlight, err
+	case errors.Is(err, dedupe.ErrFull):
+		return webhook.ReasonStoreFull, err
+	}
+	return webhook.ReasonStoreUnavailable, fmt.Errorf("the store of event IDs does not answer: %w", err)
 }
 
 func (h *Handler) reportConflict(state *requestState, r *http.Request) {

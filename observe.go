@@ -7,7 +7,6 @@ import (
 	"errors"
 	"io"
 	"maps"
-	"net"
 	"net/http"
 	"slices"
 	"sync"
@@ -91,22 +90,21 @@ func (o *observation) take(data []byte, err error) {
 		return
 	}
 	o.body = append(o.body, data...)
-	var timeout net.Error
 	switch {
 	case int64(len(o.body)) > o.handler.maxBodySize:
-		o.judge(webhook.ReasonBodyTooLarge, webhook.ErrBodyTooLarge)
+		o.judge(bodyRejection(webhook.ErrBodyTooLarge))
 	case errors.Is(err, io.EOF), int64(len(o.body)) == o.declared:
 		if time.Since(o.state.start) > o.handler.readTimeout {
 			o.judge(webhook.ReasonBodyTimeout, errors.New("the body did not arrive within read_timeout"))
 			return
 		}
 		reason, err := o.handler.verify(&o.state, o.body, o.signature)
-		o.digest = dedupe.DigestOf(o.body)
+		if reason == "" { // else the buffer may be in use again
+			o.digest = dedupe.DigestOf(o.body)
+		}
 		o.judge(reason, err)
-	case errors.As(err, &timeout) && timeout.Timeout():
-		o.judge(webhook.ReasonBodyTimeout, err)
 	case err != nil:
-		o.judge(webhook.ReasonBodyIncomplete, err)
+		o.judge(bodyRejection(err))
 	}
 }
 
@@ -169,25 +167,21 @@ func (o *observation) outcome(r *http.Request) webhook.Result {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), observeTimeout)
 	defer cancel()
 	verdict, err := h.claim(s, r.WithContext(ctx), h.claimRequest(s, o.digest))
-	switch {
-	case errors.Is(err, dedupe.ErrInFlight):
-		s.reason = webhook.ReasonInFlight
-		return webhook.ResultInFlight
-	case errors.Is(err, dedupe.ErrFull):
-		s.reason = webhook.ReasonStoreFull
-	case err != nil:
-		s.reason = webhook.ReasonStoreUnavailable
-	case verdict.State == dedupe.Delivered:
-		return webhook.ResultDuplicate
-	case verdict.State == dedupe.Conflicting:
-		return webhook.ResultConflict
-	default:
-		_ = h.store.settle(ctx, verdict.Claim, o.accepted) // its error is counted
-		return o.delivery()
+	if err != nil {
+		if s.reason, o.err = claimRejection(err); s.reason == webhook.ReasonInFlight {
+			return webhook.ResultInFlight
+		}
+		o.logRejection(r)
+		return webhook.ResultRejected
 	}
-	o.err = err
-	o.logRejection(r)
-	return webhook.ResultRejected
+	switch verdict.State {
+	case dedupe.Delivered:
+		return webhook.ResultDuplicate
+	case dedupe.Conflicting:
+		return webhook.ResultConflict
+	}
+	_ = h.store.settle(ctx, verdict.Claim, o.accepted) // its error is counted
+	return o.delivery()
 }
 
 func (o *observation) delivery() webhook.Result {
