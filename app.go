@@ -1,11 +1,13 @@
 package buzzbip
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"sync"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyevents"
 
 	"github.com/buzzbip/caddy-webhook/dedupe"
 )
@@ -49,13 +51,33 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 // Provision registers the metrics with the configuration, and finds Caddy's event app.
 func (a *App) Provision(ctx caddy.Context) error {
 	a.ctx = ctx
-	if err := a.provisionNotices(ctx); err != nil {
+	events, err := ctx.App("events")
+	if err != nil {
 		return err
 	}
-	if err := a.notices.app.On("started", whenStarted(a.activateInboxes)); err != nil {
+	a.notices = newNotices(ctx, events.(*caddyevents.App))
+	// Caddy starts its apps in any order, and emits this when it has started all
+	if err := a.notices.app.On("started", whenStarted(a.begin)); err != nil {
 		return err
 	}
 	return a.registerMetrics(ctx)
+}
+
+// whenStarted is a [caddyevents.Handler].
+type whenStarted func()
+
+// Handle implements [caddyevents.Handler].
+func (f whenStarted) Handle(context.Context, caddy.Event) error {
+	f()
+	return nil
+}
+
+// begin is called when all apps of the configuration have started.
+func (a *App) begin() {
+	a.notices.begin()
+	go a.notices.run(a.ctx)
+	go a.watchStores(a.ctx)
+	a.activateInboxes()
 }
 
 // Start starts the stores, and makes the handlers known to the metrics and the

@@ -49,27 +49,8 @@ type notice struct {
 	count int
 }
 
-func (a *App) provisionNotices(ctx caddy.Context) error {
-	app, err := ctx.App("events")
-	if err != nil {
-		return err
-	}
-	a.notices = &notices{app: app.(*caddyevents.App), ctx: ctx, wake: make(chan struct{}, 1)}
-	// Caddy starts its apps in any order, and emits this when it has started all
-	return a.notices.app.On("started", whenStarted(func() {
-		a.notices.begin()
-		go a.notices.run(ctx)
-		go a.watchStores(ctx)
-	}))
-}
-
-// whenStarted is a [caddyevents.Handler].
-type whenStarted func()
-
-// Handle implements [caddyevents.Handler].
-func (f whenStarted) Handle(context.Context, caddy.Event) error {
-	f()
-	return nil
+func newNotices(ctx caddy.Context, app *caddyevents.App) *notices {
+	return &notices{app: app, ctx: ctx, wake: make(chan struct{}, 1)}
 }
 
 // begin is called when all apps have started.

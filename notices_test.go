@@ -137,7 +137,7 @@ func TestManyNoticesOfOneKindAreFewEventsOfCaddy(t *testing.T) {
 		if err := app.On(noticeDead, subscriber); err != nil {
 			t.Fatal(err)
 		}
-		n := &notices{app: app, ctx: ctx, wake: make(chan struct{}, 1)}
+		n := newNotices(ctx, app)
 		n.begin()
 		go n.run(ctx)
 		const total = 1000
