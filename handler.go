@@ -126,8 +126,9 @@ func (h *Handler) reportConflict(state *requestState, r *http.Request) {
 		zap.String("event_id", state.event.ID),
 		zap.String("event_type", state.event.Type),
 		zap.String("secret", state.key.label))...)
+	arrivedAt, _ := arrivedFrom(r)
 	h.app.notices.add(noticeConflict, map[string]any{
-		"event_id": state.event.ID, "event_type": state.event.Type, "secret": state.key.label, "host": r.Host, "path": arrivedAs(r).URL.Path,
+		"event_id": state.event.ID, "event_type": state.event.Type, "secret": state.key.label, "host": r.Host, "path": arrivedAt.Path,
 	})
 }
 
@@ -272,9 +273,6 @@ func remoteAddress(r *http.Request) string {
 
 // endpoint returns the fields that tell one webhook of several from the others.
 func endpoint(r *http.Request) []zap.Field {
-	path := r.URL.Path
-	if original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok {
-		path = original.URL.Path
-	}
-	return []zap.Field{zap.String("host", r.Host), zap.String("path", path)}
+	arrivedAt, _ := arrivedFrom(r)
+	return []zap.Field{zap.String("host", r.Host), zap.String("path", arrivedAt.Path)}
 }

@@ -7,6 +7,8 @@ import (
 	"maps"
 	"math"
 	"net/http"
+	"net/url"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -40,10 +42,11 @@ func (a *attempt) runWithInbox(w http.ResponseWriter, r *http.Request, next cadd
 // deliverOrKeep delivers the event of a for the first time. If the backend fails, or
 // does not answer within answer_within, the event goes to the inbox.
 func (a *attempt) deliverOrKeep(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	k := &keeper{attempt: a, w: w, request: arrivalOf(r)}
+	k := &keeper{attempt: a, w: w}
+	k.request.record(r)
 	var try bool
 	if !a.inbox.AcceptsAlways() {
-		k.first, try = a.inbox.dispatcher.TryFirst(r.Context(), k.request.target(), a.turn)
+		k.first, try = a.inbox.dispatcher.TryFirst(r.Context(), k.request.target, a.turn)
 	}
 	if try {
 		if a.tryMemory() {
@@ -57,45 +60,70 @@ func (a *attempt) deliverOrKeep(w http.ResponseWriter, r *http.Request, next cad
 	return a.run(w, r, next)
 }
 
-// arrival is what the inbox keeps of a request. The next handlers do not change it.
+// arrival is what the inbox keeps of a request, as it was before the next handlers,
+// which may change it.
 type arrival struct {
-	host     string
-	proto    string
-	tls      bool
-	header   http.Header
-	original *http.Request // as it arrived
+	target string // as the dispatcher names it
+	host   string
+	proto  string
+	tls    bool
+	url    *url.URL
+	remote string
+
+	// fields are the headers, without the maps and slices that most events never need.
+	fields []headerField
+	room   [12]headerField
 }
 
-func arrivalOf(r *http.Request) arrival {
-	return arrival{r.Host, r.Proto, r.TLS != nil, r.Header.Clone(), arrivedAs(r)}
-}
+type headerField struct{ name, value string }
 
-// target returns what the event is delivered to, as the dispatcher names it.
-func (a *arrival) target() string { return a.host + a.original.URL.Path }
-
-// arrivedAs returns r with the URL and the sender's address that it arrived with.
-func arrivedAs(r *http.Request) *http.Request {
-	if original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok {
-		return &original
+func (a *arrival) record(r *http.Request) {
+	a.host, a.proto, a.tls = r.Host, r.Proto, r.TLS != nil
+	a.url, a.remote = arrivedFrom(r)
+	a.target = targetOf(r.Host, a.url)
+	a.fields = a.room[:0]
+	for name, values := range r.Header {
+		for _, value := range values {
+			a.fields = append(a.fields, headerField{name, value})
+		}
 	}
-	return r
 }
+
+// header returns the headers that a redelivery repeats.
+func (a *arrival) header() http.Header {
+	header := make(http.Header)
+	for _, f := range a.fields {
+		if !slices.Contains(notKept, f.name) {
+			header[f.name] = append(header[f.name], f.value)
+		}
+	}
+	return header
+}
+
+// arrivedFrom returns the URL and the sender's address that r arrived with.
+func arrivedFrom(r *http.Request) (*url.URL, string) {
+	if original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok {
+		return original.URL, original.RemoteAddr
+	}
+	return r.URL, r.RemoteAddr
+}
+
+// targetOf returns what an event that arrived at a URL is delivered to, as the
+// dispatcher names it.
+func targetOf(host string, u *url.URL) string { return host + u.Path }
 
 // inboxEvent returns the event as the inbox keeps it.
 func (k *keeper) inboxEvent() inbox.Event {
-	a, state, original := k.attempt, k.attempt.state, k.request.original
+	a, state, request := k.attempt, k.attempt.state, &k.request
 	state.body.shared = true // if a context ends first, the inbox still has it
-	for _, name := range notKept {
-		delete(k.request.header, name)
-	}
 	e := inbox.Event{
-		Target: k.request.target(),
+		Target: request.target,
 		Scope:  a.target.scope, Key: a.target.key, Digest: a.claim.Digest,
 		ID: state.event.ID, Type: state.event.Type, OrderKey: state.orderKey, Secret: state.key.label,
 		Arrived: state.arrived,
 		Request: inbox.Request{
-			Host: k.request.host, URI: original.URL.RequestURI(), Proto: k.request.proto, TLS: k.request.tls,
-			RemoteAddr: original.RemoteAddr, Header: k.request.header,
+			Host: request.host, URI: request.url.RequestURI(), Proto: request.proto, TLS: request.tls,
+			RemoteAddr: request.remote, Header: request.header(),
 		},
 		Body: state.body.bytes,
 	}
@@ -118,14 +146,15 @@ type keeper struct {
 	first   *inbox.First // nil if no attempt is made
 	w       http.ResponseWriter
 	request arrival
-	late    func() // tells the sender that the event is in the inbox, while the next handlers run
+	late    chan<- struct{} // closed if the event is in the inbox before the next handlers end; nil: the sender is answered then
 
-	mu      sync.Mutex
-	decided bool        // by what the backend answered; nothing is kept after that
-	passing bool        // the response goes to the sender
-	kept    bool        // the event is in the inbox
-	ended   bool        // first knows the outcome
-	header  http.Header // of a response that is not passed on, or not yet
+	mu       sync.Mutex
+	decided  bool        // by what the backend answered; nothing is kept after that
+	passing  bool        // the response goes to the sender
+	kept     bool        // the event is in the inbox
+	answered bool        // early
+	ended    bool        // first knows the outcome
+	header   http.Header // of a response that is not passed on, or not yet
 }
 
 // deliver runs the next handlers. If they have not answered within answer_within, the
@@ -145,30 +174,31 @@ func (k *keeper) deliver(r *http.Request, next caddyhttp.Handler) error {
 func (k *keeper) deliverHere(r *http.Request, next caddyhttp.Handler) error {
 	a := k.attempt
 	defer underWay.release(a.memory)
-	answered := false
-	k.late = func() {
-		answered = true
-		header := k.w.Header()
-		header.Set(webhook.ResultHeader, string(webhook.ResultStored))
-		header.Set("Content-Length", "0")
-		header.Set("Connection", "close")
-		header.Set("Incremental", "?1") // RFC 10036; otherwise encode would wait for a body, or for us to return
-		k.w.WriteHeader(http.StatusOK)
-		_ = http.NewResponseController(k.w).Flush()
-	}
 	timer := time.AfterFunc(a.waitLeft(a.state), k.keepLate)
 	defer timer.Stop()
 	err := k.run(r, next)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	switch {
-	case answered:
+	case k.answered:
 		a.state.result = webhook.ResultStored
 		return nil
 	case k.kept:
 		return answer(a.state, k.w, webhook.ResultStored)
 	}
 	return err
+}
+
+// answerEarly answers the sender while the next handlers run.
+func (k *keeper) answerEarly() {
+	k.answered = true
+	header := k.w.Header()
+	header.Set(webhook.ResultHeader, string(webhook.ResultStored))
+	header.Set("Content-Length", "0")
+	header.Set("Connection", "close")
+	header.Set("Incremental", "?1") // RFC 10036; otherwise encode would wait for a body, or for us to return
+	k.w.WriteHeader(http.StatusOK)
+	_ = http.NewResponseController(k.w).Flush()
 }
 
 // deliverBeside delivers beside the sender's request, which may end before: over HTTP/2
@@ -182,7 +212,7 @@ func (k *keeper) deliverBeside(r *http.Request, next caddyhttp.Handler) error {
 		panicked any
 	}
 	ended, late := make(chan end, 1), make(chan struct{})
-	k.late = func() { close(late) }
+	k.late = late
 	timer := time.AfterFunc(a.waitLeft(state), k.keepLate)
 	defer timer.Stop()
 	a.turn.Hold()
@@ -227,7 +257,11 @@ func (k *keeper) keepLate() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.kept || !k.decided && k.keep() {
-		k.late()
+		if k.late != nil {
+			close(k.late)
+		} else {
+			k.answerEarly()
+		}
 	}
 }
 

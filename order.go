@@ -107,8 +107,8 @@ func (h *Handler) enter(state *requestState, r *http.Request) *inbox.Turn {
 	if !h.orderBy.ordered.Load() {
 		h.orderBy.ordered.Store(true)
 	}
-	arrived := arrival{host: r.Host, original: arrivedAs(r)}
-	target, scope := arrived.target(), state.key.scope
+	arrivedAt, _ := arrivedFrom(r)
+	target, scope := targetOf(r.Host, arrivedAt), state.key.scope
 	if h.inbox != nil {
 		return h.inbox.dispatcher.Enter(target, scope, state.orderKey)
 	}
