@@ -704,8 +704,24 @@ func TestEachKeyIsInOrderWhateverHappens(t *testing.T) {
 		b.policy.FirstRetry, b.policy.LongestRetry, b.policy.Concurrency = time.Second, 30*time.Second, 100
 		b.Activate(b.config())
 		sent := make([]int, keys)
-		lives, left := 0, keys
-		for ; left > 0; lives++ {
+		lives := 0
+		// live reloads three times, and then restarts every other time.
+		live := func(stop func()) {
+			for range 3 {
+				time.Sleep(time.Second)
+				b.Activate(b.config())
+			}
+			stop()
+			if lives%2 == 0 {
+				killed, cancel := context.WithCancel(context.Background())
+				cancel()
+				b.d.Stop(killed)
+				b.d = newDispatcher(b.store, b.wall, b.rand)
+				b.Activate(b.config())
+			}
+			lives++
+		}
+		for left := keys; left > 0; {
 			stop := make(chan struct{})
 			var senders, firsts sync.WaitGroup
 			left = 0
@@ -728,26 +744,14 @@ func TestEachKeyIsInOrderWhateverHappens(t *testing.T) {
 					}
 				})
 			}
-			for range 3 {
-				time.Sleep(time.Second)
-				b.Activate(b.config())
-			}
-			close(stop)
-			senders.Wait()
-			firsts.Wait()
-			if lives%2 == 0 {
-				killed, cancel := context.WithCancel(context.Background())
-				cancel()
-				b.d.Stop(killed)
-				b.d = newDispatcher(b.store, b.wall, b.rand)
-				b.Activate(b.config())
-			}
+			live(func() {
+				close(stop)
+				senders.Wait()
+				firsts.Wait()
+			})
 		}
-		for range 10_000 {
-			if b.store.states()[Waiting] == 0 {
-				break
-			}
-			b.sleep(10 * time.Second)
+		for b.store.states()[Waiting] > 0 && lives < 10_000 {
+			live(func() { time.Sleep(time.Minute) })
 		}
 		b.Stop()
 		for key := range keys {
