@@ -78,7 +78,7 @@ func (h *Handler) attempt(state *requestState, target eventInStore) *attempt {
 func (a *attempt) hasClaimed(target eventInStore) bool {
 	for ; a != nil; a = a.outer {
 		// also if the event was stored meanwhile: it is still being delivered
-		if a.target == target && (a.holdsClaim() || a.keeper != nil && a.keeper.isKept()) {
+		if a.target == target && (a.holdsClaim() || a.keeper != nil && a.keeper.isKeptOrPending()) {
 			return true
 		}
 	}

@@ -7,8 +7,6 @@ import (
 	"maps"
 	"math"
 	"net/http"
-	"net/url"
-	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -21,9 +19,6 @@ import (
 	"github.com/buzzbip/caddy-webhook/internal/adminapi"
 	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
-
-// keepTimeout bounds how long a sender waits until its event is in the inbox.
-const keepTimeout = 5 * time.Second
 
 // runWithInbox is run for a handler with an inbox.
 func (a *attempt) runWithInbox(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
@@ -52,65 +47,19 @@ func (a *attempt) deliverOrKeep(w http.ResponseWriter, r *http.Request, next cad
 		if a.tryMemory() {
 			return k.deliver(r, next)
 		}
-		k.first.End(inbox.Outcome{NoAttempt: true})
+		k.end(inbox.Outcome{NoAttempt: true})
 	}
-	if k.keep() {
+	k.mu.Lock()
+	kept, pending := k.keep(), k.pending
+	k.mu.Unlock()
+	switch {
+	case kept:
 		return answer(a.state, w, webhook.ResultStored)
+	case pending:
+		return a.reject(a.state, w, r, webhook.ReasonStoreUnavailable, errNoAnswer)
 	}
 	return a.run(w, r, next)
 }
-
-// arrival is what the inbox keeps of a request, as it was before the next handlers,
-// which may change it.
-type arrival struct {
-	target string // as the dispatcher names it
-	host   string
-	proto  string
-	tls    bool
-	url    *url.URL
-	remote string
-
-	// fields are the headers, without the maps and slices that most events never need.
-	fields []headerField
-	room   [12]headerField
-}
-
-type headerField struct{ name, value string }
-
-func (a *arrival) record(r *http.Request) {
-	a.host, a.proto, a.tls = r.Host, r.Proto, r.TLS != nil
-	a.url, a.remote = arrivedFrom(r)
-	a.target = targetOf(r.Host, a.url)
-	a.fields = a.room[:0]
-	for name, values := range r.Header {
-		for _, value := range values {
-			a.fields = append(a.fields, headerField{name, value})
-		}
-	}
-}
-
-// header returns the headers that a redelivery repeats.
-func (a *arrival) header() http.Header {
-	header := make(http.Header)
-	for _, f := range a.fields {
-		if !slices.Contains(notKept, f.name) {
-			header[f.name] = append(header[f.name], f.value)
-		}
-	}
-	return header
-}
-
-// arrivedFrom returns the URL and the sender's address that r arrived with.
-func arrivedFrom(r *http.Request) (*url.URL, string) {
-	if original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok {
-		return original.URL, original.RemoteAddr
-	}
-	return r.URL, r.RemoteAddr
-}
-
-// targetOf returns what an event that arrived at a URL is delivered to, as the
-// dispatcher names it.
-func targetOf(host string, u *url.URL) string { return host + u.Path }
 
 // inboxEvent returns the event as the inbox keeps it.
 func (k *keeper) inboxEvent() inbox.Event {
@@ -133,12 +82,6 @@ func (k *keeper) inboxEvent() inbox.Event {
 	return e
 }
 
-// notKept are headers of a connection or of one delivery.
-var notKept = []string{
-	"Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Proxy-Connection", "Te", "Trailer",
-	"Transfer-Encoding", "Upgrade", "Expect", deliveryHeader,
-}
-
 // keeper is the response to the sender while the next handlers run. It is passed on
 // as it is if the backend accepts the event, or if the inbox does not take it.
 type keeper struct {
@@ -153,7 +96,9 @@ type keeper struct {
 	passing  bool        // the response goes to the sender
 	kept     bool        // the event is in the inbox
 	answered bool        // early
+	pending  bool        // it is not known whether the inbox takes the event
 	ended    bool        // first knows the outcome
+	accepted bool        // that the backend has accepted the event
 	header   http.Header // of a response that is not passed on, or not yet
 }
 
@@ -279,49 +224,28 @@ func (k *keeper) failed(o inbox.Outcome) bool {
 	}
 	k.decided = true
 	k.end(o)
-	return k.keep()
+	return !k.pending && k.keep()
 }
 
 // end tells the dispatcher the outcome of the attempt, once.
 func (k *keeper) end(o inbox.Outcome) {
 	if !k.ended {
-		k.ended = true
+		k.ended, k.accepted = true, o.Accepted
 		k.first.End(o)
 	}
+}
+
+// isKeptOrPending reports whether the claim is, or may become, that of an event in the inbox.
+func (k *keeper) isKeptOrPending() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.kept || k.pending
 }
 
 func (k *keeper) isKept() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.kept
-}
-
-// keep stores the event and settles the claim: then its ID is a duplicate. It
-// reports false if the inbox does not take the event. While the next handlers run,
-// it is called with k.mu held.
-func (k *keeper) keep() bool {
-	ctx, cancel := context.WithTimeout(context.Background(), keepTimeout)
-	defer cancel()
-	a := k.attempt
-	event := k.inboxEvent()
-	var err error
-	if k.first != nil {
-		_, err = k.first.Keep(ctx, event, a.inbox.Capacity())
-	} else {
-		_, err = a.inbox.dispatcher.Add(ctx, event.Target, a.turn, event, a.inbox.Capacity())
-	}
-	a.inbox.room.learn(err, a.inbox.Stats)
-	if err != nil && !errors.Is(err, inbox.ErrKept) {
-		a.sampled.log(a.logger, zapcore.ErrorLevel, "the inbox does not take events, so senders get the failures of the backend", "", func() []zap.Field {
-			return []zap.Field{zap.String("event_id", a.event.ID), zap.Error(err)}
-		})
-		return false
-	}
-	claim := a.claim
-	claim.Retention = a.keptRetention
-	a.settleAs(claim, true)
-	k.kept = true
-	return true
 }
 
 // succeed implements [successHook]. A success after the event was stored is told to
@@ -331,11 +255,10 @@ func (k *keeper) succeed(status int) int {
 	if !k.isKept() && k.attempt.inbox.Policy().KeepDelivered > 0 {
 		k.keepDelivered(status)
 	}
-	status = k.attempt.succeed(status)
 	k.mu.Lock()
-	defer k.mu.Unlock()
 	k.end(inbox.Outcome{Accepted: true, Attempt: inbox.Attempt{Status: status}})
-	return status
+	k.mu.Unlock()
+	return k.attempt.succeed(status) // it settles the claim, unless that is pending
 }
 
 // keepDelivered keeps the event for replay. If that fails, it is delivered

@@ -2,7 +2,6 @@ package inbox
 
 import (
 	"context"
-	"errors"
 	"math"
 	"time"
 )
@@ -121,7 +120,20 @@ func (f *First) End(o Outcome) {
 	if keeping == nil {
 		return
 	}
-	<-keeping
+	select {
+	case <-keeping:
+		f.recordHeld(c, o)
+	default: // that may last as long as the disk does not respond
+		go func() {
+			<-keeping
+			f.recordHeld(c, o)
+		}()
+	}
+}
+
+// recordHeld records the outcome of an attempt that has ended after Keep was called.
+func (f *First) recordHeld(c *Config, o Outcome) {
+	d := f.d
 	switch {
 	case f.held == nil: // it could not be stored
 	case o.NoAttempt:
@@ -135,8 +147,9 @@ func (f *First) End(o Outcome) {
 }
 
 // Add stores an event that no attempt was made to deliver, which has a turn if it has
-// an order key. It is due at once. Of e, it sets Target, Sequence and Due. Errors are
-// those of [Store.Add].
+// an order key. It is due at once. Of e, it sets Target, Sequence and Due. Like
+// [Store.Add], whose errors it returns, it does not return before it is known whether
+// the event is stored; its turn must last as long.
 func (d *Dispatcher) Add(ctx context.Context, target string, turn *Turn, e Event, maxSize int64) (number int64, err error) {
 	e.Due = d.clock.now()
 	d.mu.Lock()
@@ -161,46 +174,15 @@ func (d *Dispatcher) AddDelivered(ctx context.Context, target string, e Event, a
 }
 
 func (d *Dispatcher) add(ctx context.Context, t *target, turn *Turn, e Event, maxSize int64) (number int64, err error) {
-	e.Target = t.name
-	number, err = d.addInTurn(ctx, t, turn, e, maxSize)
+	e.Target, e.Sequence = t.name, turn.Sequence()
+	number, err = d.store.Add(ctx, e, maxSize)
+	if err != nil {
+		return 0, err
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if !errors.Is(err, ErrFull) && !errors.Is(err, ErrKept) {
-		d.added(t, e)
-	}
-	return number, err
-}
-
-// addInTurn is Add of the store. If ctx ends earlier, the event keeps its turn until it
-// is known whether the event was stored.
-func (d *Dispatcher) addInTurn(ctx context.Context, t *target, turn *Turn, e Event, maxSize int64) (int64, error) {
-	if turn == nil {
-		return d.store.Add(ctx, e, maxSize)
-	}
-	e.Sequence = turn.sequence
-	turn.Hold()
-	type result struct {
-		number int64
-		err    error
-	}
-	added := make(chan result, 1)
-	go func() {
-		defer turn.Leave()
-		var r result
-		r.number, r.err = d.store.Add(context.WithoutCancel(ctx), e, maxSize)
-		added <- r
-		if r.err == nil && ctx.Err() != nil {
-			d.mu.Lock()
-			defer d.mu.Unlock()
-			d.added(t, e)
-		}
-	}()
-	select {
-	case r := <-added:
-		return r.number, r.err
-	case <-ctx.Done():
-		return 0, ctx.Err()
-	}
+	d.added(t, e)
+	return number, nil
 }
 
 // addHeld stores an event of which an attempt is under way. It is due at once, for
@@ -212,7 +194,7 @@ func (d *Dispatcher) addHeld(ctx context.Context, f *First, e Event, maxSize int
 	d.mu.Lock()
 	d.adding[id]++
 	d.mu.Unlock()
-	number, err := d.addInTurn(ctx, t, f.turn, e, maxSize)
+	number, err := d.store.Add(ctx, e, maxSize)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.adding[id]--; d.adding[id] == 0 {
@@ -231,8 +213,7 @@ func (d *Dispatcher) addHeld(ctx context.Context, f *First, e Event, maxSize int
 	return number, a, nil
 }
 
-// added takes a new event into account. It may be in the store although Add has
-// failed, if the caller's context has ended. The caller locks.
+// added takes a new event into account. The caller locks.
 func (d *Dispatcher) added(t *target, e Event) {
 	d.dueAt(t, e.Due)
 	if c := d.current(); c != nil && c.Policy.DeadAfter > 0 {

@@ -176,28 +176,6 @@ func TestAnEventIsNotDeliveredWhileAnEarlierOneIsBeingStored(t *testing.T) {
 	})
 }
 
-// A sender does not wait any longer whether its event is stored. Its next event does.
-func TestAnEventKeepsItsTurnUntilItIsKnownWhetherItIsStored(t *testing.T) {
-	run(t, func(b *bed) {
-		b.store.commitsIn(10 * time.Second)
-		ctx, cancel := context.WithTimeout(b.Context(), time.Second)
-		defer cancel()
-		first := b.d.Enter("site", "", "x")
-		if _, err := b.d.Add(ctx, "site", first, b.keyed("x"), 1<<30); !errors.Is(err, context.DeadlineExceeded) {
-			b.Error(err)
-		}
-		first.Leave()
-		second := b.d.Enter("site", "", "x")
-		if second.Try(b.Context()) {
-			b.Error("the next one is tried")
-		}
-		second.Leave()
-		b.store.commitsIn(0)
-		b.sleep(time.Minute)
-		b.expect("e1 10s")
-	})
-}
-
 func TestAnEventThatDiesLetsTheNextOfItsKeyPass(t *testing.T) {
 	run(t, func(b *bed) {
 		b.policy.DeadOn = func(status int) bool { return status == 422 }

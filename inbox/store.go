@@ -33,7 +33,8 @@ type Store interface {
 	// with the same scope, key and digest is kept already, in whatever state, and
 	// [ErrFull] if the events that wait or are dead would take more than maxSize
 	// bytes: see [Event.Size]. It fails if no configuration uses the store any more,
-	// for nobody would deliver the event.
+	// for nobody would deliver the event. Also if ctx has ended, Add returns only when
+	// it is known whether the event is kept.
 	Add(ctx context.Context, e Event, maxSize int64) (number int64, err error)
 
 	// Find returns the event with a scope and a key that was kept last, without

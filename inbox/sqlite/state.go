@@ -65,13 +65,13 @@ func (st *state) Destruct() error {
 
 // write makes a change. If ctx ends, that may go on after write has returned.
 func (st *state) write(ctx context.Context, change func(*database.Conn) error) error {
-	return st.writeWithin(ctx, math.MaxInt64, change)
+	return st.db.Write(ctx, st.within(math.MaxInt64, change))
 }
 
-// writeWithin makes a change, unless more than maxSize bytes would be kept that
-// are not delivered.
-func (st *state) writeWithin(ctx context.Context, maxSize int64, change func(*database.Conn) error) error {
-	return st.db.Write(ctx, func(c *database.Conn) error {
+// within is a change that fails if more than maxSize bytes would be kept that are not
+// delivered.
+func (st *state) within(maxSize int64, change func(*database.Conn) error) func(*database.Conn) error {
+	return func(c *database.Conn) error {
 		if err := change(c); err != nil {
 			return err
 		}
@@ -90,7 +90,7 @@ func (st *state) writeWithin(ctx context.Context, maxSize int64, change func(*da
 			}
 		})
 		return nil
-	})
+	}
 }
 
 func (st *state) read(ctx context.Context, read func(*database.Conn) error) error {
@@ -119,10 +119,10 @@ func (st *state) countOpening(c *database.Conn) error {
 
 func (st *state) add(ctx context.Context, e inbox.Event, maxSize int64) (int64, error) {
 	var number int64
-	err := st.writeWithin(ctx, maxSize, func(c *database.Conn) (err error) {
+	err := st.db.WriteForCertain(ctx, st.within(maxSize, func(c *database.Conn) (err error) {
 		number, err = insert(c, &e)
 		return err
-	})
+	}))
 	if err != nil {
 		return 0, err
 	}

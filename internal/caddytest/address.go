@@ -3,8 +3,12 @@ package caddytest
 import (
 	"fmt"
 	"net"
+	"sync"
 	"testing"
 )
+
+// given has the ports that FreePort has returned: who asked for one may not listen yet.
+var given sync.Map
 
 // FreeAddress returns an address on loopback that nobody listens at.
 func FreeAddress(t testing.TB) string {
@@ -13,7 +17,7 @@ func FreeAddress(t testing.TB) string {
 }
 
 // FreePort returns a port on loopback that nobody listens at, over TCP and, for
-// HTTP/3, over UDP.
+// HTTP/3, over UDP. It returns each port once.
 func FreePort(t testing.TB) int {
 	t.Helper()
 	for range 100 {
@@ -25,7 +29,9 @@ func FreePort(t testing.TB) int {
 		l.Close()
 		if l, err := net.ListenPacket("udp", address.String()); err == nil {
 			l.Close()
-			return address.Port
+			if _, before := given.LoadOrStore(address.Port, true); !before {
+				return address.Port
+			}
 		}
 	}
 	t.Fatal("no port is free for both TCP and UDP")

@@ -169,19 +169,27 @@ type request struct {
 // one. If change returns an error, nothing of it is kept, and the others are
 // not affected.
 //
-// If ctx ends earlier, the change may be made nevertheless. See [Conn.OnCommit].
+// If ctx ends earlier, the change may be made nevertheless. See [Conn.OnCommit] and
+// [DB.WriteForCertain].
 func (db *DB) Write(ctx context.Context, change func(*Conn) error) error {
-	return db.ask(ctx, db.writes, change)
+	return db.ask(ctx, db.writes, change, false)
+}
+
+// WriteForCertain is Write, but returns only when it is known whether the change was
+// made, even if ctx ends earlier. ctx says how long the disk may take before it counts
+// as one that does not respond.
+func (db *DB) WriteForCertain(ctx context.Context, change func(*Conn) error) error {
+	return db.ask(ctx, db.writes, change, true)
 }
 
 // Read calls read with a connection that sees everything that was committed
 // before. It must not change the database. If ctx ends earlier, read may still
 // be running when Read returns.
 func (db *DB) Read(ctx context.Context, read func(*Conn) error) error {
-	return db.ask(ctx, db.reads, read)
+	return db.ask(ctx, db.reads, read, false)
 }
 
-func (db *DB) ask(ctx context.Context, queue chan *request, call func(*Conn) error) error {
+func (db *DB) ask(ctx context.Context, queue chan *request, call func(*Conn) error, certain bool) error {
 	db.mu.Lock()
 	err := db.lost
 	if err == nil && db.hangs {
@@ -207,7 +215,27 @@ func (db *DB) ask(ctx context.Context, queue chan *request, call func(*Conn) err
 	case err := <-r.done:
 		return err
 	case <-ctx.Done():
-		return db.late(ctx, began)
+		err := db.late(ctx, began)
+		if certain {
+			err = db.outcome(r)
+		}
+		return err
+	}
+}
+
+// outcome waits for the end of a request, or until it is clear that it never begins.
+func (db *DB) outcome(r *request) error {
+	select {
+	case err := <-r.done:
+		return err
+	case <-db.ctx.Done():
+	}
+	db.workers.Wait()
+	select {
+	case err := <-r.done:
+		return err
+	default:
+		return errClosed
 	}
 }
 

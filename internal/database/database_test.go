@@ -418,6 +418,45 @@ func TestDiskThatHangsKeepsNobodyWaiting(t *testing.T) {
 	write(t, db, insert(3))
 }
 
+func TestWriteForCertainReturnsWhenItIsKnownWhetherTheChangeIsMade(t *testing.T) {
+	db := start(t, newPath(t))
+	defer stop(t, db)
+	for n, want := range []error{nil, errors.New("own")} {
+		ctx, cancel := context.WithCancel(t.Context())
+		begun, end, known := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+		go func() {
+			known <- db.WriteForCertain(ctx, func(c *Conn) error {
+				close(begun)
+				<-end
+				return errors.Join(insert(n)(c), want)
+			})
+		}()
+		<-begun
+		cancel()
+		time.Sleep(time.Millisecond)
+		if len(known) > 0 {
+			t.Errorf("it returns %v while the change is made", <-known)
+		}
+		close(end)
+		if err := <-known; !errors.Is(err, want) {
+			t.Errorf("got %v, want %v", err, want)
+		}
+	}
+	if got := count(t, db); got != 1 {
+		t.Errorf("%d rows were written, want 1", got)
+	}
+}
+
+func TestOutcomeOfAChangeIsKnownWhenTheDatabaseIsClosed(t *testing.T) {
+	db := start(t, newPath(t))
+	known := make(chan error, 1)
+	go func() { known <- db.outcome(&request{done: make(chan error, 1)}) }() // nobody serves it
+	stop(t, db)
+	if err := <-known; !errors.Is(err, errClosed) {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestCallerThatGivesUpEarlyDoesNotMakeTheDiskHang(t *testing.T) {
 	db := start(t, newPath(t))
 	defer stop(t, db)

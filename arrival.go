@@ -1,0 +1,67 @@
+package buzzbip
+
+import (
+	"net/http"
+	"net/url"
+	"slices"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+)
+
+// arrival is what the inbox keeps of a request, as it was before the next handlers,
+// which may change it.
+type arrival struct {
+	target string // as the dispatcher names it
+	host   string
+	proto  string
+	tls    bool
+	url    *url.URL
+	remote string
+
+	// fields are the headers, without the maps and slices that most events never need.
+	fields []headerField
+	room   [12]headerField
+}
+
+type headerField struct{ name, value string }
+
+func (a *arrival) record(r *http.Request) {
+	a.host, a.proto, a.tls = r.Host, r.Proto, r.TLS != nil
+	a.url, a.remote = arrivedFrom(r)
+	a.target = targetOf(r.Host, a.url)
+	a.fields = a.room[:0]
+	for name, values := range r.Header {
+		for _, value := range values {
+			a.fields = append(a.fields, headerField{name, value})
+		}
+	}
+}
+
+// header returns the headers that a redelivery repeats.
+func (a *arrival) header() http.Header {
+	header := make(http.Header)
+	for _, f := range a.fields {
+		if !slices.Contains(notKept, f.name) {
+			header[f.name] = append(header[f.name], f.value)
+		}
+	}
+	return header
+}
+
+// arrivedFrom returns the URL and the sender's address that r arrived with.
+func arrivedFrom(r *http.Request) (*url.URL, string) {
+	if original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok {
+		return original.URL, original.RemoteAddr
+	}
+	return r.URL, r.RemoteAddr
+}
+
+// targetOf returns what an event that arrived at a URL is delivered to, as the
+// dispatcher names it.
+func targetOf(host string, u *url.URL) string { return host + u.Path }
+
+// notKept are headers of a connection or of one delivery.
+var notKept = []string{
+	"Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Proxy-Connection", "Te", "Trailer",
+	"Transfer-Encoding", "Upgrade", "Expect", deliveryHeader,
+}
