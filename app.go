@@ -107,18 +107,31 @@ func (a *App) Start() error {
 	return nil
 }
 
-// Stop removes the handlers from the metrics and the admin API.
-func (a *App) Stop() error {
+// Stop does nothing. Caddy stops its apps in any order: requests may still arrive after
+// it, for as long as shutdown_delay.
+func (*App) Stop() error { return nil }
+
+// release removes the handlers from the metrics and the admin API, and releases their
+// inboxes.
+func (a *App) release() {
 	a.stopInboxes()
 	startedApps.Lock()
 	defer startedApps.Unlock()
 	startedApps.list = slices.DeleteFunc(startedApps.list, func(other *App) bool { return other == a })
-	return nil
 }
 
-// Cleanup stops the App of a configuration that failed to load after its apps had
-// started: Caddy does not stop those.
-func (a *App) Cleanup() error { return a.Stop() }
+// serverStopped is called when a server of the configuration takes no requests any more.
+func (a *App) serverStopped(gracePeriod context.Context) error {
+	a.release()
+	return awaitDeliveries(gracePeriod)
+}
+
+// Cleanup releases what serverStopped has not: Caddy does not stop a configuration that
+// failed to load after its apps had started.
+func (a *App) Cleanup() error {
+	a.release()
+	return nil
+}
 
 // register adds a handler.
 func (a *App) register(h *Handler) {

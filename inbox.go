@@ -30,7 +30,8 @@ var dispatchers = caddy.NewUsagePool()
 
 type pooledDispatcher struct {
 	*inbox.Dispatcher
-	room *room
+	room  *room
+	store inbox.Store
 }
 
 // Destruct implements [caddy.Destructor].
@@ -38,6 +39,10 @@ func (d pooledDispatcher) Destruct() error {
 	ctx, cancel := context.WithTimeout(context.Background(), exitGrace)
 	defer cancel()
 	d.Stop(ctx)
+	if stats := d.store.Stats(); stats.Waiting > 0 && !caddy.Exiting() {
+		caddy.Log().Named("http.handlers.buzzbip_webhook").Warn("the inbox is not in the configuration any more, but events wait in it; put it back to have them delivered",
+			zap.String("path", stats.Backing), zap.Int("events", stats.Waiting))
+	}
 	return nil
 }
 
@@ -120,7 +125,7 @@ func (a *App) startInboxes() error {
 		}
 		h.inbox.backing = h.inbox.kind + " " + h.inbox.Stats().Backing
 		pooled, _, err := dispatchers.LoadOrNew(h.inbox.backing, func() (caddy.Destructor, error) {
-			return pooledDispatcher{inbox.NewDispatcher(h.inbox.Module), new(room)}, nil
+			return pooledDispatcher{inbox.NewDispatcher(h.inbox.Module), new(room), h.inbox.Module}, nil
 		})
 		if err != nil {
 			return err

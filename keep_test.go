@@ -557,6 +557,25 @@ func TestEventsOfASiteThatIsGoneWait(t *testing.T) {
 	waitForEmptyInbox(t)
 }
 
+func TestLogSaysIfEventsWaitInAnInboxThatIsRemovedFromTheConfiguration(t *testing.T) {
+	b, working := failing(t, http.StatusInternalServerError)
+	options := kept(t, "")
+	s := start(t, proxied(b, options))
+	expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, caddytest.NewEvent())), http.StatusOK, webhook.ResultStored)
+	warns := func() bool { return strings.Contains(s.logs(), "events wait in it") }
+	s.reload(proxied(b, options+"\nretention 1h"))
+	if warns() {
+		t.Error("it says so although the inbox is still there")
+	}
+	s.reload(proxied(b, ""))
+	if !warns() {
+		t.Error("it does not")
+	}
+	working.Store(true)
+	s.reload(proxied(b, options))
+	waitForEmptyInbox(t)
+}
+
 func TestRedeliveryUnderWayIsCutOffWhenCaddyStops(t *testing.T) {
 	defer func(d time.Duration) { exitGrace = d }(exitGrace)
 	exitGrace = 0

@@ -218,7 +218,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return err
 	}
 	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
-		server.RegisterOnStop(awaitDeliveries)
+		server.RegisterOnStop(h.app.serverStopped)
 	}
 	switch h.Enforce {
 	case "":

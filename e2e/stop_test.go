@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"net/http"
 	"os"
@@ -90,5 +91,22 @@ func TestStopWaitsForDeliveriesWhoseSenderHasDisconnected(t *testing.T) {
 				t.Errorf("after a restart the event is answered %d %q", got.Status, got.Result)
 			}
 		})
+	}
+}
+
+func TestEventsAreDeliveredUntilTheShutdownDelayHasPassed(t *testing.T) {
+	for range 4 { // Caddy stops its apps in random order
+		b := caddytest.NewBackend(t, nil)
+		data, address := t.TempDir(), caddytest.FreeAddress(t)
+		site := fmt.Sprintf("http://%s {\n\tbuzzbip_webhook %s {\n\t\tinbox sqlite %s/inbox.db\n\t}\n\treverse_proxy %s\n}", address, caddytest.Secret, data, b.Address())
+		c := caddytest.Start(t, data, "shutdown_delay 500ms", site)
+		if err := c.Cmd.Process.Signal(os.Interrupt); err != nil {
+			t.Fatal(err)
+		}
+		caddytest.WaitFor(t, "the delay to begin", func() bool { return strings.Contains(c.Log.String(), "shutdown scheduled") })
+		if got := caddytest.Post(t.Context(), "http://"+address, caddytest.NewEvent()); got.Status != http.StatusOK || got.Result == "stored" {
+			t.Errorf("during the delay an event is answered %d %q", got.Status, got.Result)
+		}
+		caddytest.Receive(t, c.Ended, "Caddy to end")
 	}
 }
