@@ -37,11 +37,11 @@ func TestLookupTellsWhatWaitsInTheInbox(t *testing.T) {
 	run(t, "", "send", url, "--id", "evt_1").says(t, 0, "(stored)")
 	c.Change("/buzzbip_webhook/inbox/pause", "")
 	got := lookup()
-	got.says(t, 0, "secret:1  memory  stored: waits in the inbox, which is paused, attempts: 1, last attempt failed (unreachable) at ", "connection refused")
+	got.says(t, 0, "secret:1  memory  stored  ", "  waits in the inbox, which is paused, attempts: 1, last attempt failed (unreachable) at ", "connection refused")
 	c.Change("/buzzbip_webhook/inbox/resume", "")
 	before := time.Now().Add(40 * time.Minute).UTC()
 	got = lookup()
-	got.says(t, 0, "stored: waits in the inbox, next attempt at ", ", attempts: 1, last attempt failed (unreachable) at ")
+	got.says(t, 0, "stored  ", "  waits in the inbox, next attempt at ", ", attempts: 1, last attempt failed (unreachable) at ")
 	_, rest, _ := strings.Cut(got.out, "next attempt at ")
 	text, _, _ := strings.Cut(rest, ",")
 	if next, err := time.Parse(time.RFC3339, text); err != nil || next.Before(before) {
@@ -55,7 +55,7 @@ func TestLookupTellsADeadEvent(t *testing.T) {
 	c := caddytest.Start(t, "", "", fmt.Sprintf("http://%s {\n\tbuzzbip_webhook %s {\n\t\tinbox sqlite {\n\t\t\tdead_on 422\n\t\t}\n\t}\n\trespond 422\n}", address, caddytest.Secret))
 	run(t, "", "send", "http://"+address, "--id", "evt_1").says(t, 0, "(stored)")
 	caddytest.WaitFor(t, "the event to be dead", func() bool { return c.Metric(`inbox_events{state="dead"}`) == 1 })
-	run(t, "", "lookup", "evt_1", "--address", c.Admin).says(t, 0, "dead: in the inbox until you retry or discard it, attempts: 1, last attempt failed with 422 at ")
+	run(t, "", "lookup", "evt_1", "--address", c.Admin).says(t, 0, "dead  ", "  in the inbox until you retry or discard it, attempts: 1, last attempt failed with 422 at ")
 }
 
 func TestLookupAndForgetTakeAnyID(t *testing.T) {

@@ -38,36 +38,31 @@ Exit code: 0 if all stores answered, also if none knows the event; else 1.`,
 }
 
 func printStates(w io.Writer, scopes []adminapi.EventState) {
-	fmt.Fprintln(w, "SCOPE\tSTORE\tSTATE\tREMEMBERED UNTIL")
+	fmt.Fprintln(w, "SCOPE\tSTORE\tSTATE\tREMEMBERED UNTIL\tDETAILS")
 	for _, s := range scopes {
 		until := "-"
 		if s.Expires != nil {
 			until = s.Expires.Format(time.RFC3339)
 		}
-		state := eventStateText(s)
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", s.Scope, s.Store, state, until)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", s.Scope, s.Store, strings.ReplaceAll(s.State, "_", " "), until, eventDetails(s))
 	}
 }
 
-func eventStateText(s adminapi.EventState) string {
-	text := strings.ReplaceAll(s.State, "_", " ")
+func eventDetails(s adminapi.EventState) string {
+	var details []string
 	switch {
 	case s.State == adminapi.StateDead:
-		text += ": in the inbox until you retry or discard it"
+		details = append(details, "in the inbox until you retry or discard it")
 	case s.State == adminapi.StateStored && s.Due == nil:
-		text += ": waits in the inbox, which is paused"
+		details = append(details, "waits in the inbox, which is paused")
 	case s.State == adminapi.StateStored:
-		text += ": waits in the inbox, next attempt at " + s.Due.Format(time.RFC3339)
+		details = append(details, "waits in the inbox, next attempt at "+s.Due.Format(time.RFC3339))
 	}
 	if s.Attempts > 0 {
-		text += fmt.Sprintf(", attempts: %d", s.Attempts)
+		details = append(details, fmt.Sprintf("attempts: %d", s.Attempts))
 	}
-	switch {
-	case s.LastFailure == nil:
-	case s.State == adminapi.StateNotDelivered:
-		text += ": last attempt failed " + s.LastFailure.String()
-	default:
-		text += ", last attempt failed " + s.LastFailure.String()
+	if s.LastFailure != nil {
+		details = append(details, "last attempt failed "+s.LastFailure.String())
 	}
-	return text
+	return strings.Join(details, ", ")
 }
