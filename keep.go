@@ -264,11 +264,11 @@ func (k *keeper) succeed(status int) int {
 // keepDelivered keeps the event for replay. If that fails, it is delivered
 // nevertheless.
 func (k *keeper) keepDelivered(status int) {
-	ctx, cancel := context.WithTimeout(context.Background(), keepTimeout)
-	defer cancel()
 	a := k.attempt
 	event, now := k.inboxEvent(), time.Now()
-	err := a.inbox.dispatcher.AddDelivered(ctx, event.Target, event, inbox.Attempt{Time: now, Duration: now.Sub(a.start).Seconds(), Status: status})
+	_, err := askInbox(func(ctx context.Context) error {
+		return a.inbox.dispatcher.AddDelivered(ctx, event.Target, event, inbox.Attempt{Time: now, Duration: now.Sub(a.start).Seconds(), Status: status})
+	})
 	if err != nil && !errors.Is(err, inbox.ErrKept) {
 		a.sampled.log(a.logger, zapcore.ErrorLevel, "failed to keep delivered events: they cannot be replayed", "", func() []zap.Field {
 			return []zap.Field{zap.String("event_id", a.event.ID), zap.Error(err)}

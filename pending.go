@@ -16,25 +16,39 @@ var keepTimeout = 5 * time.Second
 
 var errNoAnswer = errors.New("the inbox does not answer")
 
+// askInbox calls change, which may last as long as a disk does not respond. It waits no
+// longer than keepTimeout: then it returns errNoAnswer, and late gets the result.
+func askInbox(change func(context.Context) error) (late <-chan error, err error) {
+	ended := make(chan error, 1)
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), keepTimeout)
+		defer cancel()
+		ended <- change(ctx)
+	}()
+	timer := time.NewTimer(keepTimeout)
+	defer timer.Stop()
+	select {
+	case err := <-ended:
+		return nil, err
+	case <-timer.C:
+		return ended, errNoAnswer
+	}
+}
+
 // keep stores the event and settles the claim: then its ID is a duplicate. It
 // reports false if the inbox does not take the event, or does not answer within
 // keepTimeout. The caller locks.
 func (k *keeper) keep() bool {
 	a, event := k.attempt, k.inboxEvent()
-	ctx, cancel := context.WithTimeout(context.Background(), keepTimeout)
-	ended := make(chan error, 1)
 	a.turn.Hold()
-	go func() {
+	late, err := askInbox(func(ctx context.Context) error {
 		defer a.turn.Leave()
-		defer cancel()
-		ended <- k.store(ctx, event)
-	}()
-	select {
-	case err := <-ended:
+		return k.store(ctx, event)
+	})
+	if late == nil {
 		return k.stored(err)
-	case <-ctx.Done():
 	}
-	k.reportTrouble(errNoAnswer)
+	k.reportTrouble(err)
 	// The claim remains until it is known whether the event is stored: it is neither
 	// delivered twice nor answered as a duplicate.
 	a.claimed, k.pending = false, true
@@ -42,7 +56,7 @@ func (k *keeper) keep() bool {
 	underWay.add(cost)
 	go func() {
 		defer underWay.release(cost)
-		err := <-ended
+		err := <-late
 		k.mu.Lock()
 		defer k.mu.Unlock()
 		k.pending = false

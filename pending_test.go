@@ -202,3 +202,15 @@ func TestEventKeepsItsTurnUntilItIsKnownWhetherItIsStored(t *testing.T) {
 		}
 	}
 }
+
+func TestSenderDoesNotWaitForADiskThatHangsToKeepADeliveredEvent(t *testing.T) {
+	b := newBackend(t, nil)
+	s := start(t, proxied(b, inSlowInbox(t, "keep_delivered 1h")))
+	release := hangInbox(t)
+	body := caddytest.NewEvent()
+	expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, body)), http.StatusOK, "")
+	expect(t, send(newClient(t, "HTTP/1.1"), signed(s.url, body)), http.StatusOK, webhook.ResultDuplicate)
+	release()
+	caddytest.WaitFor(t, "the event to be kept", func() bool { return inboxStats(t).Delivered == 1 })
+	b.expectCount(t, 1)
+}
