@@ -4,13 +4,19 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
 
 // arrival is what the inbox keeps of a request, as it was before the next handlers,
-// which may change it.
+// which may change it: another buzzbip_webhook uses the same state.
 type arrival struct {
+	body     *content
+	orderKey string
+	secret   string // the label of the one that matched
+	at       time.Time
+
 	target string // as the dispatcher names it
 	host   string
 	proto  string
@@ -25,7 +31,8 @@ type arrival struct {
 
 type headerField struct{ name, value string }
 
-func (a *arrival) record(r *http.Request) {
+func (a *arrival) record(r *http.Request, state *requestState) {
+	a.body, a.orderKey, a.secret, a.at = state.body, state.orderKey, state.key.label, state.arrived
 	a.host, a.proto, a.tls = r.Host, r.Proto, r.TLS != nil
 	a.url, a.remote = arrivedFrom(r)
 	a.target = targetOf(r.Host, a.url)

@@ -144,6 +144,9 @@ type content struct {
 	shared          bool   // something has the bytes that does not ask
 }
 
+// cost returns what an event with this body takes of the memory for events under way.
+func (c *content) cost() int64 { return allowance + int64(cap(c.bytes)) }
+
 // readAt copies from the body, and returns 0 once it was released.
 func (c *content) readAt(b []byte, offset int) int {
 	c.mu.RLock()

@@ -149,3 +149,25 @@ func TestHandlersWithDifferentScopesEachRemember(t *testing.T) {
 	expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultDuplicate)
 	b.expectCount(t, 1)
 }
+
+func TestEventThatAHandlerBehindRejectsIsStoredAsItArrived(t *testing.T) {
+	for name, inner := range map[string]string{
+		"signature": "buzzbip_webhook the-secret-of-another-webhook-entirely",
+		"envelope":  "buzzbip_webhook " + caddytest.Secret + " {\nscope inner\n}",
+	} {
+		t.Run(name, func(t *testing.T) {
+			eachProtocol(t, func(t *testing.T, client *http.Client) {
+				b := newBackend(t, nil)
+				outer := "buzzbip_webhook " + caddytest.Secret + " {\nenvelope lenient\norder_by conversation.id\n" + kept(t, "") + "\n}\n"
+				s := start(t, "route {\n"+outer+inner+"\nreverse_proxy "+b.address()+"\n}")
+				body := `{"id":"` + caddytest.NewID() + `","type":"message.received"}`
+				expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultStored)
+				s.reload("route {\n" + outer + "reverse_proxy " + b.address() + "\n}")
+				if got := caddytest.Receive(t, b.arrived, "the event"); got.body != body {
+					t.Errorf("got %q", got.body)
+				}
+				waitForEmptyInbox(t)
+			})
+		})
+	}
+}

@@ -38,7 +38,7 @@ func (a *attempt) runWithInbox(w http.ResponseWriter, r *http.Request, next cadd
 // does not answer within answer_within, the event goes to the inbox.
 func (a *attempt) deliverOrKeep(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	k := &keeper{attempt: a, w: w}
-	k.request.record(r)
+	k.request.record(r, a.state)
 	var try bool
 	if !a.inbox.AcceptsAlways() {
 		k.first, try = a.inbox.dispatcher.TryFirst(r.Context(), k.request.target, a.turn)
@@ -63,18 +63,18 @@ func (a *attempt) deliverOrKeep(w http.ResponseWriter, r *http.Request, next cad
 
 // inboxEvent returns the event as the inbox keeps it.
 func (k *keeper) inboxEvent() inbox.Event {
-	a, state, request := k.attempt, k.attempt.state, &k.request
-	state.body.shared = true // if a context ends first, the inbox still has it
+	a, request := k.attempt, &k.request
+	request.body.shared = true // if a context ends first, the inbox still has it
 	e := inbox.Event{
 		Target: request.target,
 		Scope:  a.target.scope, Key: a.target.key, Digest: a.claim.Digest,
-		ID: state.event.ID, Type: state.event.Type, OrderKey: state.orderKey, Secret: state.key.label,
-		Arrived: state.arrived,
+		ID: a.event.ID, Type: a.event.Type, OrderKey: request.orderKey, Secret: request.secret,
+		Arrived: request.at,
 		Request: inbox.Request{
 			Host: request.host, URI: request.url.RequestURI(), Proto: request.proto, TLS: request.tls,
 			RemoteAddr: request.remote, Header: request.header(),
 		},
-		Body: state.body.bytes,
+		Body: request.body.bytes,
 	}
 	if a.server != nil {
 		e.Request.Server = a.server.Name()

@@ -52,7 +52,7 @@ func (k *keeper) keep() bool {
 	// The claim remains until it is known whether the event is stored: it is neither
 	// delivered twice nor answered as a duplicate.
 	a.claimed, k.pending = false, true
-	cost := a.state.cost()
+	cost := k.request.body.cost()
 	underWay.add(cost)
 	go func() {
 		defer underWay.release(cost)

@@ -97,7 +97,7 @@ func stateOf(r *http.Request) *requestState {
 }
 
 // cost returns what the event takes of the memory for events under way.
-func (s *requestState) cost() int64 { return allowance + int64(cap(s.body.bytes)) }
+func (s *requestState) cost() int64 { return s.body.cost() }
 
 // reuse lets the buffer of a body be used again after the request, if nobody can have
 // it then: the inbox may, and error routes.
