@@ -267,7 +267,7 @@ func (k *keeper) keepDelivered(status int) {
 	a := k.attempt
 	event, now := k.inboxEvent(), time.Now()
 	_, err := askInbox(func(ctx context.Context) error {
-		return a.inbox.dispatcher.AddDelivered(ctx, event.Target, event, inbox.Attempt{Time: now, Duration: now.Sub(a.start).Seconds(), Status: status})
+		return a.inbox.dispatcher.AddDelivered(ctx, event.Target, a.turn, event, inbox.Attempt{Time: now, Duration: now.Sub(a.start).Seconds(), Status: status})
 	})
 	if err != nil && !errors.Is(err, inbox.ErrKept) {
 		a.sampled.log(a.logger, zapcore.ErrorLevel, "failed to keep delivered events: they cannot be replayed", "", func() []zap.Field {

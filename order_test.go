@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/buzzbip/caddy-webhook/inbox"
+	"github.com/buzzbip/caddy-webhook/internal/adminapi"
 	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
@@ -318,6 +319,27 @@ func TestDiscardedEventLetsTheNextOfItsConversationPassAndTheLogSaysSo(t *testin
 	}
 	if !strings.Contains(s.logs(), "those with a key of order_by let the next ones with their keys pass") {
 		t.Errorf("the log is\n%s", s.logs())
+	}
+}
+
+// The file says of itself in which order events wait, and is checked when it is opened.
+func TestInboxWithReplaysOfAKeyOpensAgain(t *testing.T) {
+	b := newBackend(t, nil)
+	site := proxied(b, "order_by conversation.id\n"+kept(t, "keep_delivered 1h"))
+	s := start(t, site)
+	client := newClient(t, "HTTP/1.1")
+	first, second := caddytest.NewID(), caddytest.NewID()
+	for _, id := range []string{first, second} {
+		expect(t, send(client, signed(s.url, caddytest.Event{ID: id}.Body())), http.StatusOK, "")
+	}
+	askFor[adminapi.InboxChange](t, http.MethodPost, "inbox/pause", "")
+	for _, id := range []string{second, first} {
+		askFor[adminapi.InboxChange](t, http.MethodPost, "inbox/retry", fmt.Sprintf(`{"id":%q}`, id))
+	}
+	s.reload("respond gone 404")
+	s.reload(site)
+	if n := inboxStats(t).Waiting; n != 2 {
+		t.Errorf("%d events wait", n)
 	}
 }
 

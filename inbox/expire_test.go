@@ -115,7 +115,7 @@ func TestAnEventThatWasAcceptedAtOnceIsKeptForReplay(t *testing.T) {
 		b.policy.KeepDelivered = 24 * time.Hour
 		b.Activate(b.config())
 		b.sleep(time.Hour)
-		if err := b.d.AddDelivered(b.Context(), "site", b.event(), Attempt{Time: b.wall(), Status: 200}); err != nil {
+		if err := b.d.AddDelivered(b.Context(), "site", nil, b.event(), Attempt{Time: b.wall(), Status: 200}); err != nil {
 			b.Fatal(err)
 		}
 		b.sleep(23 * time.Hour)
@@ -136,7 +136,7 @@ func TestADeliveredEventExpiresAlsoIfNothingElseHappens(t *testing.T) {
 		b.policy.KeepDelivered = 24 * time.Hour
 		b.Activate(b.config())
 		b.sleep(time.Hour)
-		if err := b.d.AddDelivered(b.Context(), "site", b.event(), Attempt{Time: b.wall(), Status: 200}); err != nil {
+		if err := b.d.AddDelivered(b.Context(), "site", nil, b.event(), Attempt{Time: b.wall(), Status: 200}); err != nil {
 			b.Fatal(err)
 		}
 		b.sleep(24*time.Hour + time.Second)

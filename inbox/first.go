@@ -159,10 +159,10 @@ func (d *Dispatcher) Add(ctx context.Context, target string, turn *Turn, e Event
 }
 
 // AddDelivered keeps an event for replay that the backend has accepted at the first
-// attempt, for [Policy.KeepDelivered]. Of e, it sets Target and what is of the
-// attempt. Errors are those of [Store.Add].
-func (d *Dispatcher) AddDelivered(ctx context.Context, target string, e Event, a Attempt) error {
-	e.Target, e.State, e.Settled, e.Due = target, Delivered, a.Time, a.Time
+// attempt, for [Policy.KeepDelivered], and which has a turn if it has an order key. Of e,
+// it sets Target, Sequence and what is of the attempt. Errors are those of [Store.Add].
+func (d *Dispatcher) AddDelivered(ctx context.Context, target string, turn *Turn, e Event, a Attempt) error {
+	e.Target, e.Sequence, e.State, e.Settled, e.Due = target, turn.Sequence(), Delivered, a.Time, a.Time
 	e.Attempts, e.First, e.Last = 1, a, a
 	_, err := d.store.Add(ctx, e, math.MaxInt64) // only events that are not delivered are bounded
 	d.mu.Lock()

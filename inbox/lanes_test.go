@@ -354,6 +354,26 @@ func TestARetryOfADeadEventKeepsItsPlace(t *testing.T) {
 	})
 }
 
+func TestReplaysOfDeliveredEventsAreInOrder(t *testing.T) {
+	run(t, func(b *bed) {
+		b.policy.KeepDelivered = time.Hour
+		b.Activate(b.config())
+		for range 3 {
+			turn := b.d.Enter("site", "", "x")
+			if err := b.d.AddDelivered(b.Context(), "site", turn, b.keyed("x"), Attempt{Time: b.wall(), Status: 200}); err != nil {
+				b.Fatal(err)
+			}
+			turn.Leave()
+		}
+		b.answers(status(500))
+		if n, err := b.d.Retry(b.Context(), Filter{}); n != 3 || err != nil {
+			b.Fatal(n, err)
+		}
+		b.sleep(time.Second)
+		b.expect("e1 0s") // the others wait until it is accepted
+	})
+}
+
 func TestARetryOfManyIsInOrder(t *testing.T) {
 	run(t, func(b *bed) {
 		b.answers(down)
