@@ -91,6 +91,24 @@ func TestAnEventIsNotDeliveredWhileItIsBeingHeld(t *testing.T) {
 	})
 }
 
+func TestARetriedEventIsNotDeliveredWhileItIsBeingHeld(t *testing.T) {
+	run(t, func(b *bed) {
+		b.store.lag = time.Second // the event is in the store before the dispatcher knows its number
+		go func() {
+			f, _ := b.hold()
+			b.sleep(time.Minute)
+			f.End(accept)
+		}()
+		b.sleep(time.Second / 2)
+		if n, err := b.d.Retry(b.Context(), Filter{}); n != 1 || err != nil {
+			b.Error(n, err)
+		}
+		b.sleep(2 * time.Minute)
+		b.expect()
+		b.expectStates(0, 0, 0, 0)
+	})
+}
+
 func TestAFirstAttemptMayEndWhileItsEventIsBeingStored(t *testing.T) {
 	for name, o := range map[string]Outcome{"accepted": accept, "failed": status(500)} {
 		t.Run(name, func(t *testing.T) {

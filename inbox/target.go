@@ -109,7 +109,7 @@ func (d *Dispatcher) startNext(t *target, c *Config) (wait time.Duration, fill b
 		}
 		urgent := len(t.urgent) > 0
 		switch {
-		case urgent && (d.busy[t.urgent[0].Number] != nil || !d.mayRedeliver(t, &t.urgent[0])):
+		case urgent && (d.underWay(&t.urgent[0]) || !d.mayRedeliver(t, &t.urgent[0])):
 			t.urgent = t.urgent[1:]
 			continue
 		case urgent:
@@ -152,7 +152,12 @@ func (d *Dispatcher) startNext(t *target, c *Config) (wait time.Duration, fill b
 // notNow reports whether an event of the queue is not to be delivered now. When
 // that changes, next has it again.
 func (d *Dispatcher) notNow(t *target, e *Event) bool {
-	return d.busy[e.Number] != nil || d.adding[identityOf(*e)] > 0 || t.unserved[e.Number] || !d.mayRedeliver(t, e)
+	return d.underWay(e) || t.unserved[e.Number] || !d.mayRedeliver(t, e)
+}
+
+// underWay reports whether an attempt to deliver an event is under way, or may be.
+func (d *Dispatcher) underWay(e *Event) bool {
+	return d.busy[e.Number] != nil || d.adding[identityOf(*e)] > 0
 }
 
 // mayRedeliver reports whether nothing of the lane of an event is in its way. If
