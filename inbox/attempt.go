@@ -78,7 +78,11 @@ func (d *Dispatcher) redeliver(a *attempt, c *Config) {
 		a.target.urgent = nil // they wait for the backend, as all do
 	}
 	if o.NoAttempt {
-		a.target.unservable(a.number, c.Policy)
+		if d.current() == c {
+			a.target.unservable(a.number, c.Policy)
+		} else {
+			d.dueAt(a.target, d.clock.now()) // the new configuration may serve it
+		}
 		d.release(a)
 		d.mu.Unlock()
 		return

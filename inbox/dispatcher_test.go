@@ -578,6 +578,20 @@ func TestEventsThatNothingServesWaitUntilAReload(t *testing.T) {
 	})
 }
 
+func TestAnEventThatTheOldConfigurationDidNotServeIsTriedUnderTheNewOne(t *testing.T) {
+	run(t, func(b *bed) {
+		reloaded := make(chan struct{})
+		b.slowBackend(func(context.Context, Event) Outcome { <-reloaded; return Outcome{NoAttempt: true} })
+		b.add(1)
+		b.sleep(time.Second)
+		b.answers(accept)
+		b.Activate(b.config())
+		close(reloaded)
+		b.sleep(time.Second)
+		b.expectStates(0, 0, 0, 0)
+	})
+}
+
 func TestManyEventsThatNothingServesAreNotAllTried(t *testing.T) {
 	run(t, func(b *bed) {
 		b.answers(Outcome{NoAttempt: true})
