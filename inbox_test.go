@@ -48,6 +48,48 @@ func TestStopCutsOffRedeliveriesAfterTheirGracePeriod(t *testing.T) {
 	}
 }
 
+// The inbox is removed and put back while the backend is asked.
+func TestEventIsNotLeftInAnInboxThatWasRemovedInTheMeantime(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, client *http.Client) {
+		release := make(chan struct{})
+		b := newBackend(t, func(w http.ResponseWriter, _ *http.Request) {
+			<-release
+			w.WriteHeader(http.StatusInternalServerError)
+		})
+		site := proxied(b, kept(t, ""))
+		s := start(t, site)
+		answered := sendAsync(client, signed(s.url, caddytest.NewEvent()))
+		caddytest.Receive(t, b.arrived, "the event")
+		s.reload("respond gone 404")
+		s.reload(site)
+		close(release)
+		got := caddytest.Receive(t, answered, "the answer")
+		if got.result() == string(webhook.ResultStored) {
+			caddytest.Receive(t, b.arrived, "the redelivery")
+			return
+		}
+		expect(t, got, http.StatusInternalServerError, "")
+	})
+}
+
+func TestLateSuccessCountsAlsoIfTheInboxWasRemovedInTheMeantime(t *testing.T) {
+	defer func(d time.Duration) { exitGrace = d }(exitGrace)
+	exitGrace = 0
+	eachProtocol(t, func(t *testing.T, client *http.Client) {
+		release := make(chan struct{})
+		b := newBackend(t, func(w http.ResponseWriter, _ *http.Request) { <-release })
+		site := proxied(b, "answer_within 50ms\n"+kept(t, ""))
+		s := start(t, site)
+		expect(t, send(client, signed(s.url, caddytest.NewEvent())), http.StatusOK, webhook.ResultStored)
+		s.reload("respond gone 404")
+		close(release)
+		caddytest.WaitFor(t, "the end of the delivery", func() bool { return inFlight.Load() == 0 })
+		s.reload(site)
+		waitForEmptyInbox(t)
+		b.expectCount(t, 1)
+	})
+}
+
 // optionTest is a site whose inbox gets other options by a reload.
 type optionTest struct {
 	testing.TB

@@ -112,7 +112,13 @@ func (d *Dispatcher) deliver(c *Config, e Event) (o Outcome) {
 // background, and the event stays busy.
 func (d *Dispatcher) record(a *attempt, c *Config, o Outcome) {
 	r := d.newRecord(a, c.Policy, o)
-	if err := r.write(d.writes); err != nil {
+	ctx := d.writes
+	if ctx.Err() != nil { // a first attempt has gone on after Stop
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(context.Background(), lastWrites)
+		defer cancel()
+	}
+	if err := r.write(ctx); err != nil {
 		d.trouble("recording an outcome in the inbox", err)
 		d.mu.Lock()
 		defer d.mu.Unlock()

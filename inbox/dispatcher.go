@@ -327,8 +327,9 @@ func (d *Dispatcher) Wake() {
 
 // Stop ends the dispatcher. It starts no attempt any more, and waits for those
 // under way until ctx ends: then their contexts end too, and what is cut off does
-// not count as an attempt. When it returns, nothing uses the store any more, except
-// first attempts.
+// not count as an attempt. Events that would wait are not stored any more. When it
+// returns, nothing uses the store, except that the outcomes of first attempts are
+// recorded.
 func (d *Dispatcher) Stop(ctx context.Context) {
 	d.mu.Lock()
 	d.stopped = true

@@ -2,6 +2,7 @@ package inbox
 
 import (
 	"context"
+	"errors"
 	"math"
 	"time"
 )
@@ -66,9 +67,9 @@ func (d *Dispatcher) tryFirst(target string, turn *Turn) (f *First, try bool) {
 }
 
 // Keep stores the event, because the attempt has failed or is still under way, and
-// returns its number, or an error of [Store.Add]. It returns 0 if the backend has
-// accepted it in the meantime: then there is nothing to keep. Of e, it sets Target,
-// Sequence, Due, Attempts, First and Last.
+// returns its number, or an error of [Store.Add]; it fails if the dispatcher is stopped.
+// It returns 0 if the backend has accepted the event in the meantime: then there is
+// nothing to keep. Of e, it sets Target, Sequence, Due, Attempts, First and Last.
 func (f *First) Keep(ctx context.Context, e Event, maxSize int64) (number int64, err error) {
 	d := f.d
 	d.mu.Lock()
@@ -147,9 +148,9 @@ func (f *First) recordHeld(c *Config, o Outcome) {
 }
 
 // Add stores an event that no attempt was made to deliver, which has a turn if it has
-// an order key. It is due at once. Of e, it sets Target, Sequence and Due. Like
-// [Store.Add], whose errors it returns, it does not return before it is known whether
-// the event is stored; its turn must last as long.
+// an order key. It is due at once. Of e, it sets Target, Sequence and Due. It fails if
+// the dispatcher is stopped. Like [Store.Add], whose errors it returns, it does not
+// return before it is known whether the event is stored; its turn must last as long.
 func (d *Dispatcher) Add(ctx context.Context, target string, turn *Turn, e Event, maxSize int64) (number int64, err error) {
 	e.Due = d.clock.now()
 	d.mu.Lock()
@@ -173,7 +174,17 @@ func (d *Dispatcher) AddDelivered(ctx context.Context, target string, turn *Turn
 	return err
 }
 
+// errStopped is why an event is not stored that a dispatcher would not deliver: if the
+// store is open again, it has another one, which would not know of the event.
+var errStopped = errors.New("the inbox was removed from the configuration")
+
 func (d *Dispatcher) add(ctx context.Context, t *target, turn *Turn, e Event, maxSize int64) (number int64, err error) {
+	d.mu.Lock()
+	stopped := d.stopped
+	d.mu.Unlock()
+	if stopped {
+		return 0, errStopped
+	}
 	e.Target, e.Sequence = t.name, turn.Sequence()
 	number, err = d.store.Add(ctx, e, maxSize)
 	if err != nil {
@@ -192,6 +203,10 @@ func (d *Dispatcher) addHeld(ctx context.Context, f *First, e Event, maxSize int
 	e.Target, e.Sequence, e.Due = t.name, f.turn.Sequence(), d.clock.now()
 	id := identityOf(e)
 	d.mu.Lock()
+	if d.stopped {
+		d.mu.Unlock()
+		return 0, nil, errStopped
+	}
 	d.adding[id]++
 	d.mu.Unlock()
 	number, err := d.store.Add(ctx, e, maxSize)

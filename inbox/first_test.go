@@ -314,3 +314,16 @@ func TestAFirstAttemptWithAStatusOfDeadOnIsDead(t *testing.T) {
 		}
 	})
 }
+
+func TestAnEventIsNotLeftWithADispatcherThatHasStopped(t *testing.T) {
+	run(t, func(b *bed) {
+		f, _ := b.d.TryFirst(context.Background(), "site", nil)
+		b.Stop()
+		if _, err := b.d.Add(b.Context(), "site", nil, b.event(), 1<<30); err == nil {
+			b.Error("stored")
+		}
+		if _, err := f.Keep(b.Context(), b.event(), 1<<30); err == nil {
+			b.Error("stored")
+		}
+	})
+}
