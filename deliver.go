@@ -147,10 +147,7 @@ func (a *attempt) deliver(w http.ResponseWriter, r *http.Request, next caddyhttp
 		duration := a.state.now.Sub(a.start)
 		if !a.delivered {
 			defer a.settle() // also if the error that is reported makes that panic
-			a.fail(r, duration, err, panicked, errors.Is(ctx.Err(), context.DeadlineExceeded))
-			if a.keeper != nil {
-				a.keeper.failed(outcomeOf(a.state.failure, a.recorder.Header()))
-			}
+			a.failOrKeep(r, duration, err, panicked, errors.Is(ctx.Err(), context.DeadlineExceeded))
 		}
 		a.state.typeSeries().duration().Observe(duration.Seconds())
 		if a.context.sender.Err() != nil && (a.keeper == nil || !a.keeper.isKept()) {
@@ -190,6 +187,14 @@ func (a *attempt) deliver(w http.ResponseWriter, r *http.Request, next caddyhttp
 		return err
 	}
 	return a.reject(a.state, w, r, webhook.ReasonUnhandled, errors.New("no handler after buzzbip_webhook answered: is there a reverse_proxy or the like for this request?"))
+}
+
+// failOrKeep reports a failed delivery, and keeps its event also if that panics.
+func (a *attempt) failOrKeep(r *http.Request, duration time.Duration, err error, panicked any, timedOut bool) {
+	if a.keeper != nil {
+		defer func() { a.keeper.failed(outcomeOf(a.state.failure, a.recorder.Header())) }()
+	}
+	a.fail(r, duration, err, panicked, timedOut)
 }
 
 // valuesOf is a context as [context.WithoutCancel] returns it, without an allocation

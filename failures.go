@@ -31,7 +31,10 @@ const statusCanceled = 499
 // fail reports a failed delivery. It is called before the claim is settled:
 // after that, the success of another delivery may already have been recorded.
 func (a *attempt) fail(r *http.Request, duration time.Duration, err error, panicked any, timedOut bool) {
-	f := &adminapi.Failure{Time: a.state.now.UTC(), Duration: duration.Seconds()}
+	// the cause is that of an error that cannot be shown
+	f := &adminapi.Failure{Time: a.state.now.UTC(), Duration: duration.Seconds(), Cause: webhook.CausePanic}
+	logged := a.state.failure != nil // by another buzzbip_webhook behind this one
+	a.state.failure = f
 	f.Cause, f.Status = causeOf(a.recorder.status, err, panicked, timedOut, a.state.reason == webhook.ReasonUnhandled)
 	f.Error = a.errorText(f.Status, err)
 	traffic.attempt(false, a.state.now)
@@ -39,10 +42,9 @@ func (a *attempt) fail(r *http.Request, duration time.Duration, err error, panic
 	if a.holdsClaim() {
 		failures.add(a.failureKey(), *f, a.claim.Retention)
 	}
-	if a.state.failure == nil { // else another buzzbip_webhook behind this one has logged it
+	if !logged {
 		a.logFailure(f, duration, r, err)
 	}
-	a.state.failure = f
 }
 
 func (a *attempt) logFailure(f *adminapi.Failure, duration time.Duration, r *http.Request, err error) {

@@ -95,7 +95,7 @@ type keeper struct {
 	decided  bool        // by what the backend answered; nothing is kept after that
 	passing  bool        // the response goes to the sender
 	kept     bool        // the event is in the inbox
-	answered bool        // early
+	answered bool        // the sender, over HTTP/1.1
 	pending  bool        // it is not known whether the inbox takes the event
 	ended    bool        // first knows the outcome
 	accepted bool        // that the backend has accepted the event
@@ -129,6 +129,7 @@ func (k *keeper) deliverHere(r *http.Request, next caddyhttp.Handler) error {
 		a.state.result = webhook.ResultStored
 		return nil
 	case k.kept:
+		k.answered = true // keepLate may be waiting for the lock
 		return answer(a.state, k.w, webhook.ResultStored)
 	}
 	return err
@@ -201,7 +202,7 @@ func (k *keeper) run(r *http.Request, next caddyhttp.Handler) error {
 func (k *keeper) keepLate() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.kept || !k.decided && k.keep() {
+	if k.kept && !k.answered || !k.decided && k.keep() {
 		if k.late != nil {
 			close(k.late)
 		} else {

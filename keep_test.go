@@ -796,6 +796,81 @@ type memoryInbox struct {
 	inbox.Options
 }
 
+// useMemoryInbox gives a new one to a handler that is not part of a server.
+func useMemoryInbox(t *testing.T, h *Handler, deliver inbox.Deliver) *memoryInbox {
+	t.Helper()
+	store := &memoryInbox{Memory: inboxtest.NewMemory()}
+	if err := store.Resolve(); err != nil {
+		t.Fatal(err)
+	}
+	d := inbox.NewDispatcher(store)
+	t.Cleanup(func() { d.Stop(context.Background()) })
+	d.Activate(inbox.Config{Policy: store.Policy(), Deliver: deliver, Remember: func(context.Context, inbox.Event) error { return nil }})
+	h.inbox = &inboxUse{Module: store, kind: "memory", backing: "memory", dispatcher: d, room: new(room), started: make(chan struct{})}
+	close(h.inbox.started)
+	return store
+}
+
+// An event that the sender believes to be delivered is not held up by it.
+func TestFailureThatCannotBeReportedIsStoredAndDeliveredLater(t *testing.T) {
+	for _, protocol := range []int{1, 2} {
+		t.Run(fmt.Sprint("HTTP/", protocol), func(t *testing.T) {
+			h := &Handler{Secrets: []Secret{{Value: caddytest.Secret}}}
+			provision(t, h)
+			again := make(chan inbox.Event, 10)
+			useMemoryInbox(t, h, func(_ context.Context, e inbox.Event) inbox.Outcome {
+				again <- e
+				return inbox.Outcome{Accepted: true}
+			})
+			body := caddytest.NewEvent()
+			r := signed("https://localhost/", body)
+			r.ProtoMajor = protocol
+			result, err := serve(h, r, func(http.ResponseWriter, *http.Request) error { return new(brokenError) })
+			if result != string(webhook.ResultStored) || err != nil {
+				t.Errorf("the event was %s, %v", result, err)
+			}
+			h.inbox.dispatcher.Retry(t.Context(), inbox.Filter{})
+			if e := caddytest.Receive(t, again, "the redelivery"); string(e.Body) != body {
+				t.Errorf("delivered again: %s", e.Body)
+			}
+		})
+	}
+}
+
+// answer_within may pass while the sender is answered: what was to answer it then
+// comes when it holds no response any more.
+func TestResponseIsNotWrittenAfterTheHandlerHasReturned(t *testing.T) {
+	h := &Handler{Secrets: []Secret{{Value: caddytest.Secret}}}
+	provision(t, h)
+	useMemoryInbox(t, h, func(context.Context, inbox.Event) inbox.Outcome { return inbox.Outcome{NoAttempt: true} })
+	w := &countingResponse{ResponseWriter: httptest.NewRecorder()}
+	var k *keeper
+	err := h.ServeHTTP(w, caddyhttp.PrepareRequest(signed("https://localhost/", caddytest.NewEvent()), caddy.NewReplacer(), w, new(caddyhttp.Server)),
+		caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
+			k = stateOf(r).attempt.keeper
+			w.WriteHeader(http.StatusInternalServerError)
+			return nil
+		}))
+	if err != nil || w.headers != 1 {
+		t.Fatalf("answered %d times, error %v", w.headers, err)
+	}
+	k.keepLate()
+	if w.headers != 1 {
+		t.Error("answered once more")
+	}
+}
+
+// countingResponse counts how often a status is written.
+type countingResponse struct {
+	http.ResponseWriter
+	headers int
+}
+
+func (w *countingResponse) WriteHeader(status int) {
+	w.headers++
+	w.ResponseWriter.WriteHeader(status)
+}
+
 // timedResponse records when it is written.
 type timedResponse struct {
 	http.ResponseWriter
@@ -812,19 +887,7 @@ func TestBackendThatTakes15SecondsGetsEachEventOnceAndTheSenderItsAnswerAfter8(t
 	h := &Handler{Secrets: []Secret{{Value: caddytest.Secret}}}
 	provision(t, h)
 	synctest.Test(t, func(t *testing.T) {
-		store := &memoryInbox{Memory: inboxtest.NewMemory()}
-		if err := store.Resolve(); err != nil {
-			t.Fatal(err)
-		}
-		d := inbox.NewDispatcher(store)
-		defer d.Stop(t.Context())
-		d.Activate(inbox.Config{
-			Policy:   store.Policy(),
-			Deliver:  func(context.Context, inbox.Event) inbox.Outcome { t.Error("delivered again"); return inbox.Outcome{} },
-			Remember: func(context.Context, inbox.Event) error { return nil },
-		})
-		h.inbox = &inboxUse{Module: store, kind: "memory", backing: "memory", dispatcher: d, room: new(room), started: make(chan struct{})}
-		close(h.inbox.started)
+		store := useMemoryInbox(t, h, func(context.Context, inbox.Event) inbox.Outcome { t.Error("delivered again"); return inbox.Outcome{} })
 		var calls atomic.Int64
 		backend := caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
 			calls.Add(1)
