@@ -128,7 +128,7 @@ func (k *keeper) deliverHere(r *http.Request, next caddyhttp.Handler) error {
 	case k.answered:
 		a.state.result = webhook.ResultStored
 		return nil
-	case k.kept:
+	case k.answersStored():
 		k.answered = true // keepLate may be waiting for the lock
 		return answer(a.state, k.w, webhook.ResultStored)
 	}
@@ -177,7 +177,7 @@ func (k *keeper) deliverBeside(r *http.Request, next caddyhttp.Handler) error {
 		return answer(state, k.w, webhook.ResultStored)
 	case e := <-ended:
 		child.join(r, state)
-		if k.isKept() {
+		if k.willAnswerStored() {
 			return answer(state, k.w, webhook.ResultStored)
 		}
 		if e.panicked != nil {
@@ -187,11 +187,11 @@ func (k *keeper) deliverBeside(r *http.Request, next caddyhttp.Handler) error {
 	}
 }
 
-// run runs the next handlers. What they panic with does not matter to a sender whose
-// event is in the inbox.
+// run runs the next handlers. What they panic with does not matter to a sender that is
+// told that its event is in the inbox.
 func (k *keeper) run(r *http.Request, next caddyhttp.Handler) error {
 	defer func() {
-		if k.isKept() {
+		if k.willAnswerStored() {
 			_ = recover() // it is in the log
 		}
 	}()
@@ -202,7 +202,7 @@ func (k *keeper) run(r *http.Request, next caddyhttp.Handler) error {
 func (k *keeper) keepLate() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.kept && !k.answered || !k.decided && k.keep() {
+	if k.answersStored() && !k.answered || !k.decided && k.keep() {
 		if k.late != nil {
 			close(k.late)
 		} else {
@@ -241,6 +241,18 @@ func (k *keeper) isKeptOrPending() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.kept || k.pending
+}
+
+// answersStored reports whether the sender is to be told that the event is stored. If
+// that was unknown when the backend answered, the sender gets the backend's response.
+// The caller locks.
+func (k *keeper) answersStored() bool { return k.kept && !k.passing }
+
+// willAnswerStored is answersStored for callers that do not lock.
+func (k *keeper) willAnswerStored() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.answersStored()
 }
 
 func (k *keeper) isKept() bool {

@@ -2,6 +2,7 @@ package buzzbip
 
 import (
 	"context"
+	"io"
 	"net/http"
 	"strings"
 	"sync"
@@ -164,6 +165,37 @@ func TestSlowBackendThatFailsGetsTheEventOnceMoreIfTheInboxDoesNotAnswer(t *test
 	s.waitForDuplicate(body)
 	waitForEmptyInbox(t)
 	b.expectCount(t, 2)
+}
+
+// When answer_within passes, the event is in the inbox, but the sender is getting the
+// failure already.
+func TestFailureThatTheSenderGetsIsNotCutOffWhenItsEventIsStored(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, client *http.Client) {
+		end := make(chan struct{})
+		b := newBackend(t, func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get(redeliveryHeader) != "" {
+				return
+			}
+			w.WriteHeader(http.StatusInternalServerError)
+			_ = http.NewResponseController(w).Flush()
+			<-end
+			io.WriteString(w, "failed")
+		})
+		s := start(t, proxied(b, "answer_within 200ms\n"+inSlowInbox(t, "")))
+		release := hangInbox(t)
+		body, began := caddytest.NewEvent(), time.Now()
+		answered := sendAsync(client, signed(s.url, body))
+		caddytest.WaitFor(t, "the inbox not to answer", func() bool { return strings.Contains(s.logs(), errNoAnswer.Error()) })
+		release()
+		s.waitForDuplicate(body)
+		caddytest.WaitFor(t, "answer_within", func() bool { return time.Since(began) > 300*time.Millisecond })
+		close(end)
+		got := caddytest.Receive(t, answered, "the answer")
+		expect(t, got, http.StatusInternalServerError, "")
+		if got.body != "failed" {
+			t.Errorf("the body is %q", got.body)
+		}
+	})
 }
 
 func TestEventThatIsNotTriedIsNotDeliveredWhileItIsUnknownWhetherItIsStored(t *testing.T) {
