@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -170,4 +171,62 @@ func TestEventThatAHandlerBehindRejectsIsStoredAsItArrived(t *testing.T) {
 			})
 		})
 	}
+}
+
+// waitForEmptyInboxes is waitForEmptyInbox for several.
+func waitForEmptyInboxes(t testing.TB) {
+	t.Helper()
+	caddytest.WaitFor(t, "the inboxes to be empty", func() bool {
+		return !slices.ContainsFunc(running().inboxes(), func(h *Handler) bool { return h.inbox.Stats().Waiting > 0 })
+	})
+}
+
+func TestEventInAnInboxBehindAnotherHandlerIsDelivered(t *testing.T) {
+	for name, outer := range map[string]string{
+		"store":       "",
+		"inbox":       kept(t, ""),
+		"dedupe off":  "dedupe off",
+		"enforce off": "enforce off",
+	} {
+		t.Run(name, func(t *testing.T) {
+			eachProtocol(t, func(t *testing.T, client *http.Client) {
+				b, working := failing(t, http.StatusInternalServerError)
+				s := start(t, "route {\nbuzzbip_webhook "+caddytest.Secret+" {\n"+outer+"\n}\n"+proxied(b, "scope inner\n"+kept(t, ""))+"\n}")
+				body := caddytest.NewEvent()
+				expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultStored)
+				caddytest.WaitFor(t, "a redelivery", func() bool { return b.count() > 1 })
+				working.Store(true)
+				waitForEmptyInboxes(t)
+				expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultDuplicate)
+			})
+		})
+	}
+}
+
+// The inner handler stores it while the outer one delivers it again.
+func TestSlowBackendBehindTwoInboxesGetsTheEventOnce(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, client *http.Client) {
+		release := make(chan struct{})
+		b := newBackend(t, func(_ http.ResponseWriter, r *http.Request) {
+			select {
+			case <-release:
+			case <-r.Context().Done():
+			}
+		})
+		s := start(t, "route {\nbuzzbip_webhook "+caddytest.Secret+" {\n"+kept(t, "accept always")+"\n}\n"+
+			proxied(b, "scope inner\nanswer_within 50ms\n"+kept(t, ""))+"\n}")
+		expect(t, send(client, signed(s.url, caddytest.NewEvent())), http.StatusOK, webhook.ResultStored)
+		caddytest.Receive(t, b.arrived, "the event")
+		caddytest.WaitFor(t, "the event to be in the inner inbox alone", func() bool {
+			for _, h := range running().inboxes() {
+				if waits := h.inbox.Stats().Waiting == 1; waits != (h.Scope == "inner") {
+					return false
+				}
+			}
+			return true
+		})
+		close(release)
+		waitForEmptyInboxes(t)
+		b.expectCount(t, 1)
+	})
 }

@@ -128,7 +128,7 @@ func (a *attempt) deliver(w http.ResponseWriter, r *http.Request, next caddyhttp
 	// the delivery goes on if the sender disconnects
 	ctx, cancel := context.WithDeadline(&a.values, a.start.Add(a.deliveryTimeout))
 	defer cancel()
-	if redeliveryOf(r) != nil {
+	if a.keeper == nil && redeliveryOf(r) != nil {
 		defer context.AfterFunc(a.context.sender, cancel)() // its context ends with the process
 	}
 	a.cancel = cancel

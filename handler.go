@@ -28,10 +28,8 @@ const retryAfter = "10"
 // ServeHTTP takes a request through its steps, the cheapest first. A request that
 // fails a step leaves no state behind.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	if h.inbox != nil {
-		if d := redeliveryOf(r); d != nil && h.serves(d.event.Scope) {
-			return h.redeliver(d, w, r, next)
-		}
+	if d := redeliveryOf(r); d != nil && h.takes(d, r) {
+		return h.redeliver(d, w, r, next)
 	}
 	if h.Enforce == enforceOff {
 		return h.observe(w, r, next)

@@ -107,10 +107,10 @@ type keeper struct {
 func (k *keeper) deliver(r *http.Request, next caddyhttp.Handler) error {
 	a := k.attempt
 	a.keeper, a.recorder.onSuccess = k, k
-	if r.ProtoMajor == 1 {
+	if r.ProtoMajor == 1 && redeliveryOf(r) == nil {
 		return k.deliverHere(r, next)
 	}
-	return k.deliverBeside(r, next)
+	return k.deliverBeside(r, next) // also as a part of a redelivery, which the handler must not hold up
 }
 
 // deliverHere delivers in the sender's request. Over HTTP/1.1 it can be answered before

@@ -112,6 +112,19 @@ func (u *unread) EnableFullDuplex() error          { return nil }
 func (u *unread) SetReadDeadline(time.Time) error  { return nil }
 func (u *unread) SetWriteDeadline(time.Time) error { return nil }
 
+// takes reports whether h delivers an event of an inbox: of its own or, if another
+// buzzbip_webhook behind h has stored it, one that h has passed on when it arrived.
+func (h *Handler) takes(d *redelivery, r *http.Request) bool {
+	if h.inbox != nil && h.serves(d.event.Scope) {
+		return true
+	}
+	if d.reached || h.store == nil || h.Enforce == enforceOff {
+		return false
+	}
+	signature, _, err := admitHeaders(r)
+	return err == nil && h.secrets.verify(d.event.Body, signature) != nil
+}
+
 // redeliver passes an event of the inbox to the next handlers. Its signature and its
 // age were judged when it arrived.
 func (h *Handler) redeliver(d *redelivery, w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
