@@ -49,16 +49,30 @@ func (a *attempt) deliverOrKeep(w http.ResponseWriter, r *http.Request, next cad
 		}
 		k.end(inbox.Outcome{NoAttempt: true})
 	}
-	k.mu.Lock()
-	kept, pending := k.keep(), k.pending
-	k.mu.Unlock()
+	kept, pending, err := k.keepWithoutAttempt()
 	switch {
+	case err != nil:
+		a.settle()
+		return a.reject(a.state, w, r, webhook.ReasonOverloaded, err)
 	case kept:
 		return answer(a.state, w, webhook.ResultStored)
 	case pending:
 		return a.reject(a.state, w, r, webhook.ReasonStoreUnavailable, errNoAnswer)
 	}
 	return a.run(w, r, next)
+}
+
+// keepWithoutAttempt is keep for an event that is not tried, which takes memory as long
+// as the disk takes.
+func (k *keeper) keepWithoutAttempt() (kept, pending bool, err error) {
+	cost := k.request.body.cost()
+	if !underWay.hold(cost, k.attempt.maxInFlight) {
+		return false, false, errOverloaded
+	}
+	defer underWay.unhold(cost)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.keep(), k.pending, nil
 }
 
 // inboxEvent returns the event as the inbox keeps it.

@@ -2,6 +2,7 @@ package buzzbip
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -245,4 +246,25 @@ func TestSenderDoesNotWaitForADiskThatHangsToKeepADeliveredEvent(t *testing.T) {
 	release()
 	caddytest.WaitFor(t, "the event to be kept", func() bool { return inboxStats(t).Delivered == 1 })
 	b.expectCount(t, 1)
+}
+
+func TestEventsThatAreBeingStoredTakeNoMoreMemoryThanThoseThatWait(t *testing.T) {
+	b := newBackend(t, nil)
+	s := start(t, proxied(b, "max_in_flight 4MiB\n"+inSlowInbox(t, "accept always")))
+	keepTimeout = caddytest.Patience
+	release := hangInbox(t)
+	client, answers := newClient(t, "HTTP/2.0"), make(chan response)
+	data := fmt.Sprintf(`{"text":%q}`, strings.Repeat("x", 600<<10))
+	const events = 20
+	for range events {
+		go func() { answers <- send(client, signed(s.url, caddytest.Event{Data: data}.Body())) }()
+	}
+	for range events - 1 { // for two there is no room
+		expect(t, caddytest.Receive(t, answers, "an answer"), http.StatusServiceUnavailable, "")
+	}
+	if total := underWay.total(); total > 1<<20 {
+		t.Errorf("events take %d bytes", total)
+	}
+	release()
+	expect(t, caddytest.Receive(t, answers, "the last answer"), http.StatusOK, webhook.ResultStored)
 }
