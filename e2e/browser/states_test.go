@@ -258,18 +258,21 @@ const small = `[...document.querySelectorAll("button, input, select, summary")].
 // cut returns the cells that run into the next one.
 const cut = `[...document.querySelectorAll("td")].filter(e => e.checkVisibility() && e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX === "visible").map(e => e.outerHTML)`
 
+// narrow returns the reasons of requests that have too little room to be read.
+const narrow = `[...document.querySelectorAll("#requests td:nth-child(5)")].filter(e => e.checkVisibility() && e.getBoundingClientRect().width < 100).map(e => e.outerHTML)`
+
 // fits checks what must hold in every view.
 func (g *gateway) fits(name string) {
 	g.t.Helper()
 	g.until("the groups are there", `document.querySelector("#groups tbody").innerText !== "…"`)
 	for _, scheme := range []string{"light", "dark"} {
 		call(g, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}})
-		for view, width := range map[string]int64{"wide": 1440, "tablet": 820, "phone": 360} {
+		for view, width := range map[string]int64{"wide": 1440, "laptop": 1210, "tablet": 820, "phone": 360} {
 			g.do(chromedp.EmulateViewport(width, 844))
 			if get[bool](g, `document.documentElement.scrollWidth > document.documentElement.clientWidth`) {
 				g.t.Errorf("%s, %s: the page is wider than the window", name, view)
 			}
-			for what, expression := range map[string]string{"hard to read": unreadable, "too small": small, "running over": cut} {
+			for what, expression := range map[string]string{"hard to read": unreadable, "too small": small, "running over": cut, "too narrow": narrow} {
 				if found := get[[]string](g, expression); len(found) > 0 {
 					g.t.Errorf("%s, %s, %s: %s: %q", name, view, scheme, what, found)
 				}
