@@ -176,13 +176,17 @@ func unknownOption(d *caddyfile.Dispenser, name string) error {
 
 // unmarshalGuest returns the configuration of a guest module, such as a store.
 func unmarshalGuest(d *caddyfile.Dispenser, kind, namespace string) (json.RawMessage, error) {
+	var available []string
+	for _, module := range caddy.GetModules(namespace) {
+		available = append(available, module.ID.Name())
+	}
 	if !d.NextArg() {
-		return nil, d.ArgErr()
+		return nil, d.Errf("%s needs the name of a module: this Caddy has %s", kind, strings.Join(available, ", "))
 	}
 	name := d.Val()
 	id := namespace + "." + name
 	if _, err := caddy.GetModule(id); err != nil {
-		return nil, d.Errf("unknown %s %q: check the spelling, and that Caddy is built with it", kind, name)
+		return nil, d.Errf("unknown %s %q: this Caddy has %s", kind, name, strings.Join(available, ", "))
 	}
 	guest, err := caddyfile.UnmarshalModule(d, id)
 	if err != nil {

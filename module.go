@@ -228,7 +228,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	case enforceOff:
 		h.logger.Warn("enforce off: every request reaches the next handlers, also forged ones and duplicates; remove the option once caddy buzzbip report shows what you expect")
 	default:
-		return fmt.Errorf("enforce can only be %s, not %q", enforceOff, h.Enforce)
+		return fmt.Errorf("enforce can only be %s, not %q: leave it out to enforce", enforceOff, h.Enforce)
 	}
 	h.app.register(h)
 	h.secrets.watch(ctx, func(label string) { h.app.notices.add(noticeSecretRotated, map[string]any{"secret": label}) })
@@ -280,7 +280,7 @@ func (h *Handler) provisionDedupe(ctx caddy.Context) error {
 		}
 		return nil
 	default:
-		return fmt.Errorf("dedupe can only be %s, not %q", dedupeOff, h.Dedupe)
+		return fmt.Errorf("dedupe can only be %s, not %q: leave it out to deduplicate", dedupeOff, h.Dedupe)
 	}
 	if h.maxAge > 0 && h.maxAge > h.retention-webhook.ClockSkew {
 		return fmt.Errorf("max_age (%s) plus %s of clock skew is greater than retention (%s), so an event could be forgotten while a replay of it is still accepted: raise retention or lower max_age",
