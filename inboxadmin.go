@@ -59,9 +59,13 @@ func theInbox(r *http.Request) (*inboxUse, error) {
 		names = append(names, strconv.Quote(h.inbox.backing))
 	}
 	if len(all) == 0 {
-		return nil, caddy.APIError{HTTPStatus: http.StatusNotFound, Message: "the active configuration has no inbox"}
+		return nil, caddy.APIError{HTTPStatus: http.StatusNotFound, Message: "the active configuration has no inbox: add the option inbox to buzzbip_webhook"}
 	}
-	return nil, caddy.APIError{HTTPStatus: http.StatusBadRequest, Message: "give the parameter inbox, one of " + strings.Join(names, ", ")}
+	problem := "there are several inboxes"
+	if name != "" {
+		problem = fmt.Sprintf("there is no inbox %q", name)
+	}
+	return nil, caddy.APIError{HTTPStatus: http.StatusBadRequest, Message: problem + ": say which, of " + strings.Join(names, ", ")}
 }
 
 func serveInbox(w http.ResponseWriter, r *http.Request, path string) error {
@@ -318,7 +322,7 @@ func checkSelection(s *adminapi.InboxSelection) error {
 		switch state {
 		case inbox.Waiting, inbox.Dead, inbox.Accepted, inbox.Delivered:
 		default:
-			return fmt.Errorf("state: there are waiting, dead, accepted and delivered, not %q", state)
+			return fmt.Errorf("there is no state %q: there are waiting, dead, accepted and delivered", state)
 		}
 	}
 	if s.Limit < 0 || s.Limit > adminapi.MaxInboxPage {

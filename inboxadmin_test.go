@@ -176,7 +176,7 @@ func TestInboxIsListedInPages(t *testing.T) {
 		"limit=501":  "limit: it may be from 1 to 500",
 		"limit=-1":   "limit: it may be from 1 to 500",
 		"limit=many": "limit: ",
-		"state=ded":  "state: there are waiting, dead, accepted and delivered",
+		"state=ded":  `there is no state "ded": there are waiting, dead, accepted and delivered`,
 		"stat=dead":  "unknown parameter",
 		"since=now":  "since: ",
 		"number=x":   "number: ",
@@ -214,7 +214,7 @@ func TestInboxChangesTakeFiltersWithSingleValuesAndLists(t *testing.T) {
 		`{"ids":["a"]}`:                   "unknown field",
 		`{"id":1}`:                        "give a filter as a JSON object",
 		`{"id":"a"} {"id":"b"}`:           "after the filter",
-		`{"state":["waiting","ded"]}`:     "state: there are waiting",
+		`{"state":["waiting","ded"]}`:     `there is no state "ded": there are waiting`,
 		`{"state":"waiting","limit":501}`: "limit: it may be from 1 to 500",
 	} {
 		if text, err := ask(t, http.MethodPost, "inbox/discard", filter); err == nil || !strings.Contains(err.Error(), want) {

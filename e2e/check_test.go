@@ -165,7 +165,7 @@ func TestCheckTakesStoredForAnAcknowledgment(t *testing.T) {
 		t.Errorf("%d checks, %q failed", all, failed)
 	}
 	got.says(t, 0, "ok    accepted      a signed event: 2xx within 10s\n                    seen: 200 OK (stored)\n                    hint: "+storedNote,
-		"seen: 200 OK (duplicate)", "\nthe backend did not accept all events in time: they are in the inbox\n")
+		"seen: 200 OK (duplicate)", "\nsome events are in the inbox, which delivers them later: see the hints\n")
 	if n := strings.Count(got.out, "hint: "+storedNote); n < 3 {
 		t.Errorf("%d checks say what stored means", n)
 	}

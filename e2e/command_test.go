@@ -95,6 +95,11 @@ func TestWrongCommandLinesGetTheUsage(t *testing.T) {
 	run(t, "", "send").says(t, 1, "accepts 1 arg(s), received 0\nUsage: caddy buzzbip send <url> [flags]\nMore:  caddy buzzbip send --help\n")
 	run(t, "", "lookup").says(t, 1, "Usage: caddy buzzbip lookup <id>")
 	run(t, "", "sign", "a", "b").says(t, 1, "Usage: caddy buzzbip sign [<body-file>]")
+	run(t, "", "inbox", "list", "--status", "5xx").says(t, 1, "Error: --status takes numbers, not \"5xx\"\nUsage: ")
+	run(t, "", "inbox", "list", "--after", "evt_1").says(t, 1, "--after takes a number, not \"evt_1\"\n")
+	run(t, "", "inbox", "retry", "--rate", "fast").says(t, 1, "--rate takes a number, not \"fast\"\n")
+	run(t, "", "send", "https://localhost", "--timeout", "5").says(t, 1, "--timeout takes a duration such as 30s, not \"5\"\n")
+	run(t, "", "send", "https://localhost", "--secret", "x").says(t, 1, "unknown flag: --secret: give the secret in BUZZBIP_SECRET, or its file with --secret-file\n")
 	run(t, "", "check", "https://localhost", "--quick").says(t, 1, "unknown flag: --quick\nUsage: caddy buzzbip check <url>")
 }
 

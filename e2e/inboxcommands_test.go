@@ -196,9 +196,15 @@ func TestInboxList(t *testing.T) {
 		d.inbox(append([]string{"list"}, strings.Fields(args)...)...).lists(t, ids...)
 	}
 	d.inbox("list", "--since", "yesterday").says(t, 1, `--since "yesterday" is neither a time such as 2026-06-01T14:32:00Z nor how long ago, such as 2h or 3d`)
-	d.inbox("list", "--state", "ded").says(t, 1, "state: there are waiting, dead, accepted and delivered")
+	d.inbox("list", "--state", "ded").says(t, 1, `there is no state "ded": there are waiting, dead, accepted and delivered`)
+	d.inbox("list", "--type", "message.*").says(t, 1, `--type takes full types such as message.received, not "message.*"`)
+	d.inbox("list", "--inbox", "none").says(t, 1, `there is no inbox "none": say which, of "sqlite `)
+	d.inbox("list", "--address", "http://"+d.Admin).says(t, 1, "is not the address of an admin endpoint, such as localhost:2019")
 	d.inbox("list", "2", "dead1").says(t, 1, "either numbers or IDs")
 	d.inbox("list", "--address", caddytest.FreeAddress(t)).says(t, 1, "Is Caddy running")
+	if got := d.atTerminal("", "list", "--type", "mesage.received"); got.code != 0 || got.out != "no event matches\n2 waiting, 2 dead\n" {
+		t.Errorf("for a type that no event has, it prints %+v", got)
+	}
 	table := d.atTerminal("", "list", "--state", "dead")
 	table.says(t, 0, "NUMBER  STATE  TYPE              ID     ARRIVED               ATTEMPTS  LAST ATTEMPT\n",
 		"1       dead   message.received  dead1  "+began.Format("2006-01-02T"), "1         422 status_4xx: 422 Unprocessable Entity from 127.0.0.1:", "2 waiting, 2 dead\n")
@@ -241,8 +247,8 @@ func TestInboxRetryAndDiscard(t *testing.T) {
 	d.expectAccepted("b")
 	d.inbox("discard", "--id", "c", "--state", "dead", "--yes").says(t, 0, "discarded 1 event\n")
 	d.expectKept("a", "d", "e")
-	d.atTerminal("n\n", "discard", "--state", "dead").says(t, 1, "Discard 2 events? The backend will not get them, and they cannot be restored. [y/N] ", "nothing was changed")
-	d.atTerminal("\n", "retry", "a").says(t, 1, "Retry 1 event? The backend gets them again. [y/N] ", "nothing was changed")
+	d.atTerminal("n\n", "discard", "--state", "dead").says(t, 1, "Discard 2 events? This cannot be undone. [y/N] ", "nothing was changed")
+	d.atTerminal("\n", "retry", "a").says(t, 1, "Retry 1 event? [y/N] ", "nothing was changed")
 	d.expectKept("a", "d", "e")
 	d.atTerminal("y\n", "discard", "a").says(t, 0, "discarded 1 event\n")
 	d.atTerminal("yes\n", "retry", "--all").says(t, 0, "Retry 2 events?", "retried 0 of 2 events", "retried 2 events\n")
@@ -369,7 +375,7 @@ func TestInboxCommandsAreAboutOneOfSeveralInboxes(t *testing.T) {
 	one := "sqlite " + filepath.Join(dir, "1.db")
 	for _, args := range [][]string{{"list"}, {"show", "evt_1"}, {"retry", "--all"}, {"discard", "--all"}, {"pause"}, {"resume"}, {"export"}} {
 		args = append([]string{"inbox", args[0], "--address", c.Admin}, args[1:]...)
-		run(t, "", args...).says(t, 1, `give the parameter inbox, one of "sqlite `, `"`+one+`"`)
+		run(t, "", args...).says(t, 1, `there are several inboxes: say which, of "sqlite `, `"`+one+`"`)
 	}
 	run(t, "", "inbox", "list", "--address", c.Admin, "--inbox", one).lists(t, "evt_1")
 	run(t, "", "inbox", "list", "--address", c.Admin, "--inbox", "sqlite "+filepath.Join(dir, "0.db")).lists(t)

@@ -133,5 +133,5 @@ func TestErrorsOfTheAdminEndpointAreShownAsTheyAre(t *testing.T) {
 			t.Errorf("%q: %+v", args, got)
 		}
 	}
-	run(t, "", "lookup", "evt_1", "--address", "localhost:1-2").says(t, 1, "is not an address of an admin endpoint")
+	run(t, "", "lookup", "evt_1", "--address", "localhost:1-2").says(t, 1, "is not the address of an admin endpoint, such as localhost:2019")
 }

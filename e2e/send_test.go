@@ -44,7 +44,7 @@ func storingEndpoint(t *testing.T, inbox, options string) (url string, c *caddyt
 	return "http://" + address, c
 }
 
-const storedNote = "the backend did not accept the event in time, so it is in the inbox, and BuzzBip will not send it again"
+const storedNote = "the event is in the inbox, which delivers it later, and BuzzBip will not send it again"
 
 func TestSendSaysWhatStoredMeans(t *testing.T) {
 	url, _ := storingEndpoint(t, "", "")

@@ -47,8 +47,8 @@ func (f *adminFlags) client() (*adminClient, error) {
 		return nil, err
 	}
 	to, err := caddy.ParseNetworkAddress(address)
-	if err != nil || to.PortRangeSize() > 1 {
-		return nil, fmt.Errorf("%q is not an address of an admin endpoint", address)
+	if err != nil || to.PortRangeSize() > 1 || strings.Contains(address, "://") {
+		return nil, fmt.Errorf("%q is not the address of an admin endpoint, such as localhost:2019", address)
 	}
 	c := &adminClient{address: address, url: &url.URL{Scheme: "http", Host: to.JoinHostPort(0), Path: adminapi.Path}}
 	c.header = http.Header{"Origin": {"http://" + c.url.Host}}
@@ -81,7 +81,7 @@ func (c *adminClient) send(ctx context.Context, method, path string, body any) (
 	r.Header = c.header.Clone()
 	res, err := c.transport.RoundTrip(r)
 	if err != nil {
-		return nil, fmt.Errorf("%w\nIs Caddy running, with its admin endpoint at %s? Say where it is with --address or --config", err, c.address)
+		return nil, fmt.Errorf("%w\nIs Caddy running, with its admin endpoint on, at %s? If it is elsewhere, say where with --address or --config", err, c.address)
 	}
 	return res, nil
 }

@@ -34,8 +34,8 @@ prints what was expected and what was seen:
   warn  it passed only because of --insecure: BuzzBip itself would not deliver
   FAIL  it failed; a hint says what is likely wrong, where that is known
 
-"stored" in an answer is an acknowledgment as well: the backend did not accept the
-event in time, and the inbox of this plugin delivers it later. A hint says so.
+"stored" in an answer is an acknowledgment as well: the event is in the inbox of this
+plugin, which delivers it later. A hint says so.
 
 Exit code: 0 if no check failed, also with a warning; else 1.
 
@@ -95,7 +95,7 @@ func (o *checkOptions) run(cmd *cobra.Command, args []string) error {
 		p.line("\nno check failed")
 	}
 	if report.stored {
-		p.line("the backend did not accept all events in time: they are in the inbox")
+		p.line("some events are in the inbox, which delivers them later: see the hints")
 	}
 	return nil
 }

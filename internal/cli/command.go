@@ -3,10 +3,12 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 func init() {
@@ -28,7 +30,7 @@ Each command ends with exit code 0 if it succeeds, else with 1.`,
 			cmd.AddCommand(signCommand(), sendCommand(), explainCommand(), checkCommand(), pageCommand(), lookupCommand(), forgetCommand(), reportCommand(), inboxCommand())
 			// Caddy's own help links to its documentation, which does not describe these commands
 			cmd.SetHelpTemplate(cmd.HelpTemplate() + "\nFull documentation is available at:\n" + documentation + "\n")
-			cmd.SetFlagErrorFunc(withUsage)
+			cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return withUsage(cmd, flagError(err)) })
 			checkArgs(cmd)
 		},
 	})
@@ -43,6 +45,22 @@ func checkArgs(cmd *cobra.Command) {
 	for _, below := range cmd.Commands() {
 		checkArgs(below)
 	}
+}
+
+// flagError says what a flag takes, where pflag says how it was parsed.
+func flagError(err error) error {
+	var value *pflag.InvalidValueError
+	if errors.As(err, &value) {
+		takes := map[string]string{"int": "a number", "int64": "a number", "intSlice": "numbers", "duration": "a duration such as 30s"}
+		if kind := takes[value.GetFlag().Value.Type()]; kind != "" {
+			return fmt.Errorf("--%s takes %s, not %q", value.GetFlag().Name, kind, value.GetValue())
+		}
+	}
+	var unknown *pflag.NotExistError
+	if errors.As(err, &unknown) && unknown.GetSpecifiedName() == "secret" {
+		return fmt.Errorf("%w: give the secret in %s, or its file with --secret-file", err, defaultSecretVariable)
+	}
+	return err
 }
 
 const documentation = "https://github.com/buzzbip/caddy-webhook#tools"

@@ -89,7 +89,7 @@ func (r reply) unrouted() bool {
 const unroutedHint = "Caddy answers 200 with no content where no route matches"
 
 // storedHint says what the result stored means.
-const storedHint = `the backend did not accept the event in time, so it is in the inbox, and BuzzBip will not send it again; ` +
+const storedHint = `the event is in the inbox, which delivers it later, and BuzzBip will not send it again; ` +
 	`"caddy buzzbip inbox list", on the machine of Caddy, says why`
 
 // withHint adds a hint, which may be empty, to an error.

@@ -24,8 +24,7 @@ func inboxCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "inbox <command>",
 		Short: "Lists, retries, discards and exports the events in an inbox",
-		Long: `Works with the events that the backend has not accepted yet, or not at all, in the
-inbox of a running Caddy.`,
+		Long:  `Works with the inbox of a running Caddy: the events that the backend has not accepted.`,
 		Example: `  caddy buzzbip inbox list --state dead
   caddy buzzbip inbox retry --state dead --rate 50`,
 		Args: cobra.NoArgs,
@@ -112,12 +111,12 @@ type filterFlags struct {
 }
 
 func (f *filterFlags) add(cmd *cobra.Command) {
-	cmd.Flags().StringSliceVar(&f.states, "state", nil, "`state`: waiting, dead or delivered; repeat it for several, as those below")
-	cmd.Flags().StringSliceVar(&f.types, "type", nil, "`type` of the events")
-	cmd.Flags().StringArrayVar(&f.ids, "id", nil, "`ID` of an event")
-	cmd.Flags().StringArrayVar(&f.keys, "key", nil, "`key` by which events are ordered")
-	cmd.Flags().IntSliceVar(&f.statuses, "status", nil, "`status` that the last attempt has ended with; 0: no response")
-	cmd.Flags().StringVar(&f.since, "since", "", "arrived at this `time` or later: such as 2026-06-01T14:32:00Z, or 2h for two hours ago")
+	cmd.Flags().StringSliceVar(&f.states, "state", nil, "`state` of the events: waiting, dead or delivered (repeatable)")
+	cmd.Flags().StringSliceVar(&f.types, "type", nil, "`type` of the events, in full (repeatable)")
+	cmd.Flags().StringArrayVar(&f.ids, "id", nil, "`ID` of an event (repeatable)")
+	cmd.Flags().StringArrayVar(&f.keys, "key", nil, "`key` by which events are ordered (repeatable)")
+	cmd.Flags().IntSliceVar(&f.statuses, "status", nil, "`status` of the last attempt; 0: no response (repeatable)")
+	cmd.Flags().StringVar(&f.since, "since", "", "arrived at this `time` or later, such as 2026-06-01T14:32:00Z, or 2h for two hours ago")
 	cmd.Flags().StringVar(&f.until, "until", "", "arrived before this `time`")
 }
 
@@ -126,6 +125,11 @@ func (f *filterFlags) filter(args []string, now time.Time) (filter inbox.Filter,
 	filter = inbox.Filter{Type: f.types, ID: f.ids, Key: f.keys, Status: f.statuses}
 	for _, state := range f.states {
 		filter.State = append(filter.State, inbox.State(state))
+	}
+	for _, eventType := range f.types {
+		if strings.Contains(eventType, "*") {
+			return filter, fmt.Errorf("--type takes full types such as message.received, not %q", eventType)
+		}
 	}
 	numbers, ids := numbersAndIDs(args)
 	filter.Number, filter.ID = numbers, append(filter.ID, ids...)

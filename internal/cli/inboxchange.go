@@ -26,23 +26,22 @@ type inboxChange struct {
 	all, yes bool
 	rate     int
 
-	path, verb, done string // such as retry, Retry and retried
-	consequence      string
+	path, done string // such as retry and retried
+	question   string // with %s for the number of events
 }
 
 func inboxRetryCommand() *cobra.Command {
-	o := inboxChange{path: "retry", verb: "Retry", done: "retried", consequence: "The backend gets them again."}
+	o := inboxChange{path: "retry", done: "retried", question: "Retry %s?"}
 	cmd := &cobra.Command{
 		Use:   "retry [<number|id>...]",
 		Short: "Delivers events in an inbox again, at once",
-		Long: `Delivers events again at once, and counts their attempts from the beginning: those
-that wait for their next attempt, dead ones and, if --state says so, delivered ones.
-Without --state, a filter selects those that wait or are dead.
+		Long: `Delivers events again at once, and counts their attempts from the beginning. Without
+--state, these are events that wait or are dead. With --state delivered, the backend
+gets events again that it has accepted.
 
 It says how many events match, and asks before it begins; in scripts, use --yes.
-With --rate, it hands over so many events a second. Ctrl-C ends it between two
-events: the others stay as they are. So they do if the command is killed. If Caddy
-restarts, it goes on after that.
+Ctrl-C ends it: the other events stay as they are. If Caddy restarts, it continues
+after that.
 
 Exit code: 0 if all were retried, also if none matched; else 1.`,
 		Example: `  caddy buzzbip inbox retry evt_7f3a9b2c
@@ -51,20 +50,20 @@ Exit code: 0 if all were retried, also if none matched; else 1.`,
 		RunE: o.run,
 	}
 	o.addTo(cmd)
-	cmd.Flags().IntVar(&o.rate, "rate", 0, "`events` a second at most (default no limit)")
+	cmd.Flags().IntVar(&o.rate, "rate", 0, "how many `events` to hand over a second, at most (default no limit)")
 	return cmd
 }
 
 func inboxDiscardCommand() *cobra.Command {
-	o := inboxChange{path: "discard", verb: "Discard", done: "discarded", consequence: "The backend will not get them, and they cannot be restored."}
+	o := inboxChange{path: "discard", done: "discarded", question: "Discard %s? This cannot be undone."}
 	cmd := &cobra.Command{
 		Use:   "discard [<number|id>...]",
 		Short: "Removes events from an inbox without delivering them",
-		Long: `Removes events that wait or are dead and, if --state says so, delivered ones. The
-backend will not get them. To keep a copy, use "caddy buzzbip inbox export" before.
+		Long: `Removes events, which the backend will not get. Without --state, these are events
+that wait or are dead. To keep a copy, use "caddy buzzbip inbox export" before.
 
 It says how many events match, and asks before it begins; in scripts, use --yes.
-Ctrl-C ends it: the others stay as they are.
+Ctrl-C ends it: the other events stay as they are.
 
 Exit code: 0 if all were discarded, also if none matched; else 1.`,
 		Example: `  caddy buzzbip inbox discard evt_7f3a9b2c
@@ -106,7 +105,7 @@ func (o *inboxChange) run(cmd *cobra.Command, args []string) error {
 		return err
 	}
 	if matching.Events == 0 {
-		_, err := fmt.Fprintln(cmd.OutOrStdout(), "no event matches")
+		_, err := fmt.Fprintln(cmd.OutOrStdout(), noMatch)
 		return err
 	}
 	if err := o.confirm(cmd, matching.Events); err != nil {
@@ -133,7 +132,7 @@ func (o *inboxChange) confirm(cmd *cobra.Command, events int) error {
 	if o.yes {
 		return nil
 	}
-	question := fmt.Sprintf("%s %s? %s", o.verb, plural(events), o.consequence)
+	question := fmt.Sprintf(o.question, plural(events))
 	if !isTerminal(cmd.InOrStdin()) {
 		return fmt.Errorf("%s There is no terminal to ask at: give --yes", question)
 	}
@@ -217,9 +216,9 @@ func inboxPauseCommand() *cobra.Command {
 	return inboxPauseOrResume(&cobra.Command{
 		Use:   "pause",
 		Short: "Stops delivery, as for maintenance of the backend",
-		Long: `Stops redelivery. New events are stored without being tried, and BuzzBip is told that
-they are. What is under way continues. It lasts until "caddy buzzbip inbox resume",
-also across reloads and restarts.`,
+		Long: `Stops delivery. New events are stored without being tried, and BuzzBip gets 200 for
+them. Deliveries in progress continue. The pause lasts until "caddy buzzbip inbox
+resume", also across reloads and restarts.`,
 		Example: `  caddy buzzbip inbox pause`,
 	}, "paused")
 }
@@ -228,7 +227,7 @@ func inboxResumeCommand() *cobra.Command {
 	return inboxPauseOrResume(&cobra.Command{
 		Use:     "resume",
 		Short:   "Starts delivery again after a pause",
-		Long:    `Starts redelivery again. Events that became due in the meantime are delivered at once.`,
+		Long:    `Starts delivery again. Events that became due in the meantime are delivered at once.`,
 		Example: `  caddy buzzbip inbox resume`,
 	}, "resumed")
 }

@@ -90,7 +90,14 @@ func (o *inboxListOptions) run(cmd *cobra.Command, args []string) error {
 	}
 }
 
+// noMatch is what commands print if there is no event that they are about.
+const noMatch = "no event matches"
+
 func printEvents(out io.Writer, events []adminapi.InboxEvent) error {
+	if len(events) == 0 {
+		_, err := fmt.Fprintln(out, noMatch)
+		return err
+	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	keys := slices.ContainsFunc(events, func(e adminapi.InboxEvent) bool { return e.Key != "" })
 	key := func(text string) string {

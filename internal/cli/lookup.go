@@ -17,13 +17,17 @@ func lookupCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "lookup <id>",
 		Short: "Shows what a running Caddy knows about an event",
-		Long: `Shows what the running Caddy knows about an event, in each scope: whether it was
-delivered, and until when that is remembered; is being delivered; waits in the
-inbox, or is dead there, with the number of attempts; or was not delivered, with the
-status or the cause of the last failed attempt. This instance keeps failures in
-memory: the last 4096 since it was started, each for as long as the retention. Those
-of events in the inbox are on disk. An event is unseen if it never arrived, failed longer ago than that,
-has been forgotten, or was delivered under a secret that is no longer configured.
+		Long: `Shows what the running Caddy knows about an event, in each scope:
+
+  delivered      the backend has accepted it, or you have discarded it
+  in flight      it is being delivered
+  redelivering   it was delivered, and is being delivered with another body
+  stored         it waits in the inbox
+  dead           it is in the inbox, and is not delivered unless you retry it
+  not delivered  its last attempt failed; Caddy keeps the last 4096 failures in memory
+  unseen         it never arrived, its failure or its ID is forgotten, or its secret is
+                 no longer configured
+  unknown        the store does not answer
 
 Exit code: 0 if all stores answered, also if none knows the event; else 1.`,
 		Example: `  caddy buzzbip lookup evt_7f3a9b2c

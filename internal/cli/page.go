@@ -49,7 +49,7 @@ func (o *pageOptions) run(cmd *cobra.Command, _ []string) error {
 	}
 	listener, err := net.Listen("tcp", o.listen)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: give another address with --listen, such as 127.0.0.1:8080", err)
 	}
 	path := "/" + strings.ToLower(rand.Text()) + "/"
 	mux := http.NewServeMux()

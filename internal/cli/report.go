@@ -2,6 +2,7 @@ package cli
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -49,9 +50,9 @@ with enforce off.`,
 			case overview.Observed != nil:
 				return printReport(cmd.OutOrStdout(), overview)
 			case overview.NotEnforced:
-				return fmt.Errorf("no request has arrived since %s", overview.Since.Format(time.RFC3339))
+				return fmt.Errorf("no request has arrived since Caddy was started, at %s", overview.Since.Format(time.RFC3339))
 			}
-			return fmt.Errorf("every handler enforces what it finds: there is a report once one with enforce off has had requests")
+			return errors.New("no buzzbip_webhook has enforce off: there is a report once one has it and gets requests")
 		},
 	}
 	admin.add(cmd)
@@ -86,8 +87,8 @@ func printReport(out io.Writer, overview adminapi.Overview) error {
 	o := overview.Observed
 	count := func(n uint64) string { return humanize.Comma(int64(n)) }
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintf(out, "%s requests since %s, %s would be rejected, %s duplicates would have been answered\n\n", count(o.Requests),
-		overview.Since.Format(time.RFC3339), count(o.WouldBe[webhook.ResultRejected]), count(o.WouldBe[webhook.ResultDuplicate]))
+	fmt.Fprintf(out, "requests since %s: %s, of which %s would have been rejected, and %s answered as duplicates\n\n",
+		overview.Since.Format(time.RFC3339), count(o.Requests), count(o.WouldBe[webhook.ResultRejected]), count(o.WouldBe[webhook.ResultDuplicate]))
 	for _, result := range append(webhook.Results, webhook.WouldBeUnknown) {
 		if n := o.WouldBe[result]; n > 0 {
 			fmt.Fprintf(w, "%s\t %s\n", count(n), wouldBeTexts[result])
@@ -109,7 +110,7 @@ func printReport(out io.Writer, overview adminapi.Overview) error {
 		return err
 	}
 	if !overview.NotEnforced {
-		_, err := fmt.Fprintln(out, "\nNow every handler enforces what it finds.")
+		_, err := fmt.Fprintln(out, "\nNow no buzzbip_webhook has enforce off.")
 		return err
 	}
 	return nil

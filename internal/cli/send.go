@@ -33,14 +33,14 @@ The event is built from the flags, or is the content of --body-file, byte for
 byte. It is sent once: to see a duplicate, give the same --id and --created-at
 twice. Plain HTTP works too, for tests: BuzzBip needs HTTPS.
 
-"stored" in the answer means that the backend has failed or not answered in time, and
-that the event is in the inbox of the gateway, which delivers it later.
+"stored" in the answer means that the event is in the inbox of this plugin, which
+delivers it later.
 
 With --export, it sends the events that "caddy buzzbip inbox export" has written, one
-after another, with their bodies as they were and signed with the secret given here.
+after another, with their bodies as they were, signed with the secret given here.
 
-Exit code: 0 if the answer is a 2xx, also if the event was stored; 1 if it is another or there is none, with a
-hint where the status has a usual cause.`,
+Exit code: 0 if the answer is a 2xx, also if the event was stored; else 1, with a hint
+where the status has a usual cause.`,
 		Example: `  caddy buzzbip send https://hooks.example.com/webhooks/buzzbip
   caddy buzzbip send https://localhost:8443/webhooks/buzzbip --insecure --type contact.created --data '{"contact":{"id":"con_1"}}'
   caddy buzzbip send https://hooks.example.com/webhooks/buzzbip --body-file captured.json --secret-file secret.txt

@@ -50,7 +50,7 @@ const (
 var ErrDamaged = errors.New("damaged")
 
 func damaged(path string, err error) error {
-	return fmt.Errorf("%s is damaged (%w): restore a backup, or move all of %s* away to start with nothing; then duplicates of earlier events are delivered", path, err, path)
+	return fmt.Errorf("%s is damaged (%w): restore a backup, or move all of %s* away to start with nothing; do not delete them: docs/INBOX.md says how to read the events of an inbox from them", path, err, path)
 }
 
 // PathArg reads the path that may follow the name of a module in a Caddyfile.
