@@ -19,7 +19,7 @@ import (
 // did not reach the next handlers although nothing was wrong with it, such as
 // `duplicate`.
 //
-// [result]: https://github.com/buzzbip/caddy-webhook#what-the-sender-gets
+// [result]: https://github.com/buzzbip/caddy-webhook/blob/main/docs/CONFIGURATION.md#what-the-sender-gets
 const ResultHeader = webhook.ResultHeader
 
 // retryAfter is the value of Retry-After, in seconds.

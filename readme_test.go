@@ -27,25 +27,31 @@ import (
 	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
-func readme(t *testing.T) string {
+const (
+	readme          = "README.md"
+	configuration   = "docs/CONFIGURATION.md"
+	troubleshooting = "docs/TROUBLESHOOTING.md"
+)
+
+// docsPage returns a page of the documentation.
+func docsPage(t *testing.T, path string) string {
 	t.Helper()
-	text, err := os.ReadFile("README.md")
+	text, err := os.ReadFile(filepath.FromSlash(path))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return string(text)
 }
 
-// section returns a section of the README, up to the next heading of its level.
-func section(t *testing.T, heading string) string {
+// section returns a section of a page, up to the next heading of its level or above.
+func section(t *testing.T, path, heading string) string {
 	t.Helper()
-	_, text, found := strings.Cut(readme(t), "\n"+heading+"\n")
+	_, text, found := strings.Cut(docsPage(t, path), "\n"+heading+"\n")
 	if !found {
-		t.Fatalf("the README has no %q", heading)
+		t.Fatalf("%s has no %q", path, heading)
 	}
 	level, _, _ := strings.Cut(heading, " ")
-	text, _, _ = strings.Cut(text, "\n"+level+" ")
-	return text
+	return regexp.MustCompile(fmt.Sprintf(`\n#{2,%d} `, len(level))).Split(text, 2)[0]
 }
 
 // blocks returns the fenced blocks in a language.
@@ -60,9 +66,9 @@ func blocks(markdown, language string) (found []string) {
 	return found
 }
 
-func TestJSONOfTheREADMELoads(t *testing.T) {
+func TestJSONOfTheDocsLoads(t *testing.T) {
 	t.Setenv("BUZZBIP_SECRET", caddytest.Secret)
-	examples := blocks(readme(t), "json")
+	examples := blocks(docsPage(t, configuration), "json")
 	if len(examples) != 1 {
 		t.Fatalf("%d examples", len(examples))
 	}
@@ -76,45 +82,44 @@ func TestJSONOfTheREADMELoads(t *testing.T) {
 	}
 }
 
-func TestCaddyfileOfTheREADMELoads(t *testing.T) {
+func TestCaddyfilesOfTheREADMELoad(t *testing.T) {
 	t.Setenv("BUZZBIP_SECRET", caddytest.Secret)
-	var config caddy.Config
-	if err := json.Unmarshal(adapt(t, blocks(readme(t), "caddyfile")[0]), &config); err != nil {
-		t.Fatal(err)
-	}
-	config.Admin = &caddy.AdminConfig{Disabled: true}
-	if err := caddy.Validate(&config); err != nil {
-		t.Error(err)
+	for _, block := range blocks(docsPage(t, readme), "caddyfile") {
+		var config caddy.Config
+		if err := json.Unmarshal(adapt(t, block), &config); err != nil {
+			t.Fatal(err)
+		}
+		config.Admin = &caddy.AdminConfig{Disabled: true}
+		if err := caddy.Validate(&config); err != nil {
+			t.Errorf("%v\n%s", err, block)
+		}
 	}
 }
 
-func TestREADMENamesEveryOptionAndReason(t *testing.T) {
-	readme := readme(t)
+func TestDocsNameEveryOptionAndReason(t *testing.T) {
+	text := docsPage(t, configuration)
 	names := []string{"max_body_size", "read_timeout", "delivery_timeout", "answer_within", "max_in_flight", "max_age", "retention", "scope",
 		"store", "on_conflict", "dedupe off", "enforce off", "inbox", "secret", "events", "envelope"}
 	for _, reason := range webhook.Reasons {
 		names = append(names, string(reason))
 	}
-	missing := slices.DeleteFunc(names, func(name string) bool { return strings.Contains(readme, "| `"+name+"`") })
+	missing := slices.DeleteFunc(names, func(name string) bool { return strings.Contains(text, "| `"+name+"`") })
 	if len(missing) > 0 {
-		t.Errorf("the README has no row for %q", missing)
+		t.Errorf("%s has no row for %q", configuration, missing)
 	}
 }
 
 func TestDocsSayTheDefaultsOfTheInbox(t *testing.T) {
-	page, err := os.ReadFile(filepath.Join("docs", "INBOX.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	options := blocks(section(t, "### Inbox"), "caddyfile")[0]
+	tuning := docsPage(t, "docs/INBOX.md")
+	options := blocks(section(t, configuration, "## Inbox"), "caddyfile")[0]
 	var stated, unset inbox.Options
 	for name, value := range map[string]string{
 		"accept": "on_failure", "retry": "5s 15m", "dead_after": "72h", "concurrency": "8", "max_size": "1GiB", "keep_dead": "30d",
 	} {
 		if !regexp.MustCompile(`(?m)^\t` + name + ` .*# default ` + value + `\b`).MatchString(options) {
-			t.Errorf("the README does not say that %s is %s by default", name, value)
+			t.Errorf("%s does not say that %s is %s by default", configuration, name, value)
 		}
-		if name != "accept" && !strings.Contains(string(page), "| `"+name+"` | `"+value+"` |") {
+		if name != "accept" && !strings.Contains(tuning, "| `"+name+"` | `"+value+"` |") {
 			t.Errorf("docs/INBOX.md does not say that %s is %s by default", name, value)
 		}
 		d := caddyfile.NewTestDispenser(name + " " + value)
@@ -133,11 +138,11 @@ func TestDocsSayTheDefaultsOfTheInbox(t *testing.T) {
 	}
 }
 
-// What the README says of a named route: it is Caddy that keeps one handler only.
-func TestNamedRouteOfTheREADMEKeepsAllHandlers(t *testing.T) {
+// What the docs say of a named route: it is Caddy that keeps one handler only.
+func TestNamedRouteOfTheDocsKeepsAllHandlers(t *testing.T) {
 	t.Setenv("BUZZBIP_SECRET", caddytest.Secret)
 	var config string
-	for _, block := range blocks(section(t, "## Troubleshooting"), "caddyfile") {
+	for _, block := range blocks(docsPage(t, troubleshooting), "caddyfile") {
 		if strings.Contains(block, "&(") {
 			config = block
 		}
@@ -164,17 +169,17 @@ func TestNamedRouteOfTheREADMEKeepsAllHandlers(t *testing.T) {
 	b.expectCount(t, 1)
 }
 
-// The README quotes what a Caddy without the plugin says. Here it is said of a
+// The docs quote what a Caddy without the plugin says. Here it is said of a
 // directive that no Caddy has.
-func TestREADMEQuotesTheErrorOfACaddyWithoutThePlugin(t *testing.T) {
+func TestDocsQuoteTheErrorOfACaddyWithoutThePlugin(t *testing.T) {
 	const unknown = "buzzbip_webhook_of_nobody"
 	_, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(":80 {\n"+unknown+"\n}"), nil)
 	if err == nil {
 		t.Fatal("the directive is known")
 	}
 	_, said, _ := strings.Cut(err.Error(), ": ")
-	if said = strings.Replace(said, unknown, "buzzbip_webhook", 1); !strings.Contains(readme(t), "`"+said+"`") {
-		t.Errorf("the README does not quote %q", said)
+	if said = strings.Replace(said, unknown, "buzzbip_webhook", 1); !strings.Contains(docsPage(t, troubleshooting), "`"+said+"`") {
+		t.Errorf("%s does not quote %q", troubleshooting, said)
 	}
 }
 
@@ -182,7 +187,7 @@ func TestREADMEQuotesTheErrorOfACaddyWithoutThePlugin(t *testing.T) {
 // to type into another terminal, and what that prints.
 func quickstart(t *testing.T) (run, commands, output string) {
 	t.Helper()
-	section := section(t, "## Quickstart")
+	section := section(t, readme, "## Quickstart")
 	shell, text := blocks(section, "sh"), blocks(section, "text")
 	if len(shell) != 2 || len(text) != 1 {
 		t.Fatalf("the section has %d blocks of commands and %d of output, want 2 and 1", len(shell), len(text))
@@ -275,11 +280,8 @@ func curl(t *testing.T, command, admin string) (answer string) {
 
 // The commands of docs/INBOX.md for the admin endpoint, as they are.
 func TestInboxIsOperatedAsTheDocsSay(t *testing.T) {
-	text, err := os.ReadFile(filepath.Join("docs", "INBOX.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	config, commands := blocks(string(text), "caddyfile"), regexp.MustCompile(`(?m)^curl .*$`).FindAllString(string(text), -1)
+	text := docsPage(t, "docs/INBOX.md")
+	config, commands := blocks(text, "caddyfile"), regexp.MustCompile(`(?m)^curl .*$`).FindAllString(text, -1)
 	if len(config) != 1 || len(commands) < 9 {
 		t.Fatalf("the page has %d configurations and %d commands", len(config), len(commands))
 	}
@@ -356,7 +358,7 @@ func writeFile(t *testing.T, dir, name, text string) (path string) {
 
 // The commands with which the README serves an example on localhost.
 func TestTryingAnExampleAsTheREADMESays(t *testing.T) {
-	commands := blocks(section(t, "### Trying an example on your own machine"), "sh")
+	commands := blocks(section(t, readme, "### Trying an example on your own machine"), "sh")
 	if len(commands) != 3 {
 		t.Fatalf("the section has %d blocks of commands, want 3", len(commands))
 	}
@@ -385,14 +387,14 @@ func TestTryingAnExampleAsTheREADMESays(t *testing.T) {
 	}
 }
 
-// The way in which the README captures what explain needs.
-func TestCapturingARejectedRequestAsTheREADMESays(t *testing.T) {
+// The way in which the docs capture what explain needs.
+func TestCapturingARejectedRequestAsTheDocsSay(t *testing.T) {
 	if _, err := exec.LookPath("jq"); err != nil {
 		t.Fatal("jq is missing: make test installs it")
 	}
 	t.Setenv("BUZZBIP_SECRET", caddytest.Secret)
 	const path = "/var/lib/caddy/captured.log"
-	text := section(t, "### Capturing a rejected request")
+	text := section(t, troubleshooting, "## Capturing a rejected request")
 	config, commands := blocks(text, "caddyfile"), blocks(text, "sh")
 	if len(config) != 1 || len(commands) != 1 {
 		t.Fatalf("the section has %d configurations and %d blocks of commands", len(config), len(commands))

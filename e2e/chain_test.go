@@ -10,7 +10,7 @@ import (
 )
 
 // An outer and an inner Caddy on one Redis wait for each other, unless they are
-// separated in one of the ways that the README names.
+// separated in one of the ways that docs/TROUBLESHOOTING.md names.
 func TestAnOuterAndAnInnerCaddyOnOneRedisDeliver(t *testing.T) {
 	store := "store redis " + redistest.Start(t).URL()
 	for name, inner := range map[string]string{
