@@ -257,13 +257,8 @@ func TestTheAdminEndpointIsReachedInContainers(t *testing.T) {
 			args := strings.Fields(command[1])
 			last := args[len(args)-1]
 			switch strings.Join(args[:len(args)-1], " ") {
-			case "wget -qO-":
-				ran["wget"] = true
-				if status := get(caddytest.Replace(t, last, "127.0.0.1:2019", c.Admin)); status != http.StatusOK {
-					t.Errorf("%s: %s is answered %d", name, last, status)
-				}
-			case "caddy buzzbip lookup":
-				ran["lookup"] = true
+			case "caddy buzzbip lookup", "caddy buzzbip inbox":
+				ran[args[2]] = true
 				if out, err := exec.Command(caddytest.Binary, append(args[1:], "--address", c.Admin)...).CombinedOutput(); err != nil {
 					t.Errorf("%s: %s: %v\n%s", name, command[1], err, out)
 				}
