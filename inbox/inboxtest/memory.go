@@ -21,11 +21,14 @@ type Memory struct {
 	mu     sync.Mutex
 	last   int64
 	events map[int64]*inbox.Event // with requests, and bodies unless they are gone
+	sizes  map[int64]int64        // of the events when they were added
 	paused time.Time
 }
 
 // NewMemory returns an empty store.
-func NewMemory() *Memory { return &Memory{events: make(map[int64]*inbox.Event)} }
+func NewMemory() *Memory {
+	return &Memory{events: make(map[int64]*inbox.Event), sizes: make(map[int64]int64)}
+}
 
 // Add implements [inbox.Store].
 func (m *Memory) Add(_ context.Context, e inbox.Event, maxSize int64) (int64, error) {
@@ -49,14 +52,14 @@ func (m *Memory) Add(_ context.Context, e inbox.Event, maxSize int64) (int64, er
 	if e.Body == nil {
 		e.Body = []byte{}
 	}
-	m.events[e.Number] = &e
+	m.events[e.Number], m.sizes[e.Number] = &e, e.Size()
 	return e.Number, nil
 }
 
 func (m *Memory) bytes() (n int64) {
-	for _, e := range m.events {
+	for number, e := range m.events {
 		if e.State == inbox.Waiting || e.State == inbox.Dead {
-			n += e.Size()
+			n += m.sizes[number]
 		}
 	}
 	return n
