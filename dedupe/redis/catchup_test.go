@@ -86,6 +86,7 @@ func TestClaimsInFlightAreRegisteredAfterAnOutage(t *testing.T) {
 		for _, policy := range []string{"memory", "refuse"} {
 			for _, success := range []bool{true, false} {
 				t.Run(fmt.Sprintf("%s, when_down %s, success %v", name, policy, success), func(t *testing.T) {
+					t.Parallel()
 					server := redistest.Start(t) // without persistence: a restart loses all
 					a := newInstance(t, config(server, "timeout", "200ms", "when_down", policy))
 					b := newInstance(t, config(server, "timeout", "200ms", "when_down", policy))
@@ -126,6 +127,7 @@ func TestClaimsInFlightAreRegisteredAfterAnOutage(t *testing.T) {
 
 // Registering a claim again does not extend its lease.
 func TestRegisteringAClaimDoesNotExtendItsLease(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	a, b := newInstance(t, config(server, "timeout", "200ms")), newInstance(t, config(server, "timeout", "200ms"))
 	r := arrival("a", 1)

@@ -104,7 +104,7 @@ func (c *connection) ask(ctx context.Context, a attempt) (answer, error) {
 		}
 		select {
 		case <-ended:
-		case <-time.After(min(left, got.lasts, pollInterval)):
+		case <-time.After(min(left, got.lasts, c.poll)):
 		case <-ctx.Done():
 			return answer{}, dedupe.ErrInFlight
 		}

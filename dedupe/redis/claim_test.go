@@ -84,6 +84,7 @@ func TestWaiterDoesNotDeliverWhenRedisGoesDown(t *testing.T) {
 func TestWaiterThatGaveUpLeavesNoClaim(t *testing.T) {
 	for _, policy := range []string{"memory", "refuse"} {
 		t.Run(policy, func(t *testing.T) {
+			t.Parallel()
 			server := redistest.Start(t)
 			a, b := newInstance(t, config(server, "timeout", "200ms", "when_down", policy)), newInstance(t, config(server, "timeout", "200ms", "when_down", policy))
 			crashed, waiter := arrival("a", 1), waiting(arrival("a", 1))

@@ -25,11 +25,11 @@ const (
 	// maxOperations bounds the concurrent operations. Beyond 1024, rueidis
 	// blocks without regard to the context.
 	maxOperations = 512
-)
 
-// pollInterval is how often a waiter asks again for a claim that another
-// instance has, in case the message that it ended was lost.
-var pollInterval = 250 * time.Millisecond
+	// pollInterval is how often a waiter asks again for a claim that another
+	// instance has, in case the message that it ended was lost.
+	pollInterval = 250 * time.Millisecond
+)
 
 // connection runs operations in Redis, or fails them at once while Redis is
 // down.
@@ -39,6 +39,7 @@ type connection struct {
 	instance *instance
 	health   health
 	waiters  waiters
+	poll     time.Duration // pollInterval, except in tests
 
 	stop      context.CancelFunc
 	client    rueidis.Client // set by run, which then closes ready
@@ -58,6 +59,7 @@ func connect(s settings) *connection {
 		settings: s,
 		scripts:  newScripts(),
 		instance: instanceFor(s.backing),
+		poll:     pollInterval,
 		stop:     stop,
 		ready:    make(chan struct{}),
 		check:    make(chan struct{}, 1),

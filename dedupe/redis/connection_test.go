@@ -221,6 +221,7 @@ func TestConnectionThatNeverWorkedEndsWhenItIsReleased(t *testing.T) {
 	paused.Pause()
 	defer paused.Resume()
 	nobody := caddytest.FreeAddress(t)
+	expectEnd(t) // of earlier tests
 	for name, url := range map[string]string{
 		"nobody listens":    "redis://" + nobody,
 		"nobody answers":    "redis://" + silent(t),
@@ -230,37 +231,35 @@ func TestConnectionThatNeverWorkedEndsWhenItIsReleased(t *testing.T) {
 		"no password":       "redis://" + server.Addr(),
 		"a wrong password":  "redis://:wrong@" + server.Addr(),
 	} {
-		t.Run(name, func(t *testing.T) {
-			waitFor(t, "earlier connections to end", func() bool { return working() == "" })
-			s := mustLoad(t, map[string]any{"urls": []string{url}, "timeout": "100ms"})
-			r := arrival("a", 1)
-			r.Lease, r.Retention = time.Millisecond, time.Millisecond
-			_ = s.Settle(context.Background(), expect(t, s, r, dedupe.Claimed), true)
-			if up(s) || s.pendingOutcomes() == 0 {
-				t.Error("Redis counts as up")
-			}
-			expectEnd(t, s)
-		})
+		s := mustLoad(t, map[string]any{"urls": []string{url}, "timeout": "100ms"})
+		r := arrival(name, 1)
+		r.Lease, r.Retention = time.Millisecond, time.Millisecond
+		_ = s.Settle(context.Background(), expect(t, s, r, dedupe.Claimed), true)
+		if up(s) || s.pendingOutcomes() == 0 {
+			t.Errorf("%s: Redis counts as up", name)
+		}
+		cleanUp(t, s)
 	}
+	expectEnd(t)
 }
 
-// expectEnd cleans a store up, and waits for the end of its connection.
-func expectEnd(t *testing.T, s *Store) {
+// expectEnd waits for the end of all connections.
+func expectEnd(t *testing.T) {
 	t.Helper()
-	cleanUp(t, s)
 	start := time.Now()
-	waitFor(t, "the connection to end", func() bool { return working() == "" })
-	t.Logf("it ended after %s", time.Since(start))
+	waitFor(t, "the connections to end", func() bool { return working() == "" })
+	t.Logf("they ended after %s", time.Since(start))
 }
 
 // Waiting for a server does not keep a connection that is released.
 func TestConnectionToAServerThatHangsEnds(t *testing.T) {
-	waitFor(t, "earlier connections to end", func() bool { return working() == "" })
+	expectEnd(t) // of earlier tests
 	server := redistest.Start(t)
 	s := mustLoad(t, config(server, "timeout", "100ms"))
 	deliver(t, s, arrival("a", 1))
 	waitFor(t, "the subscription", func() bool { return strings.Contains(server.Do("PUBSUB", "NUMSUB", "buzzbip:ended"), "1") })
 	server.Pause()
 	defer server.Resume()
-	expectEnd(t, s)
+	cleanUp(t, s)
+	expectEnd(t)
 }

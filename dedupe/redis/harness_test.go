@@ -185,6 +185,12 @@ func waits(s *Store, event string) bool {
 	return ws.byKey[s.keys(event)[0]] != nil
 }
 
+// stopPolling makes the waiters of s depend on messages. Nothing may wait yet.
+func stopPolling(s *Store) {
+	s.acquire().poll = time.Hour
+	s.release()
+}
+
 func (s *Store) keys(event string) []string {
 	defer s.release()
 	return s.acquire().keys(id{"scope", dedupe.KeyOf(event)})

@@ -97,6 +97,7 @@ func TestConnectionLastsUntilTheLastClaimIsSettled(t *testing.T) {
 }
 
 func TestStore(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	storetest.Test(t, storetest.Config{
 		Open:   func(t testing.TB) dedupe.Store { return newInstance(t, config(server)) },

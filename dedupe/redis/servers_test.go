@@ -110,6 +110,7 @@ func expectOnce(t *testing.T, deliveries map[string]int, most int, instances ...
 func asIs(id string) string { return id }
 
 func TestCluster(t *testing.T) {
+	t.Parallel()
 	nodes := redistest.StartCluster(t)
 	clustered := map[string]any{"urls": []string{nodes[0].URL(), nodes[1].URL()}, "timeout": "1s"}
 	a, b := newInstance(t, clustered), newInstance(t, clustered)
@@ -147,6 +148,7 @@ func TestCluster(t *testing.T) {
 // Each event is delivered once while slots move, with the events in them, from
 // one node to another and back.
 func TestSlotsOfAClusterMove(t *testing.T) {
+	t.Parallel()
 	nodes := redistest.StartCluster(t)
 	clustered := map[string]any{"urls": []string{nodes[0].URL(), nodes[1].URL()}, "timeout": "10s", "when_down": "refuse"}
 	a, b := newInstance(t, clustered), newInstance(t, clustered)
@@ -185,6 +187,7 @@ func keySlot(key string) (slot int) {
 }
 
 func TestSentinel(t *testing.T) {
+	t.Parallel()
 	master, sentinels := redistest.StartSentinels(t)
 	var urls []string
 	for _, s := range sentinels {
@@ -223,8 +226,7 @@ func expectRecovery(t *testing.T, stop func() map[string]int, a, b *Store) {
 // each other again.
 func expectMessages(t *testing.T, a, b *Store) {
 	t.Helper()
-	defer func(d time.Duration) { pollInterval = d }(pollInterval)
-	pollInterval = time.Hour
+	stopPolling(b)
 	for end := time.Now().Add(patience); ; {
 		id := fmt.Sprint("message ", time.Now())
 		c := expect(t, a, arrival(id, 1), dedupe.Claimed)
@@ -269,6 +271,7 @@ func TestLeastACLOfTheDocsIsEnough(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			urls, servers := start(t)
 			for _, server := range servers {
 				server.Do(rules...)

@@ -61,7 +61,7 @@ func (c *connection) listen(ctx context.Context) {
 		if isForbidden(err) && !warned {
 			warned = true
 			logger().Warn("the ACL of Redis does not permit the channel; requests that wait for another instance poll instead",
-				c.addresses(), zap.String("channel", c.channel()), zap.Duration("poll_interval", pollInterval))
+				c.addresses(), zap.String("channel", c.channel()), zap.Duration("poll_interval", c.poll))
 		}
 		select {
 		case <-ctx.Done():

@@ -12,10 +12,9 @@ import (
 
 // A waiter on another instance gets a message, and does not depend on polling.
 func TestWaiterOnAnotherInstanceIsWokenByAMessage(t *testing.T) {
-	defer func(d time.Duration) { pollInterval = d }(pollInterval)
-	pollInterval = time.Hour
 	server := redistest.Start(t)
 	a, b := newInstance(t, config(server)), newInstance(t, config(server))
+	stopPolling(b)
 	waitFor(t, "the subscriptions", func() bool {
 		return strings.Contains(server.Do("PUBSUB", "NUMSUB", "buzzbip:ended"), "2")
 	})
