@@ -1,9 +1,6 @@
 package sqlite
 
 import (
-	"bytes"
-	"fmt"
-	"math/rand/v2"
 	"os"
 	"strings"
 	"testing"
@@ -62,19 +59,9 @@ func TestDamagedFileIsRefusedOrComplete(t *testing.T) {
 	record(t, s, ids-300, 300, time.Now().Add(time.Hour))
 	stop(t, s)
 	good := databasetest.Read(t, path)
-
-	refused, complete := 0, 0
-	databasetest.DamageFile(good, old, 30, func(what string, files databasetest.Files) {
-		if tryDamaged(t, path, what, files, ids, 0) {
-			refused++
-		} else {
-			complete++
-		}
+	databasetest.DamageFile(t, good, old, 30, func(what string, files databasetest.Files) bool {
+		return tryDamaged(t, path, what, files, ids, 0)
 	})
-	t.Logf("%d damages refused, %d without effect", refused, complete)
-	if refused < 1000 {
-		t.Error("too few to prove anything")
-	}
 	databasetest.Write(t, path, good)
 	stop(t, start(t, path))
 }
@@ -103,22 +90,13 @@ func TestDamagedLogIsRefusedOrComplete(t *testing.T) {
 	}
 
 	secondLast := int(ends[ids-3])
-	refused, complete := 0, 0
-	databasetest.DamageLog(killed, 700, func(what string, at int, files databasetest.Files) {
+	databasetest.DamageLog(t, killed, 300, func(what string, at int, files databasetest.Files) bool {
 		mayMiss := 0
 		if at >= secondLast { // see checkLog
 			mayMiss = 2
 		}
-		if tryDamaged(t, path, what, files, ids, mayMiss) {
-			refused++
-		} else {
-			complete++
-		}
+		return tryDamaged(t, path, what, files, ids, mayMiss)
 	})
-	t.Logf("%d damages refused, %d without effect or at the end", refused, complete)
-	if refused < 600 {
-		t.Error("too few to prove anything")
-	}
 }
 
 // Each page of the last transaction may have reached the disk or not when the
@@ -134,26 +112,11 @@ func TestPowerLossIsNoDamage(t *testing.T) {
 	record(t, s, ids, 50, time.Now().Add(time.Hour))
 	after := databasetest.Read(t, path)
 	stop(t, s)
-	random := rand.New(rand.NewPCG(1, 2))
-	for attempt := range 40 {
-		files := before
-		files[1] = bytes.Clone(after[1])
-		const sector = 512
-		for at := len(before[1]); at < len(files[1]); at += sector {
-			if random.IntN(40) < attempt {
-				clear(files[1][at:min(at+sector, len(files[1]))])
-			}
+	databasetest.LosePower(before, after, func(what string, files databasetest.Files) {
+		if tryDamaged(t, path, what, files, ids, 0) {
+			t.Errorf("%s: a power loss is taken for damage", what)
 		}
-		if random.IntN(2) == 0 {
-			files[1] = files[1][:len(before[1])+random.IntN(len(files[1])-len(before[1]))]
-		}
-		if bytes.Equal(files[1], after[1]) {
-			continue // it was written completely
-		}
-		if tryDamaged(t, path, fmt.Sprint("attempt ", attempt), files, ids, 0) {
-			t.Errorf("attempt %d: a power loss is taken for damage", attempt)
-		}
-	}
+	})
 }
 
 func TestDamageThatIsFoundLaterIsAnErrorForWhatItAffects(t *testing.T) {

@@ -3,7 +3,6 @@ package sqlite
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -95,18 +94,9 @@ func TestDamagedFileIsRefusedOrComplete(t *testing.T) {
 	addWritten(t, s, events-9, 10)
 	stop(t, s)
 	good := databasetest.Read(t, path)
-	refused, complete := 0, 0
-	databasetest.DamageFile(good, old, 18, func(what string, files databasetest.Files) {
-		if tryDamaged(t, path, what, files, events, 0) {
-			refused++
-		} else {
-			complete++
-		}
+	databasetest.DamageFile(t, good, old, 18, func(what string, files databasetest.Files) bool {
+		return tryDamaged(t, path, what, files, events, 0)
 	})
-	t.Logf("%d damages refused, %d without effect", refused, complete)
-	if refused < 1000 {
-		t.Error("too few to prove anything")
-	}
 	databasetest.Write(t, path, good)
 	stop(t, start(t, path))
 }
@@ -135,22 +125,13 @@ func TestDamagedLogIsRefusedOrComplete(t *testing.T) {
 	if tryDamaged(t, path, "not damaged", killed, events, 0) {
 		t.Fatal("a killed process is taken for damage")
 	}
-	refused, complete := 0, 0
-	databasetest.DamageLog(killed, 500, func(what string, at int, files databasetest.Files) {
+	databasetest.DamageLog(t, killed, 300, func(what string, at int, files databasetest.Files) bool {
 		mayMiss := 0
 		if int64(at) >= secondLast { // see checkLog of the database
 			mayMiss = 2
 		}
-		if tryDamaged(t, path, what, files, events, mayMiss) {
-			refused++
-		} else {
-			complete++
-		}
+		return tryDamaged(t, path, what, files, events, mayMiss)
 	})
-	t.Logf("%d damages refused, %d without effect or at the end", refused, complete)
-	if refused < 300 {
-		t.Error("too few to prove anything")
-	}
 }
 
 // Each page of the last transaction may have reached the disk or not when the power
@@ -164,17 +145,9 @@ func TestPowerLossLosesNothing(t *testing.T) {
 	addWritten(t, s, events+1, 1) // one transaction of several pages
 	after := databasetest.Read(t, path)
 	stop(t, s)
-	const sector = 512
-	for lost := len(before[1]); lost < len(after[1]); lost += sector {
-		files := before
-		files[1] = bytes.Clone(after[1])
-		clear(files[1][lost:min(lost+sector, len(files[1]))])
-		if tryDamaged(t, path, fmt.Sprint("sector at ", lost), files, events, 0) {
-			t.Errorf("a power loss is taken for damage")
+	databasetest.LosePower(before, after, func(what string, files databasetest.Files) {
+		if tryDamaged(t, path, what, files, events, 0) {
+			t.Errorf("%s: a power loss is taken for damage", what)
 		}
-		files[1] = after[1][:lost]
-		if tryDamaged(t, path, fmt.Sprint("cut to ", lost), files, events, 0) {
-			t.Errorf("a power loss is taken for damage")
-		}
-	}
+	})
 }

@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-var soak = flag.Bool("soak", false, "damage ten times as many files")
+var soak = flag.Bool("soak", false, "damage ten times as many files, and lose each sector")
 
 // times returns n, or ten times as much with -soak.
 func times(n int) int {
@@ -21,8 +21,9 @@ func times(n int) int {
 }
 
 const (
-	pageSize  = 4096
-	logHeader = 32
+	pageSize   = 4096
+	logHeader  = 32
+	sectorSize = 512
 )
 
 // Files are the database, its log, and the note that it is in use, or nil for one
@@ -60,15 +61,39 @@ func Write(t testing.TB, path string, files Files) {
 	}
 }
 
+// tally counts damages by what a store does with the files.
+type tally struct{ refused, accepted int }
+
+func (c *tally) count(refused bool) {
+	if refused {
+		c.refused++
+	} else {
+		c.accepted++
+	}
+}
+
+// report fails the test if most damages have no effect, which would prove nothing.
+func (c *tally) report(t testing.TB) {
+	t.Helper()
+	t.Logf("%d damages refused, %d without effect or at the end of a log", c.refused, c.accepted)
+	if c.refused <= c.accepted {
+		t.Error("too few were refused to prove anything")
+	}
+}
+
 // DamageFile calls try with copies of a database of which each has one damage, and
 // what that is: bits that are flipped, and pages that are zeroed, swapped, or those of
-// an old copy; or the file is cut off. There are flips flipped bits in each page.
-func DamageFile(good, old Files, flips int, try func(what string, files Files)) {
+// an old copy; or the file is cut off. There are flips flipped bits in each page. try
+// reports whether the store refused the files.
+func DamageFile(t testing.TB, good, old Files, flips int, try func(what string, files Files) (refused bool)) {
+	t.Helper()
+	var tried tally
+	defer tried.report(t)
 	random := rand.New(rand.NewPCG(1, 2))
 	damaged := func(what string, damage func(file []byte) []byte) {
 		files := good
 		if files[0] = damage(bytes.Clone(good[0])); !bytes.Equal(files[0], good[0]) {
-			try(what, files)
+			tried.count(try(what, files))
 		}
 	}
 	flip := func(at int) {
@@ -106,13 +131,17 @@ func DamageFile(good, old Files, flips int, try func(what string, files Files)) 
 
 // DamageLog calls try with copies of the files of a process that was killed, of which
 // each has one damage in the log, what that is, and where: bits that are flipped, or
-// the log is cut off, empty or missing. There are flips flipped bits.
-func DamageLog(killed Files, flips int, try func(what string, at int, files Files)) {
+// the log is cut off, empty or missing. There are flips flipped bits. try reports
+// whether the store refused the files.
+func DamageLog(t testing.TB, killed Files, flips int, try func(what string, at int, files Files) (refused bool)) {
+	t.Helper()
+	var tried tally
+	defer tried.report(t)
 	log := killed[1]
 	damaged := func(what string, at int, log []byte) {
 		files := killed
 		files[1] = log
-		try(what, at, files)
+		tried.count(try(what, at, files))
 	}
 	damaged("removed", 0, nil)
 	damaged("emptied", 0, []byte{})
@@ -130,5 +159,41 @@ func DamageLog(killed Files, flips int, try func(what string, at int, files File
 	}
 	for range times(flips) {
 		flip(logHeader + rand.IntN(len(log)-logHeader))
+	}
+}
+
+// LosePower calls try with files as a power loss may leave them that happens while the
+// log is written on: sectors since before are missing, or its end is.
+func LosePower(before, after Files, try func(what string, files Files)) {
+	random := rand.New(rand.NewPCG(1, 2))
+	first, log := len(before[1]), after[1]
+	lost := func(what string, log []byte) {
+		if files := before; !bytes.Equal(log, after[1]) { // it was not written completely
+			files[1] = log
+			try(what, files)
+		}
+	}
+	zero := func(log []byte, at int) { clear(log[at:min(at+sectorSize, len(log))]) }
+	step := 3 * sectorSize // all parts of a page, in different pages
+	if *soak {
+		step = sectorSize
+	}
+	for at := first; at < len(log); at += step {
+		lost(fmt.Sprint("cut to ", at), log[:at])
+		log := bytes.Clone(log)
+		zero(log, at)
+		lost(fmt.Sprint("without the sector at ", at), log)
+	}
+	for attempt := range times(40) {
+		log := bytes.Clone(log)
+		for at := first; at < len(log); at += sectorSize {
+			if random.IntN(40) < attempt%40 {
+				zero(log, at)
+			}
+		}
+		if random.IntN(2) == 0 {
+			log = log[:first+random.IntN(len(log)-first)]
+		}
+		lost(fmt.Sprint("attempt ", attempt), log)
 	}
 }
