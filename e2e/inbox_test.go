@@ -54,24 +54,17 @@ http://%s {
 			const lives = 4
 			for range lives {
 				c := caddytest.Start(t, data, "", site)
-				ctx, stop := context.WithCancel(t.Context())
-				var senders sync.WaitGroup
-				for range 4 {
-					senders.Go(func() {
-						for ctx.Err() == nil {
-							id := caddytest.NewID()
-							if got := caddytest.Post(ctx, "http://"+address, caddytest.Event{ID: id}.Body()); got.Status == http.StatusOK {
-								mu.Lock()
-								acknowledged = append(acknowledged, id)
-								mu.Unlock()
-							}
-						}
-					})
-				}
-				time.Sleep(time.Duration(100+rand.IntN(400)) * time.Millisecond)
-				c.Kill()
-				stop()
-				senders.Wait()
+				underLoad(t, 4, func(ctx context.Context, _ int) {
+					id := caddytest.NewID()
+					if got := caddytest.Post(ctx, "http://"+address, caddytest.Event{ID: id}.Body()); got.Status == http.StatusOK {
+						mu.Lock()
+						acknowledged = append(acknowledged, id)
+						mu.Unlock()
+					}
+				}, func() {
+					time.Sleep(time.Duration(100+rand.IntN(400)) * time.Millisecond)
+					c.Kill()
+				})
 			}
 			healthy.Store(true)
 			c := caddytest.Start(t, data, "", site)

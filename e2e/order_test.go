@@ -63,37 +63,27 @@ http://%s {
 }`, address, caddytest.Secret, b.Address())
 	sent := make([]int, conversations)
 	send := func(ctx context.Context, conversation int) {
-		for ctx.Err() == nil {
-			number := sent[conversation] + 1
-			body := caddytest.Event{
-				ID:      fmt.Sprintf("evt_%d_%d", conversation, number),
-				Created: caddytest.DocumentedTime, // the same body again
-				Data:    fmt.Sprintf(`{"conversation":{"id":"conv_%d"},"number":%d}`, conversation, number),
-			}.Body()
-			for ctx.Err() == nil {
-				if got := caddytest.Post(ctx, "http://"+address, body); got.Status == http.StatusOK {
-					sent[conversation] = number
-					break
-				}
-			}
+		number := sent[conversation] + 1
+		body := caddytest.Event{
+			ID:      fmt.Sprintf("evt_%d_%d", conversation, number),
+			Created: caddytest.DocumentedTime, // the same body again
+			Data:    fmt.Sprintf(`{"conversation":{"id":"conv_%d"},"number":%d}`, conversation, number),
+		}.Body()
+		if got := caddytest.Post(ctx, "http://"+address, body); got.Status == http.StatusOK {
+			sent[conversation] = number
 		}
 	}
 	for life := range lives {
 		healthy.Store(life%2 == 1)
 		c := caddytest.Start(t, data, "", site)
-		ctx, stop := context.WithCancel(t.Context())
-		var senders sync.WaitGroup
-		for conversation := range conversations {
-			senders.Go(func() { send(ctx, conversation) })
-		}
-		for range 2 {
-			time.Sleep(time.Duration(100+rand.IntN(300)) * time.Millisecond)
-			c.Reload()
-		}
-		time.Sleep(time.Duration(rand.IntN(300)) * time.Millisecond)
-		c.Kill()
-		stop()
-		senders.Wait()
+		underLoad(t, conversations, send, func() {
+			for range 2 {
+				time.Sleep(time.Duration(100+rand.IntN(300)) * time.Millisecond)
+				c.Reload()
+			}
+			time.Sleep(time.Duration(rand.IntN(300)) * time.Millisecond)
+			c.Kill()
+		})
 	}
 	healthy.Store(true)
 	c := caddytest.Start(t, data, "", site)

@@ -101,32 +101,25 @@ func TestRedisGoesAwayUnderLoad(t *testing.T) {
 				b := caddytest.NewBackend(t, func(http.ResponseWriter, *http.Request) { time.Sleep(5 * time.Millisecond) })
 				urls, _ := onRedis(t, server, b, 2, "", "timeout 1s\nwhen_down "+policy)
 
-				ctx, stop := context.WithCancel(t.Context())
 				var mu sync.Mutex
 				var bodies []string
-				var senders sync.WaitGroup
-				for range 8 {
-					senders.Go(func() {
-						for ctx.Err() == nil {
-							body := caddytest.NewEvent()
-							mu.Lock()
-							bodies = append(bodies, body)
-							mu.Unlock()
-							var duplicates sync.WaitGroup
-							for range 2 {
-								duplicates.Go(func() { persist(t, urls, body) })
-							}
-							duplicates.Wait()
-						}
-					})
-				}
-				for range 3 {
+				underLoad(t, 8, func(context.Context, int) {
+					body := caddytest.NewEvent()
+					mu.Lock()
+					bodies = append(bodies, body)
+					mu.Unlock()
+					var duplicates sync.WaitGroup
+					for range 2 {
+						duplicates.Go(func() { persist(t, urls, body) })
+					}
+					duplicates.Wait()
+				}, func() {
+					for range 3 {
+						time.Sleep(200 * time.Millisecond)
+						away(server)
+					}
 					time.Sleep(200 * time.Millisecond)
-					away(server)
-				}
-				time.Sleep(200 * time.Millisecond)
-				stop()
-				senders.Wait()
+				})
 
 				twice := 0
 				for _, body := range bodies {

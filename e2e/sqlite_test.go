@@ -50,24 +50,17 @@ func TestKilledCaddyForgetsNoAcknowledgedEvent(t *testing.T) {
 			}
 		}
 
-		ctx, stop := context.WithCancel(t.Context())
-		var senders sync.WaitGroup
-		for range 16 {
-			senders.Go(func() {
-				for ctx.Err() == nil {
-					body := caddytest.NewEvent()
-					if got := caddytest.Post(ctx, "http://"+address, body); got.Status == http.StatusOK {
-						mu.Lock()
-						acknowledged = append(acknowledged, body)
-						mu.Unlock()
-					}
-				}
-			})
-		}
-		time.Sleep(time.Duration(50+rand.IntN(300)) * time.Millisecond)
-		c.Kill()
-		stop()
-		senders.Wait()
+		underLoad(t, 16, func(ctx context.Context, _ int) {
+			body := caddytest.NewEvent()
+			if got := caddytest.Post(ctx, "http://"+address, body); got.Status == http.StatusOK {
+				mu.Lock()
+				acknowledged = append(acknowledged, body)
+				mu.Unlock()
+			}
+		}, func() {
+			time.Sleep(time.Duration(50+rand.IntN(300)) * time.Millisecond)
+			c.Kill()
+		})
 	}
 	t.Logf("%d events were acknowledged in %d lives", len(acknowledged), rounds)
 	if len(acknowledged) < 10*rounds {
