@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"strings"
 	"testing"
 )
 
@@ -58,6 +59,17 @@ func Write(t testing.TB, path string, files Files) {
 		if err := os.WriteFile(path+suffix, files[i], 0o600); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// ExpectClear fails the test unless the error of a store with a damage says so, and
+// what to do.
+func ExpectClear(t testing.TB, path, damage string, err error) {
+	t.Helper()
+	text := err.Error()
+	cause := strings.Contains(text, path+" is damaged") || strings.Contains(text, path+" is no SQLite database")
+	if !cause || !strings.Contains(text, "restore a backup, or move") {
+		t.Errorf("%s: %v", damage, err)
 	}
 }
 
