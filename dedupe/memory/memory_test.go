@@ -20,13 +20,7 @@ import (
 // load makes a store from its JSON configuration, as Caddy does.
 func load(t *testing.T, config string) (*Store, error) {
 	t.Helper()
-	ctx, cancel := caddy.NewContext(caddy.Context{Context: context.Background()})
-	t.Cleanup(cancel)
-	module, err := ctx.LoadModuleByID("http.buzzbip_webhook.stores.memory", json.RawMessage(config))
-	if err != nil {
-		return nil, err
-	}
-	return module.(*Store), nil
+	return storetest.Load[*Store](t, "http.buzzbip_webhook.stores.memory", config)
 }
 
 func mustLoad(t *testing.T, config string) *Store {

@@ -37,13 +37,7 @@ func load(t testing.TB, config map[string]any) (*Store, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := caddy.NewContext(caddy.Context{Context: context.Background()})
-	t.Cleanup(cancel)
-	module, err := ctx.LoadModuleByID("http.buzzbip_webhook.stores.redis", text)
-	if err != nil {
-		return nil, err
-	}
-	return module.(*Store), nil
+	return storetest.Load[*Store](t, "http.buzzbip_webhook.stores.redis", string(text))
 }
 
 func mustLoad(t testing.TB, config map[string]any) *Store {

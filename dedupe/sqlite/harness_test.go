@@ -3,13 +3,11 @@ package sqlite
 import (
 	"context"
 	"encoding/binary"
-	"encoding/json"
 	"fmt"
 	"path/filepath"
 	"testing"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
 	"github.com/ncruces/go-sqlite3"
 	"go.uber.org/goleak"
 
@@ -32,13 +30,7 @@ func newPath(t testing.TB) string {
 // load makes a store from its JSON configuration, as Caddy does.
 func load(t testing.TB, config string) (*Store, error) {
 	t.Helper()
-	ctx, cancel := caddy.NewContext(caddy.Context{Context: context.Background()})
-	t.Cleanup(cancel)
-	module, err := ctx.LoadModuleByID("http.buzzbip_webhook.stores.sqlite", json.RawMessage(config))
-	if err != nil {
-		return nil, err
-	}
-	return module.(*Store), nil
+	return storetest.Load[*Store](t, "http.buzzbip_webhook.stores.sqlite", config)
 }
 
 func at(path string) string { return fmt.Sprintf(`{"path":%q}`, path) }

@@ -2,16 +2,15 @@ package sqlite
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"path/filepath"
 	"testing"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/goleak"
 
+	"github.com/buzzbip/caddy-webhook/dedupe/storetest"
 	"github.com/buzzbip/caddy-webhook/inbox"
 	"github.com/buzzbip/caddy-webhook/inbox/inboxtest"
 	"github.com/buzzbip/caddy-webhook/internal/database"
@@ -34,13 +33,7 @@ func newPath(t testing.TB) string {
 // load makes a store from its JSON configuration, as Caddy does.
 func load(t testing.TB, config string) (*Store, error) {
 	t.Helper()
-	ctx, cancel := caddy.NewContext(caddy.Context{Context: context.Background()})
-	t.Cleanup(cancel)
-	module, err := ctx.LoadModuleByID("http.buzzbip_webhook.inboxes.sqlite", json.RawMessage(config))
-	if err != nil {
-		return nil, err
-	}
-	return module.(*Store), nil
+	return storetest.Load[*Store](t, "http.buzzbip_webhook.inboxes.sqlite", config)
 }
 
 func at(path string) string { return fmt.Sprintf(`{"path":%q}`, path) }

@@ -202,13 +202,10 @@ func TestLateRequestFindsWhatAnotherConfigurationKeeps(t *testing.T) {
 
 func TestInboxAndStoreShareAFile(t *testing.T) {
 	path := newPath(t)
-	ctx, cancel := caddy.NewContext(caddy.Context{Context: context.Background()})
-	defer cancel()
-	module, err := ctx.LoadModuleByID("http.buzzbip_webhook.stores.sqlite", json.RawMessage(at(path)))
+	store, err := storetest.Load[*storesqlite.Store](t, "http.buzzbip_webhook.stores.sqlite", at(path))
 	if err != nil {
 		t.Fatal(err)
 	}
-	store := module.(*storesqlite.Store)
 	if err := store.Start(); err != nil {
 		t.Fatal(err)
 	}
