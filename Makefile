@@ -1,4 +1,4 @@
-# make test         the tests, with the race detector: about 4 minutes on 2 cores, longer the first time;
+# make test         the tests, with the race detector: 5 to 10 minutes on 2 cores, longer the first time;
 #                   installs redis-server, jq and curl if they are missing
 # make check        everything below, from lint to deployment: about 10 minutes on 2 cores,
 #                   up to 40 the first time, because Go compiles a lot; installs redis-server, jq, curl,
