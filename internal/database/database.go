@@ -131,19 +131,21 @@ func (db *DB) Use(t Tables) error {
 			return newerFormat(db.path, t.Name+" has", version, len(t.Migrations))
 		}
 		for ; version < len(t.Migrations); version++ {
-			if err := c.raw.Exec(t.Migrations[version]); err != nil {
+			err := c.raw.Exec(t.Migrations[version])
+			if errors.Is(err, sqlite3.ERROR) { // the tables are not those of this version
+				err = fmt.Errorf("%w: %w", ErrDamaged, err)
+			}
+			if err != nil {
 				return fmt.Errorf("migrating %s in %s: %w", t.Name, db.path, err)
 			}
 		}
 		return c.Exec("INSERT INTO formats(name, version) VALUES(?, ?) ON CONFLICT DO UPDATE SET version = excluded.version", t.Name, version)
 	})
-	if err != nil {
-		return err
+	if err == nil && t.Check != nil {
+		err = db.checkNowOrLater(t.Check)
 	}
-	if t.Check != nil {
-		if err := db.checkNowOrLater(t.Check); err != nil {
-			return explain(db.path, err)
-		}
+	if err != nil {
+		return explain(db.path, err)
 	}
 	db.mu.Lock()
 	defer db.mu.Unlock()

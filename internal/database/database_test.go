@@ -620,3 +620,20 @@ func TestLogIsTruncated(t *testing.T) {
 	}
 	stop(t, db)
 }
+
+func TestTablesOfAnotherVersionThanTheFileSaysAreDamage(t *testing.T) {
+	path := newPath(t)
+	db := start(t, path)
+	if err := db.Write(t.Context(), func(c *Conn) error { return c.Exec("DELETE FROM formats") }); err != nil {
+		t.Fatal(err)
+	}
+	stop(t, db)
+	db, err := Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop(t, db)
+	if err := db.Use(numbers); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "already exists") {
+		t.Errorf("got %v", err)
+	}
+}
