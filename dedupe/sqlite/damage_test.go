@@ -57,7 +57,7 @@ func TestDamagedFileIsRefusedOrComplete(t *testing.T) {
 	record(t, s, ids-300, 300, time.Now().Add(time.Hour))
 	stop(t, s)
 	good := databasetest.Read(t, path)
-	databasetest.DamageFile(t, good, old, 30, func(what string, files databasetest.Files) bool {
+	databasetest.DamageFile(t, good, old, 30, 1000, func(what string, files databasetest.Files) bool {
 		return tryDamaged(t, path, what, files, ids, 0)
 	})
 	databasetest.Write(t, path, good)
@@ -88,7 +88,7 @@ func TestDamagedLogIsRefusedOrComplete(t *testing.T) {
 	}
 
 	secondLast := int(ends[ids-3])
-	databasetest.DamageLog(t, killed, 300, func(what string, at int, files databasetest.Files) bool {
+	databasetest.DamageLog(t, killed, 700, 600, func(what string, at int, files databasetest.Files) bool {
 		mayMiss := 0
 		if at >= secondLast { // see checkLog
 			mayMiss = 2

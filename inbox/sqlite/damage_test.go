@@ -91,7 +91,7 @@ func TestDamagedFileIsRefusedOrComplete(t *testing.T) {
 	addWritten(t, s, events-9, 10)
 	stop(t, s)
 	good := databasetest.Read(t, path)
-	databasetest.DamageFile(t, good, old, 18, func(what string, files databasetest.Files) bool {
+	databasetest.DamageFile(t, good, old, 18, 1000, func(what string, files databasetest.Files) bool {
 		return tryDamaged(t, path, what, files, events, 0)
 	})
 	databasetest.Write(t, path, good)
@@ -122,7 +122,7 @@ func TestDamagedLogIsRefusedOrComplete(t *testing.T) {
 	if tryDamaged(t, path, "not damaged", killed, events, 0) {
 		t.Fatal("a killed process is taken for damage")
 	}
-	databasetest.DamageLog(t, killed, 300, func(what string, at int, files databasetest.Files) bool {
+	databasetest.DamageLog(t, killed, 500, 300, func(what string, at int, files databasetest.Files) bool {
 		mayMiss := 0
 		if int64(at) >= secondLast { // see checkLog of the database
 			mayMiss = 2
