@@ -87,8 +87,8 @@ func printReport(out io.Writer, overview adminapi.Overview) error {
 	o := overview.Observed
 	count := func(n uint64) string { return humanize.Comma(int64(n)) }
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintf(out, "requests since %s: %s, of which %s would have been rejected, and %s answered as duplicates\n\n",
-		overview.Since.Format(time.RFC3339), count(o.Requests), count(o.WouldBe[webhook.ResultRejected]), count(o.WouldBe[webhook.ResultDuplicate]))
+	fmt.Fprintf(out, "%s requests since %s, %s would be rejected, %s duplicates would have been answered\n\n", count(o.Requests),
+		overview.Since.Format(time.RFC3339), count(o.WouldBe[webhook.ResultRejected]), count(o.WouldBe[webhook.ResultDuplicate]))
 	for _, result := range append(webhook.Results, webhook.WouldBeUnknown) {
 		if n := o.WouldBe[result]; n > 0 {
 			fmt.Fprintf(w, "%s\t %s\n", count(n), wouldBeTexts[result])
