@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -31,7 +32,10 @@ type arrival struct {
 
 type headerField struct{ name, value string }
 
-func (a *arrival) record(r *http.Request, state *requestState) {
+var arrivals = sync.Pool{New: func() any { return new(arrival) }}
+
+func newArrival(r *http.Request, state *requestState) *arrival {
+	a := arrivals.Get().(*arrival)
 	a.body, a.orderKey, a.secret, a.at = state.body, state.orderKey, state.key.label, state.arrived
 	a.host, a.proto, a.tls = r.Host, r.Proto, r.TLS != nil
 	a.url, a.remote = arrivedFrom(r)
@@ -42,6 +46,13 @@ func (a *arrival) record(r *http.Request, state *requestState) {
 			a.fields = append(a.fields, headerField{name, value})
 		}
 	}
+	return a
+}
+
+// recycle is called when nothing can use a any more.
+func (a *arrival) recycle() {
+	*a = arrival{}
+	arrivals.Put(a)
 }
 
 // header returns the headers that a redelivery repeats.

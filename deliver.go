@@ -167,7 +167,7 @@ func (a *attempt) deliver(w http.ResponseWriter, r *http.Request, next caddyhttp
 	a.recorder.ResponseWriterWrapper = caddyhttp.ResponseWriterWrapper{ResponseWriter: w}
 	err = next.ServeHTTP(&a.recorder, r)
 	if a.recorder.status != 0 {
-		if a.holdsClaim() && a.recorder.inFlight() {
+		if a.recorder.inFlight() && a.holdsClaim() {
 			a.reportChain()
 		}
 		return err
@@ -242,10 +242,9 @@ func (c *deliveryContext) Value(key any) any { return c.current().Value(key) }
 func (a *attempt) succeed(status int) int {
 	a.delivered, a.state.result = true, webhook.ResultDelivered
 	traffic.attempt(true, time.Now())
-	if a.holdsClaim() {
+	if a.settle() {
 		failures.remove(a.failureKey())
 	}
-	a.settle()
 	return status
 }
 
@@ -259,10 +258,13 @@ func (a *attempt) holdsClaim() bool {
 	return a.claimed
 }
 
-func (a *attempt) settle() {
-	if a.holdsClaim() {
-		a.settleAs(a.claim, a.delivered)
+// settle settles the claim, and reports whether that was still to be done.
+func (a *attempt) settle() bool {
+	if !a.holdsClaim() {
+		return false
 	}
+	a.settleAs(a.claim, a.delivered)
+	return true
 }
 
 // settleAs settles the claim, which a still holds.

@@ -149,8 +149,11 @@ func (h *Handler) claimNow(state *requestState, r *http.Request, request dedupe.
 
 // waitLeft returns how much longer the event may wait.
 func (h *Handler) waitLeft(state *requestState) time.Duration {
-	return max(h.answerWithin-state.now.Sub(state.arrived), 0)
+	return max(h.answerBy(state).Sub(state.now), 0)
 }
+
+// answerBy returns when the sender is to be told about its event.
+func (h *Handler) answerBy(state *requestState) time.Time { return state.arrived.Add(h.answerWithin) }
 
 // admit verifies a request and completes state with its event and body. If a step
 // fails, it returns the reason.

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -37,13 +38,11 @@ func (a *attempt) runWithInbox(w http.ResponseWriter, r *http.Request, next cadd
 // deliverOrKeep delivers the event of a for the first time. If the backend fails, or
 // does not answer within answer_within, the event goes to the inbox.
 func (a *attempt) deliverOrKeep(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	k := &keeper{attempt: a, w: w}
-	k.request.record(r, a.state)
-	var try bool
+	k := &keeper{attempt: a, w: w, request: newArrival(r, a.state)}
 	if !a.inbox.AcceptsAlways() {
-		k.first, try = a.inbox.dispatcher.TryFirst(r.Context(), k.request.target, a.turn)
+		k.first, k.tried = a.inbox.dispatcher.TryFirst(r.Context(), k.request.target, a.turn)
 	}
-	if try {
+	if k.tried {
 		if a.tryMemory() {
 			return k.deliver(r, next)
 		}
@@ -77,7 +76,7 @@ func (k *keeper) keepWithoutAttempt() (kept, pending bool, err error) {
 
 // inboxEvent returns the event as the inbox keeps it.
 func (k *keeper) inboxEvent() inbox.Event {
-	a, request := k.attempt, &k.request
+	a, request := k.attempt, k.request
 	request.body.shared = true // if a context ends first, the inbox still has it
 	e := inbox.Event{
 		Target: request.target,
@@ -100,20 +99,23 @@ func (k *keeper) inboxEvent() inbox.Event {
 // as it is if the backend accepts the event, or if the inbox does not take it.
 type keeper struct {
 	attempt *attempt
-	first   *inbox.First // nil if no attempt is made
+	first   inbox.First // if tried
+	tried   bool        // an attempt is made
 	w       http.ResponseWriter
-	request arrival
+	request *arrival // nil once nothing can be kept any more
+	line    inLine
 	late    chan<- struct{} // closed if the event is in the inbox before the next handlers end; nil: the sender is answered then
 
 	mu       sync.Mutex
 	decided  bool        // by what the backend answered; nothing is kept after that
-	passing  bool        // the response goes to the sender
+	passing  atomic.Bool // the response goes to the sender; changed with mu held
 	kept     bool        // the event is in the inbox
 	answered bool        // the sender, over HTTP/1.1
 	pending  bool        // it is not known whether the inbox takes the event
 	ended    bool        // first knows the outcome
 	accepted bool        // that the backend has accepted the event
-	header   http.Header // of a response that is not passed on, or not yet
+
+	header http.Header // of a response that is not passed on, or not yet; of the next handlers alone
 }
 
 // deliver runs the next handlers. If they have not answered within answer_within, the
@@ -133,11 +135,13 @@ func (k *keeper) deliver(r *http.Request, next caddyhttp.Handler) error {
 func (k *keeper) deliverHere(r *http.Request, next caddyhttp.Handler) error {
 	a := k.attempt
 	defer underWay.release(a.memory)
-	timer := time.AfterFunc(a.waitLeft(a.state), k.keepLate)
-	defer timer.Stop()
+	a.inbox.late.add(k, a.answerBy(a.state))
+	defer a.inbox.late.remove(k)
 	err := k.run(r, next)
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	k.request.recycle()
+	k.request = nil
 	switch {
 	case k.answered:
 		a.state.result = webhook.ResultStored
@@ -173,8 +177,8 @@ func (k *keeper) deliverBeside(r *http.Request, next caddyhttp.Handler) error {
 	}
 	ended, late := make(chan end, 1), make(chan struct{})
 	k.late = late
-	timer := time.AfterFunc(a.waitLeft(state), k.keepLate)
-	defer timer.Stop()
+	a.inbox.late.add(k, a.answerBy(state))
+	defer a.inbox.late.remove(k)
 	a.turn.Hold()
 	go func() {
 		defer a.turn.Leave()
@@ -260,7 +264,7 @@ func (k *keeper) isKeptOrPending() bool {
 // answersStored reports whether the sender is to be told that the event is stored. If
 // that was unknown when the backend answered, the sender gets the backend's response.
 // The caller locks.
-func (k *keeper) answersStored() bool { return k.kept && !k.passing }
+func (k *keeper) answersStored() bool { return k.kept && !k.passing.Load() }
 
 // willAnswerStored is answersStored for callers that do not lock.
 func (k *keeper) willAnswerStored() bool {
@@ -278,8 +282,7 @@ func (k *keeper) isKept() bool {
 // succeed implements [successHook]. A success after the event was stored is told to
 // the dispatcher, which then removes it.
 func (k *keeper) succeed(status int) int {
-	k.pass()
-	if !k.isKept() && k.attempt.inbox.Policy().KeepDelivered > 0 {
+	if k.pass() && k.attempt.inbox.Policy().KeepDelivered > 0 {
 		k.keepDelivered(status)
 	}
 	k.mu.Lock()
@@ -303,22 +306,23 @@ func (k *keeper) keepDelivered(status int) {
 	}
 }
 
-// pass lets the response go to the sender, unless the event is in the inbox.
-func (k *keeper) pass() {
+// pass lets the response go to the sender, unless the event is in the inbox, and
+// reports whether it does.
+func (k *keeper) pass() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.decided = true
-	if !k.kept {
-		k.passing = true
-		maps.Copy(k.w.Header(), k.header)
+	if k.kept {
+		return false
 	}
+	maps.Copy(k.w.Header(), k.header)
+	k.passing.Store(true)
+	return true
 }
 
 // Header implements [http.ResponseWriter].
 func (k *keeper) Header() http.Header {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.passing {
+	if k.passing.Load() {
 		return k.w.Header()
 	}
 	if k.header == nil {
@@ -327,18 +331,12 @@ func (k *keeper) Header() http.Header {
 	return k.header
 }
 
-func (k *keeper) isPassing() bool {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return k.passing
-}
-
 // WriteHeader implements [http.ResponseWriter].
 func (k *keeper) WriteHeader(status int) {
 	if status < 200 && status != http.StatusSwitchingProtocols {
 		return // the sender may still get another response
 	}
-	if !k.isPassing() {
+	if !k.passing.Load() {
 		f := &adminapi.Failure{Time: time.Now().UTC(), Duration: time.Since(k.attempt.start).Seconds(), Cause: causeOfStatus(status), Status: status, Error: k.attempt.errorText(status, nil)}
 		if k.failed(outcomeOf(f, k.Header())) {
 			k.attempt.cancel() // the rest of the response is of no use
@@ -351,7 +349,7 @@ func (k *keeper) WriteHeader(status int) {
 
 // Write implements [http.ResponseWriter].
 func (k *keeper) Write(data []byte) (int, error) {
-	if k.isPassing() {
+	if k.passing.Load() {
 		return k.w.Write(data)
 	}
 	return len(data), nil
@@ -359,7 +357,7 @@ func (k *keeper) Write(data []byte) (int, error) {
 
 // FlushError is what [http.ResponseController] calls.
 func (k *keeper) FlushError() error {
-	if k.isPassing() {
+	if k.passing.Load() {
 		return http.NewResponseController(k.w).Flush()
 	}
 	return nil

@@ -62,7 +62,7 @@ func (k *keeper) keep() bool {
 		k.pending = false
 		switch {
 		case k.stored(err):
-		case k.first == nil || k.ended:
+		case !k.tried || k.ended:
 			a.settleAs(a.claim, k.accepted)
 		default:
 			a.claimed = true // the attempt settles it
@@ -73,7 +73,7 @@ func (k *keeper) keep() bool {
 
 func (k *keeper) store(ctx context.Context, e inbox.Event) (err error) {
 	in, turn := k.attempt.inbox, k.attempt.turn
-	if k.first != nil {
+	if k.tried {
 		_, err = k.first.Keep(ctx, e, in.Capacity())
 	} else {
 		_, err = in.dispatcher.Add(ctx, e.Target, turn, e, in.Capacity())

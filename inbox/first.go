@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"math"
-	"time"
 )
 
 // First is the first attempt to deliver an event. The caller of
-// [Dispatcher.TryFirst] makes it, and must call [First.End] when it has ended.
+// [Dispatcher.TryFirst] makes it, and must call [First.End] when it has ended. It must
+// not be copied after the first call of a method.
 type First struct {
 	d      *Dispatcher
 	target *target
@@ -36,9 +36,9 @@ func (d *Dispatcher) Enter(target, scope, orderKey string) *Turn {
 // unreachable, or because it is not its turn, the event goes to [Dispatcher.Add]. Once
 // in each interval of the backoff a new event is tried nevertheless, if nothing else
 // asks the target.
-func (d *Dispatcher) TryFirst(ctx context.Context, target string, turn *Turn) (f *First, try bool) {
+func (d *Dispatcher) TryFirst(ctx context.Context, target string, turn *Turn) (f First, try bool) {
 	if !turn.Try(ctx) {
-		return nil, false
+		return First{}, false
 	}
 	f, try = d.tryFirst(target, turn)
 	if !try {
@@ -47,11 +47,11 @@ func (d *Dispatcher) TryFirst(ctx context.Context, target string, turn *Turn) (f
 	return f, try
 }
 
-func (d *Dispatcher) tryFirst(target string, turn *Turn) (f *First, try bool) {
+func (d *Dispatcher) tryFirst(target string, turn *Turn) (f First, try bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.paused || d.stopped {
-		return nil, false
+		return First{}, false
 	}
 	t := d.target(target)
 	d.firsts++
@@ -59,11 +59,11 @@ func (d *Dispatcher) tryFirst(target string, turn *Turn) (f *First, try bool) {
 	if turn != nil {
 		s = suspect{lane: turn.lane.id}
 	}
-	p, try := t.gate.first(s, time.Now())
+	p, try := t.gate.first(s)
 	if !try {
-		return nil, false
+		return First{}, false
 	}
-	return &First{d: d, target: t, pass: p, turn: turn}, true
+	return First{d: d, target: t, pass: p, turn: turn}, true
 }
 
 // Keep stores the event, because the attempt has failed or is still under way, and
@@ -111,7 +111,7 @@ func (f *First) End(o Outcome) {
 	d.mu.Lock()
 	f.ended, f.outcome = true, o
 	keeping := f.keeping
-	if f.pass.learn(o, time.Now(), c.Policy.Concurrency, c.Policy.backoff(d.random)) {
+	if f.pass.learn(o, c.Policy.Concurrency, c.Policy.backoff(d.random)) {
 		d.wake.ring()
 	}
 	d.mu.Unlock()

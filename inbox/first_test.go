@@ -33,7 +33,7 @@ func (b *bed) hold() (*First, int64) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	return f, number
+	return &f, number
 }
 
 func TestAnEventWhoseFirstAttemptIsUnderWayIsNotDelivered(t *testing.T) {

@@ -85,8 +85,8 @@ func (g *gate) redeliver(s suspect) pass {
 
 // first lets a first attempt pass, unless the backend is known to be unreachable
 // and is not to be probed now.
-func (g *gate) first(s suspect, now time.Time) (p pass, ok bool) {
-	if g.down && (g.probing || g.underway > 0 || now.Before(g.until)) {
+func (g *gate) first(s suspect) (p pass, ok bool) {
+	if g.down && (g.probing || g.underway > 0 || time.Now().Before(g.until)) {
 		return pass{}, false
 	}
 	if g.down {
@@ -97,7 +97,7 @@ func (g *gate) first(s suspect, now time.Time) (p pass, ok bool) {
 
 // learn takes the outcome of an attempt into account. It reports whether the next
 // redelivery may pass at another time than before.
-func (p *pass) learn(o Outcome, now time.Time, concurrency int, b backoff) (changed bool) {
+func (p *pass) learn(o Outcome, concurrency int, b backoff) (changed bool) {
 	g := p.gate
 	changed = g.closed
 	if p.probe {
@@ -108,7 +108,7 @@ func (p *pass) learn(o Outcome, now time.Time, concurrency int, b backoff) (chan
 	case o.NoAttempt:
 	case stale && o.Down && g.closed:
 		// The backoff goes on, but what the backend asks for counts.
-		if until := now.Add(min(o.RetryAfter, b.longest)); until.After(g.until) {
+		if until := time.Now().Add(min(o.RetryAfter, b.longest)); until.After(g.until) {
 			g.until = until
 		}
 	case stale:
@@ -118,18 +118,18 @@ func (p *pass) learn(o Outcome, now time.Time, concurrency int, b backoff) (chan
 		g.closed, g.down, g.failures, g.suspects, g.window = false, false, 0, nil, window
 	case o.Down:
 		g.down = true
-		g.close(now, b, o.RetryAfter)
+		g.close(b, o.RetryAfter)
 	case p.probe:
 		if g.down {
 			// It answers again: the failure may be that of this event alone, so
 			// another one is not to wait as long as for a backend that is away.
 			g.down, g.failures = false, 0
 		}
-		g.close(now, b, 0)
+		g.close(b, 0)
 	case !g.closed && !slices.Contains(g.suspects, p.suspect):
 		g.suspects = append(g.suspects, p.suspect)
 		if len(g.suspects) == failuresThatClose {
-			g.close(now, b, 0)
+			g.close(b, 0)
 		}
 	}
 	return changed
@@ -143,9 +143,9 @@ func (p *pass) leave() {
 	}
 }
 
-func (g *gate) close(now time.Time, b backoff, asked time.Duration) {
+func (g *gate) close(b backoff, asked time.Duration) {
 	g.failures++
 	g.closings++
 	g.closed, g.window, g.suspects = true, 1, nil
-	g.until = now.Add(b.after(g.failures, asked))
+	g.until = time.Now().Add(b.after(g.failures, asked))
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -259,29 +260,29 @@ func TestRetryAfterOfOneEventHoldsForItAlone(t *testing.T) {
 }
 
 func TestALateRetryAfterLengthensTheWait(t *testing.T) {
-	now := time.Now()
-	b := backoff{first: time.Second, longest: time.Hour, random: func() float64 { return 0.5 }}
-	g := newGate()
-	early, _ := g.first(suspect{event: 1}, now)
-	late, _ := g.first(suspect{event: 2}, now)
-	early.learn(down, now, 8, b)
-	o := down
-	o.RetryAfter = time.Minute
-	late.learn(o, now, 8, b)
-	if wait := g.until.Sub(now); wait != time.Minute {
-		t.Error(wait)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		b := backoff{first: time.Second, longest: time.Hour, random: func() float64 { return 0.5 }}
+		g := newGate()
+		early, _ := g.first(suspect{event: 1})
+		late, _ := g.first(suspect{event: 2})
+		early.learn(down, 8, b)
+		o := down
+		o.RetryAfter = time.Minute
+		late.learn(o, 8, b)
+		if wait := time.Until(g.until); wait != time.Minute {
+			t.Error(wait)
+		}
+	})
 }
 
 // A slow answer to what was asked before the backend failed says nothing.
 func TestALateSuccessDoesNotOpenTheGate(t *testing.T) {
-	now := time.Now()
 	b := backoff{first: time.Second, longest: time.Hour, random: func() float64 { return 0.5 }}
 	g := newGate()
-	early, _ := g.first(suspect{event: 1}, now)
-	late, _ := g.first(suspect{event: 2}, now)
-	early.learn(down, now, 8, b)
-	late.learn(accept, now, 8, b)
+	early, _ := g.first(suspect{event: 1})
+	late, _ := g.first(suspect{event: 2})
+	early.learn(down, 8, b)
+	late.learn(accept, 8, b)
 	if !g.closed {
 		t.Error("open")
 	}

@@ -121,7 +121,7 @@ func TestEventIsDeliveredWhoseTargetWasForgottenDuringItsFirstAttempt(t *testing
 				b.sleep(time.Second) // it has asked the store for targets
 				f, _ := b.d.TryFirst(context.Background(), "site", nil)
 				b.flood(3 * maxIdleTargets)
-				keep(f, func() {
+				keep(&f, func() {
 					if _, err := f.Keep(t.Context(), b.event(), 1<<30); err != nil {
 						t.Error(err)
 					}
