@@ -27,7 +27,6 @@ type arrival struct {
 
 	// fields are the headers, without the maps and slices that most events never need.
 	fields []headerField
-	room   [12]headerField
 }
 
 type headerField struct{ name, value string }
@@ -40,7 +39,6 @@ func newArrival(r *http.Request, state *requestState) *arrival {
 	a.host, a.proto, a.tls = r.Host, r.Proto, r.TLS != nil
 	a.url, a.remote = arrivedFrom(r)
 	a.target = targetOf(r.Host, a.url)
-	a.fields = a.room[:0]
 	for name, values := range r.Header {
 		for _, value := range values {
 			a.fields = append(a.fields, headerField{name, value})
@@ -51,7 +49,8 @@ func newArrival(r *http.Request, state *requestState) *arrival {
 
 // recycle is called when nothing can use a any more.
 func (a *arrival) recycle() {
-	*a = arrival{}
+	clear(a.fields)
+	*a = arrival{fields: a.fields[:0]}
 	arrivals.Put(a)
 }
 
