@@ -213,6 +213,9 @@ func parseURL(raw string) (rueidis.ClientOption, error) {
 	if err != nil || strings.Contains(u.Hostname(), ":") && !strings.HasPrefix(u.Host, "[") {
 		return rueidis.ClientOption{}, errURLForm
 	}
+	if u.Fragment != "" { // the number sign was part of a password, and what is before it would be an address
+		return rueidis.ClientOption{}, errURLForm
+	}
 	if u.Scheme != "redis" && u.Scheme != "rediss" {
 		return rueidis.ClientOption{}, errors.New("its scheme must be redis:// or, with TLS, rediss://")
 	}

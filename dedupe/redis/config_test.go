@@ -90,6 +90,16 @@ func TestRejectedAtLoad(t *testing.T) {
 	}
 }
 
+// Otherwise the part of the password before the number sign would be an address, and logged.
+func TestPasswordWithANumberSignIsRejectedAtLoad(t *testing.T) {
+	for _, url := range []string{"redis://:1234#x@host:6379", "redis://caddy:1234#x@host/0", "rediss://1234#x@host"} {
+		err := (&Store{URLs: []string{url}}).resolve()
+		if err == nil || !strings.Contains(err.Error(), "percent-encode special characters in a password") || strings.Contains(err.Error(), "1234") {
+			t.Errorf("%s: got %v", url, err)
+		}
+	}
+}
+
 func TestURLsAreExpandedWhenLoadedAndNotInTheConfiguration(t *testing.T) {
 	server := redistest.Start(t)
 	t.Setenv("BUZZBIP_TEST_REDIS", server.URL())
