@@ -19,9 +19,17 @@ type outcome struct {
 	expires     int64         // when it no longer matters: a Unix time in nanoseconds
 	delivered   bool
 	replacesAny bool // it replaces any earlier delivery
+	late        bool // the claim was not the current one when it ended
 }
 
 func (o outcome) valid() bool { return time.Now().UnixNano() < o.expires }
+
+// follows reports whether o takes the place of an earlier outcome of its ID. A
+// delivery still counts after a redelivery that failed, and after a late success
+// of a claim that was made before it.
+func (o outcome) follows(old outcome) bool {
+	return !old.delivered || !old.valid() || o.delivered && (!o.late || o.replaces != 0 && o.replaces == old.digest)
+}
 
 // ended is an ID with its outcome.
 type ended struct {
@@ -43,11 +51,11 @@ func (p *pending) add(e ended) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	old, known := p.byID[e.id]
-	if known && old.delivered && !e.delivered && old.valid() {
-		// a redelivery failed: the delivery before it still counts
-		old.token = max(old.token, e.token)
+	token := max(old.token, e.token) // it ends the earlier claims, too
+	if !e.follows(old) {
 		e.outcome = old
 	}
+	e.token = token
 	if !known && len(p.byID) >= pendingCapacity {
 		p.nextLocked(1)
 	}

@@ -17,7 +17,7 @@ func (c *connection) settle(ctx context.Context, claim dedupe.Claim, success boo
 		return false, nil
 	}
 	e := ended{id{claim.Scope, claim.Key}, outcome{
-		token: claim.Token, delivered: success, digest: claim.Digest, replaces: claim.Replaces, expires: unixAfter(claim.Lease),
+		token: claim.Token, delivered: success, digest: claim.Digest, replaces: claim.Replaces, expires: unixAfter(claim.Lease), late: !owned,
 	}}
 	if f, ok := c.instance.inFlight.end(e.id, e.token); ok {
 		// this instance does not know what Redis remembered at the time of the

@@ -89,3 +89,36 @@ func TestSettleEndsWithTheContextOfItsCaller(t *testing.T) {
 	waitFor(t, "the outcomes to be recorded", func() bool { return s.pendingOutcomes() == 0 })
 	expect(t, newInstance(t, config(server)), arrival("a", 1), dedupe.Delivered)
 }
+
+// It is so in an outage, as it is otherwise.
+func TestLateSuccessInAnOutageDoesNotReplaceADeliverySince(t *testing.T) {
+	server := redistest.Start(t)
+	s := newInstance(t, config(server, "timeout", "100ms"))
+	old := expect(t, s, arrival("a", 1), dedupe.Claimed)
+	settle(t, s, old, false)
+	server.Kill()
+	deliverDown(t, s, arrival("a", 2))
+	_ = s.Settle(context.Background(), old, true)
+	expect(t, s, arrival("a", 2), dedupe.Delivered)
+	server.Restart()
+	waitFor(t, "the outcomes to be recorded", func() bool { return up(s) && s.pendingOutcomes() == 0 })
+	expect(t, newInstance(t, config(server)), arrival("a", 2), dedupe.Delivered)
+}
+
+// An inbox stores an event in an outage, and the backend accepts it before the
+// outage ends.
+func TestClaimEndsIfItsEventWasStoredAndThenDeliveredInAnOutage(t *testing.T) {
+	server := redistest.Start(t, strings.Fields(durable)...)
+	s := newInstance(t, config(server, "timeout", "100ms"))
+	stored := expect(t, s, arrival("a", 1), dedupe.Claimed)
+	stored.Retention = 24 * time.Hour
+	server.Kill()
+	_ = s.Settle(context.Background(), stored, true)
+	_ = s.Settle(context.Background(), dedupe.Claim{Request: arrival("a", 1), Replaces: 1}, true)
+	server.Restart()
+	waitFor(t, "the outcomes to be recorded", func() bool { return up(s) && s.pendingOutcomes() == 0 })
+	status, err := s.Lookup(t.Context(), "scope", dedupe.KeyOf("a"))
+	if err != nil || status.InFlight || !status.Delivered || time.Until(status.Expires) > time.Hour {
+		t.Errorf("got %+v, error %v", status, err)
+	}
+}
