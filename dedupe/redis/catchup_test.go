@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -213,6 +214,33 @@ func TestNoClaimIsLeftIfADeliveryEndsWhileItIsRegistered(t *testing.T) {
 		t.Fatal(err)
 	}
 	waitFor(t, "all claims to be ended", func() bool { return server.Do("KEYS", "buzzbip:claim:*") == "" })
+}
+
+// It may end, and be recorded, at any moment.
+func TestNoClaimIsLeftIfADeliverySucceedsWhileItIsRegistered(t *testing.T) {
+	server := redistest.Start(t)
+	s := newInstance(t, config(server))
+	c := s.acquire()
+	defer s.release()
+	for round := range 5 {
+		var claims []dedupe.Claim
+		for n := range 200 {
+			claims = append(claims, expect(t, s, arrival(fmt.Sprint(round, " ", n), 1), dedupe.Claimed))
+		}
+		due := c.instance.inFlight.toRegister(time.Now())
+		var ends sync.WaitGroup
+		for _, claim := range claims {
+			ends.Go(func() { settle(t, s, claim, true) })
+		}
+		if err := c.register(t.Context(), due); err != nil {
+			t.Error(err)
+		}
+		ends.Wait()
+		waitFor(t, "all claims to be ended", func() bool { return s.pendingOutcomes() == 0 })
+		if left := server.Do("KEYS", "buzzbip:claim:*"); left != "" {
+			t.Fatalf("in round %d, there are claims left:\n%s", round, left)
+		}
+	}
 }
 
 // A probe must need the same permissions as an operation. Otherwise Redis would

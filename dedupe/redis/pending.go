@@ -122,11 +122,12 @@ func (p *pending) remove(e ended) {
 }
 
 // supersede removes the outcome of an ID, unless it is later than the token of
-// an outcome that is recorded in Redis.
+// an outcome that is recorded in Redis, or ends the claim with this token, which
+// was then registered again in the meantime.
 func (p *pending) supersede(event id, token uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if o, ok := p.byID[event]; ok && o.token <= token {
+	if o, ok := p.byID[event]; ok && (o.token < token || o.token == token && o.delivered) {
 		p.deleteLocked(event)
 	}
 }

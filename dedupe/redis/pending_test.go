@@ -167,6 +167,10 @@ func TestPendingHasOneOutcomeForEachID(t *testing.T) {
 	if p.len() != 1 {
 		t.Error("the outcome of a later claim was removed")
 	}
+	p.supersede(a, 4)
+	if p.len() != 1 {
+		t.Error("the end of a claim that was registered again was removed")
+	}
 	p.supersede(a, 5)
 	if p.len() != 0 || p.byID != nil {
 		t.Error("an outcome is left")
