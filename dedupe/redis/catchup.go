@@ -155,6 +155,9 @@ func forEach[T any](ctx context.Context, c *connection, items []T, event func(T)
 				c.reportKeys(keys, err)
 				return nil
 			}
+			if errors.Is(ctx.Err(), context.Canceled) {
+				return err // the connection ends: that says nothing about Redis
+			}
 			c.setDown(err, keys)
 			return err
 		})

@@ -310,3 +310,20 @@ func TestConnectionEndsWhenAnotherHasRecordedItsPendingOutcomes(t *testing.T) {
 		t.Error("the other connection ended, too")
 	}
 }
+
+// A reload ends a connection while it tells Redis of deliveries in flight.
+func TestEndOfAConnectionIsNoOutage(t *testing.T) {
+	s := newInstance(t, config(redistest.Start(t)))
+	claim := expect(t, s, arrival("a", 1), dedupe.Claimed)
+	c := s.acquire()
+	defer s.release()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := c.register(ctx, c.instance.inFlight.toRegister(time.Now())); err == nil {
+		t.Error("the claim was registered")
+	}
+	if !up(s) {
+		t.Errorf("Redis counts as down: %v", s.Stats().Err)
+	}
+	settle(t, s, claim, true)
+}
