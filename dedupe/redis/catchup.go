@@ -58,10 +58,10 @@ func (c *connection) probe(ctx context.Context, failed []string) error {
 		keys = append(keys, c.settings.prefix+"probe:"+c.instance.name+":"+strings.TrimPrefix(key, c.settings.prefix))
 	}
 	token := c.token(0)
-	if err := c.scripts.claim.Exec(ctx, c.client, keys, []string{token, "", "1000", "0"}).Error(); err != nil {
+	if err := c.scripts.claim.Exec(ctx, c.client(), keys, []string{token, "", "1000", "0"}).Error(); err != nil {
 		return err
 	}
-	return c.scripts.settle.Exec(ctx, c.client, keys, []string{token, "", "1", "", c.channel()}).Error()
+	return c.scripts.settle.Exec(ctx, c.client(), keys, []string{token, "", "1", "", c.channel()}).Error()
 }
 
 // register tells Redis of claims that it may not know: those that this instance
@@ -105,7 +105,7 @@ const (
 
 func (c *connection) registerFlight(ctx context.Context, f flight) (change, error) {
 	args := []string{c.token(f.token), milliseconds(time.Until(f.expires))}
-	reply, err := c.scripts.register.Exec(ctx, c.client, c.keys(f.id), args).ToString()
+	reply, err := c.scripts.register.Exec(ctx, c.client(), c.keys(f.id), args).ToString()
 	state := registered
 	switch {
 	case err != nil:

@@ -116,7 +116,7 @@ func (c *connection) askOnce(a attempt) (got answer, err error) {
 	// not the context of the request: a claim that Redis grants must be known
 	// here even if the sender has disconnected
 	err = c.do(context.Background(), keys, func(ctx context.Context) error {
-		reply, err := c.scripts.claim.Exec(ctx, c.client, keys, args).ToArray()
+		reply, err := c.scripts.claim.Exec(ctx, c.client(), keys, args).ToArray()
 		if err != nil {
 			return err
 		}

@@ -42,7 +42,7 @@ type connection struct {
 	poll     time.Duration // pollInterval, except in tests
 
 	stop      context.CancelFunc
-	client    rueidis.Client // set by run, which then closes ready
+	dialed    atomic.Pointer[rueidis.Client] // set by run, which then closes ready
 	ready     chan struct{}
 	check     chan struct{} // wakes run
 	slots     chan struct{} // has an element for each running operation
@@ -81,8 +81,8 @@ func (c *connection) run(ctx context.Context) {
 	listener.Go(func() { c.listen(ctx) })
 	defer func() {
 		listener.Wait()
-		if c.client != nil {
-			c.client.Close()
+		if client := c.dialed.Load(); client != nil {
+			(*client).Close()
 		}
 	}()
 	retry := time.Duration(minRetry)
@@ -102,6 +102,9 @@ func (c *connection) run(ctx context.Context) {
 		} else {
 			// do not listen to check: each event would cause another attempt
 			wait, check = retry, nil
+			if isNoMaster(err) {
+				c.redial() // after a failover the address may lead to another server
+			}
 			retry = min(2*retry, maxRetry)
 		}
 		select {
@@ -122,7 +125,7 @@ func (c *connection) wakeRun() {
 
 // dial creates the client, if there is none yet.
 func (c *connection) dial() error {
-	if c.client != nil {
+	if c.dialed.Load() != nil {
 		return nil
 	}
 	client, err := rueidis.NewClient(c.settings.client)
@@ -130,10 +133,24 @@ func (c *connection) dial() error {
 		c.setDown(err, nil)
 		return err
 	}
-	c.client = client
+	c.dialed.Store(&client)
 	close(c.ready)
 	return nil
 }
+
+// redial replaces the client. Operations under way fail, and are repeated with
+// the new one.
+func (c *connection) redial() {
+	client, err := rueidis.NewClient(c.settings.client)
+	if err != nil {
+		return // the old one still connects again by itself
+	}
+	old := c.dialed.Swap(&client)
+	(*old).Close()
+}
+
+// client returns the client, once c is ready.
+func (c *connection) client() rueidis.Client { return *c.dialed.Load() }
 
 // do runs an operation until it succeeds, the timeout passes, or ctx is done.
 // After the timeout Redis counts as down, and operations fail at once until it

@@ -3,11 +3,13 @@ package redis
 import (
 	"context"
 	"crypto/rand"
+	"fmt"
 	"io"
 	"net"
 	"runtime/pprof"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -73,8 +75,9 @@ func TestKilledConnectionsUnderLoad(t *testing.T) {
 // cutter is a proxy in front of a server. For each value in cut it drops a reply
 // of the server and closes the connection.
 type cutter struct {
-	url string
-	cut chan bool
+	url     string
+	address atomic.Pointer[string] // of the server, for new connections
+	cut     chan bool
 }
 
 func newCutter(t *testing.T, server *redistest.Server) *cutter {
@@ -84,13 +87,15 @@ func newCutter(t *testing.T, server *redistest.Server) *cutter {
 	}
 	t.Cleanup(func() { l.Close() })
 	c := &cutter{url: "redis://" + l.Addr().String(), cut: make(chan bool, 1)}
+	address := server.Addr()
+	c.address.Store(&address)
 	go func() {
 		for {
 			client, err := l.Accept()
 			if err != nil {
 				return
 			}
-			go c.pass(client, server.Addr())
+			go c.pass(client, *c.address.Load())
 		}
 	}()
 	return c
@@ -262,4 +267,31 @@ func TestConnectionToAServerThatHangsEnds(t *testing.T) {
 	defer server.Resume()
 	cleanUp(t, s)
 	expectEnd(t)
+}
+
+// The address of a server may be that of a proxy, or a name in the DNS. The old
+// master goes on, and does not close its connections.
+func TestFailoverBehindTheAddressIsFollowed(t *testing.T) {
+	for name, demote := range map[string]func(old, now *redistest.Server){
+		"to a replica": func(old, now *redistest.Server) {
+			host, port, _ := net.SplitHostPort(now.Addr())
+			old.Do("REPLICAOF", host, port)
+		},
+		"an isolated master": func(old, _ *redistest.Server) { old.Do("CONFIG", "SET", "min-replicas-to-write", "1") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			old, now := redistest.Start(t), redistest.Start(t)
+			through := newCutter(t, old)
+			s := newInstance(t, map[string]any{"urls": []string{through.url}, "timeout": "100ms"})
+			for n := range 50 { // over all connections
+				deliver(t, s, arrival(fmt.Sprint(n), 1))
+			}
+			address := now.Addr()
+			through.address.Store(&address)
+			demote(old, now)
+			deliverDown(t, s, arrival("a", 1))
+			waitFor(t, "the new master to be used", func() bool { return up(s) && s.pendingOutcomes() == 0 })
+			expect(t, newInstance(t, config(now)), arrival("a", 1), dedupe.Delivered)
+		})
+	}
 }

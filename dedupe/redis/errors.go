@@ -23,6 +23,10 @@ func concernsKeys(err error) bool {
 	return errors.Is(err, errForeign) || hasCode(err, "WRONGTYPE")
 }
 
+// isNoMaster reports whether a server rejects writes because it is a replica, or
+// because its replicas have left it. It keeps its connections.
+func isNoMaster(err error) bool { return hasCode(err, "READONLY") || hasCode(err, "NOREPLICAS") }
+
 // isForbidden reports whether the ACL does not permit a command or a channel.
 func isForbidden(err error) bool { return hasCode(err, "NOPERM") }
 

@@ -13,7 +13,7 @@ import (
 func (c *connection) inspect(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, max(c.settings.timeout, time.Second))
 	defer cancel()
-	for address, node := range c.client.Nodes() {
+	for address, node := range c.client().Nodes() {
 		info, _ := node.Do(ctx, node.B().Info().Section("memory").Build()).ToString()
 		limit, policy := infoField(info, "maxmemory"), infoField(info, "maxmemory_policy")
 		if limit != "" && limit != "0" && policy != "noeviction" {

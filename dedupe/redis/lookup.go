@@ -18,7 +18,7 @@ func (c *connection) lookup(ctx context.Context, event id) (dedupe.Status, error
 	}
 	keys := c.keys(event)
 	err := c.do(ctx, keys, func(ctx context.Context) error {
-		reply, err := c.scripts.lookup.Exec(ctx, c.client, keys, nil).ToArray()
+		reply, err := c.scripts.lookup.Exec(ctx, c.client(), keys, nil).ToArray()
 		if err != nil {
 			return err
 		}
@@ -59,7 +59,8 @@ func (c *connection) forget(ctx context.Context, event id) (bool, error) {
 	c.instance.own.Forget(event.scope, event.key)
 	keys := c.keys(event)
 	err := c.do(ctx, keys, func(ctx context.Context) error {
-		deleted, err := c.client.Do(ctx, c.client.B().Del().Key(keys[0]).Build()).AsInt64()
+		client := c.client()
+		deleted, err := client.Do(ctx, client.B().Del().Key(keys[0]).Build()).AsInt64()
 		remembered = remembered || deleted > 0
 		return err
 	})

@@ -56,5 +56,5 @@ func (c *connection) record(ctx context.Context, e ended) error {
 	}
 	left := time.Until(time.Unix(0, e.expires))
 	args := []string{c.token(e.token), digest, milliseconds(left), replaces, c.channel()}
-	return c.scripts.settle.Exec(ctx, c.client, c.keys(e.id), args).Error()
+	return c.scripts.settle.Exec(ctx, c.client(), c.keys(e.id), args).Error()
 }

@@ -55,8 +55,9 @@ func (c *connection) listen(ctx context.Context) {
 	}
 	warned := false
 	for ctx.Err() == nil {
-		subscribe := c.client.B().Subscribe().Channel(c.channel()).Build()
-		err := c.client.Receive(ctx, subscribe, func(m rueidis.PubSubMessage) { c.waiters.wake(m.Message) })
+		client := c.client()
+		subscribe := client.B().Subscribe().Channel(c.channel()).Build()
+		err := client.Receive(ctx, subscribe, func(m rueidis.PubSubMessage) { c.waiters.wake(m.Message) })
 		// other errors show in the operations, and waiters poll
 		if isForbidden(err) && !warned {
 			warned = true
