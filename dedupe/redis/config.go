@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"net/url"
 	"os"
 	"slices"
@@ -232,11 +233,20 @@ func parseURL(raw string) (rueidis.ClientOption, error) {
 			return rueidis.ClientOption{}, errors.New("its path must be the number of a database, as in redis://host:6379/0")
 		}
 	}
-	for parameter := range u.Query() {
+	parameters, err := url.ParseQuery(u.RawQuery)
+	if err != nil { // rueidis would ignore the parameter
+		return rueidis.ClientOption{}, errors.New("its parameters cannot be read: percent-encode special characters in their values")
+	}
+	for parameter := range parameters {
 		switch parameter {
 		case "addr", "master_set", "sentinel_username", "sentinel_password":
 		default:
 			return rueidis.ClientOption{}, errors.New("it has a parameter other than addr, master_set, sentinel_username and sentinel_password")
+		}
+	}
+	for _, address := range parameters["addr"] {
+		if host, port, err := net.SplitHostPort(address); err != nil || host == "" || port == "" { // rueidis would use the host of the URL
+			return rueidis.ClientOption{}, errors.New("its parameter addr must have the form host:port")
 		}
 	}
 	o, err := rueidis.ParseURL(raw)
@@ -247,6 +257,6 @@ func parseURL(raw string) (rueidis.ClientOption, error) {
 		// without the ServerName that ParseURL sets: each server proves its own
 		o.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12}
 	}
-	o.Sentinel.Username, o.Sentinel.Password = u.Query().Get("sentinel_username"), u.Query().Get("sentinel_password")
+	o.Sentinel.Username, o.Sentinel.Password = parameters.Get("sentinel_username"), parameters.Get("sentinel_password")
 	return o, nil
 }

@@ -90,6 +90,23 @@ func TestRejectedAtLoad(t *testing.T) {
 	}
 }
 
+func TestParametersThatWouldBeIgnoredAreRejectedAtLoad(t *testing.T) {
+	for parameters, want := range map[string]string{
+		"master_set=m&sentinel_password=s3;cret":  "its parameters cannot be read: percent-encode",
+		"master_set=m&sentinel_password=s3%cret":  "its parameters cannot be read: percent-encode",
+		"addr=b":                                  "addr must have the form host:port",
+		"addr=b:1&addr=":                          "addr must have the form host:port",
+		"addr=:1":                                 "addr must have the form host:port",
+		"addr=b:1&addr=c:&master_set=m":           "addr must have the form host:port",
+		"addr=[::1]:1&addr=b:2&sentinel_username": "",
+	} {
+		err := (&Store{URLs: []string{"redis://a?" + parameters}}).resolve()
+		if (err == nil) != (want == "") || err != nil && (!strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "s3")) {
+			t.Errorf("%s: got %v, want %q", parameters, err, want)
+		}
+	}
+}
+
 // Otherwise the part of the password before the number sign would be an address, and logged.
 func TestPasswordWithANumberSignIsRejectedAtLoad(t *testing.T) {
 	for _, url := range []string{"redis://:1234#x@host:6379", "redis://caddy:1234#x@host/0", "rediss://1234#x@host"} {
