@@ -102,6 +102,7 @@ func (c *connection) run(ctx context.Context) {
 		} else {
 			// do not listen to check: each event would cause another attempt
 			wait, check = retry, nil
+			c.learnCause(err)
 			if isNoMaster(err) {
 				c.redial() // after a failover the address may lead to another server
 			}
@@ -225,6 +226,14 @@ func (c *connection) setDown(err error, failed []string) {
 	}
 	logger().Error(message, c.addresses(), zap.Error(err))
 	c.wakeRun()
+}
+
+// learnCause notes why Redis is still down, if it says so itself. Errors of the
+// network differ each time.
+func (c *connection) learnCause(err error) {
+	if _, reply := rueidis.IsRedisErr(err); reply && c.health.setCause(err) {
+		logger().Error("Redis is still down, for another reason", c.addresses(), zap.Error(err))
+	}
 }
 
 func (c *connection) setUp() {

@@ -295,3 +295,29 @@ func TestFailoverBehindTheAddressIsFollowed(t *testing.T) {
 		})
 	}
 }
+
+// First nobody listens, then there is a server that rejects scripts.
+func TestCauseOfAnOutageIsThePresentOne(t *testing.T) {
+	log := logged(t)
+	first, second := redistest.Start(t), redistest.Start(t)
+	second.Do("ACL", "SETUSER", "default", "-evalsha", "-eval")
+	through := newCutter(t, first)
+	s := newInstance(t, map[string]any{"urls": []string{through.url}, "timeout": "100ms"})
+	deliver(t, s, arrival("a", 1))
+	first.Kill()
+	deliverDown(t, s, arrival("b", 1))
+	if strings.Contains(s.Stats().Err.Error(), "NOPERM") {
+		t.Fatalf("got %v", s.Stats().Err)
+	}
+	address := second.Addr()
+	through.address.Store(&address)
+	const logged = "Redis is still down, for another reason"
+	waitFor(t, "the cause to be known", func() bool {
+		return strings.Contains(s.Stats().Err.Error(), "NOPERM") && strings.Count(log(), logged) == 1
+	})
+	failures := counted(second, "stats", "total_error_replies:")
+	waitFor(t, "more probes", func() bool { return counted(second, "stats", "total_error_replies:") >= failures+4 })
+	if n := strings.Count(log(), logged); n != 1 {
+		t.Errorf("the log says so %d times", n)
+	}
+}

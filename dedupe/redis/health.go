@@ -1,6 +1,7 @@
 package redis
 
 import (
+	"strings"
 	"sync"
 	"time"
 )
@@ -42,6 +43,22 @@ func (h *health) setDown(err error, failed []string) (began bool) {
 		return false
 	}
 	h.err, h.failed = err, failed
+	return true
+}
+
+// setCause changes why Redis is down, and reports whether that is something new:
+// a reply with another code, not only about another script.
+func (h *health) setCause(err error) (changed bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.err == nil {
+		return false
+	}
+	before, _, _ := strings.Cut(h.err.Error(), " ")
+	if code, _, _ := strings.Cut(err.Error(), " "); code == before {
+		return false
+	}
+	h.err = err
 	return true
 }
 
