@@ -173,6 +173,9 @@ func resolveURLs(urls []string, repl *caddy.Replacer) (client rueidis.ClientOpti
 		}
 		client.InitAddress = addresses
 	}
+	if len(client.InitAddress) > 1 && client.Sentinel.MasterSet == "" && client.SelectDB != 0 {
+		return client, errors.New("several addresses are nodes of a Cluster, and a Cluster has only database 0: remove the number from the URLs, or add master_set if they are Sentinels")
+	}
 	slices.Sort(client.InitAddress)
 	return client, nil
 }

@@ -68,6 +68,7 @@ func TestRejectedAtLoad(t *testing.T) {
 		"URL 1: it has a parameter other than":         {"urls": []string{"redis://a?master=x"}},
 		"URL 2 differs from the first in more than":    {"urls": []string{"redis://user:s3cret@a", "redis://b"}},
 		"differs from the first":                       {"urls": []string{"redis://a/1", "redis://b/2"}},
+		"a Cluster has only database 0":                {"urls": []string{"redis://a/1?addr=b:1"}},
 		"URL 1: a placeholder is unknown":              {"urls": []string{"{env.BUZZBIP_TEST_UNSET}"}},
 		"braces in a password":                         {"urls": []string{"redis://:x{s3cret}x@a"}},
 		"key_prefix must not contain braces":           {"urls": one, "key_prefix": "x}"},
