@@ -249,21 +249,30 @@ func (st *state) writePending() bool {
 		if len(changes) == 0 {
 			return true
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), readTimeout)
-		err := st.db.Write(ctx, func(c *database.Conn) error {
-			for event, ch := range changes {
-				if _, err := st.write(c, event, ch); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-		cancel()
-		if err != nil {
+		if err := st.writeChanges(changes); err != nil {
 			return false
 		}
+	}
+}
+
+func (st *state) writeChanges(changes map[id]change) error {
+	ctx, cancel := context.WithTimeout(context.Background(), readTimeout)
+	defer cancel()
+	err := st.db.Write(ctx, func(c *database.Conn) error {
+		for event, ch := range changes {
+			if now, _ := st.pending.get(event); now.number != ch.number {
+				continue // a later change was made in the meantime
+			}
+			if _, err := st.write(c, event, ch); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err == nil {
 		st.pending.written(changes)
 	}
+	return err
 }
 
 // logger returns the logger of the active configuration.

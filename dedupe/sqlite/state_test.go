@@ -260,3 +260,32 @@ func fullDisk(t *testing.T, path string) {
 	deliver(t, s, numbered(1000))
 	stop(t, s)
 }
+
+// What is pending is read before it is written. What is changed in between counts.
+func TestPendingChangeDoesNotUndoALaterOne(t *testing.T) {
+	s := start(t, newPath(t))
+	st := opened(t, s)
+	forgotten, again := numbered(1), numbered(2)
+	canceled, cancel := context.WithCancel(t.Context())
+	cancel()
+	release := occupy(t, s)
+	for _, r := range []dedupe.Request{forgotten, again} {
+		if err := s.Settle(canceled, expect(t, s, r, dedupe.Claimed), true); !errors.Is(err, context.Canceled) {
+			t.Fatalf("got %v", err)
+		}
+	}
+	again.Digest++
+	again.Redeliver = true
+	changes := st.pending.first(retryBatch)
+	release()
+	if _, err := s.Forget(t.Context(), forgotten.Scope, forgotten.Key); err != nil {
+		t.Fatal(err)
+	}
+	deliver(t, s, again)
+	if err := st.writeChanges(changes); err != nil {
+		t.Fatal(err)
+	}
+	settle(t, s, expect(t, s, forgotten, dedupe.Claimed), false)
+	expect(t, s, again, dedupe.Delivered)
+	stop(t, s)
+}
