@@ -120,17 +120,22 @@ func (st *state) settle(ctx context.Context, claim dedupe.Claim, success bool) (
 
 // apply writes a change, and then calls shown, which shows it to others. If the
 // change cannot be written, it is pending. Shown is not called if the change
-// does not count.
+// does not count, unless it ends a delivery.
 func (st *state) apply(ctx context.Context, event id, ch change, shown func()) error {
 	ch.number = st.pending.next()
+	superseded := false
 	err := st.db.Write(ctx, func(c *database.Conn) error {
 		counts, err := st.write(c, event, ch)
 		if counts {
 			c.OnCommit(shown)
 		}
+		superseded = !counts
 		return err
 	})
 	if err == nil {
+		if superseded && ch.expires != 0 && !ch.late {
+			shown() // a later change is pending, but the delivery has ended
+		}
 		return nil
 	}
 	if !st.pending.add(event, ch) {

@@ -289,3 +289,29 @@ func TestPendingChangeDoesNotUndoALaterOne(t *testing.T) {
 	expect(t, s, again, dedupe.Delivered)
 	stop(t, s)
 }
+
+// A success that is written after its ID was forgotten ends its delivery nevertheless.
+func TestIDThatIsForgottenWhileItsSuccessIsWrittenIsNotInFlightForever(t *testing.T) {
+	s := start(t, newPath(t))
+	st := opened(t, s)
+	c := expect(t, s, numbered(1), dedupe.Claimed)
+	release := occupy(t, s)
+	settled := make(chan error, 1)
+	go func() { settled <- s.Settle(context.Background(), c, true) }()
+	caddytest.WaitFor(t, "the success to be written", func() bool {
+		st.pending.mu.Lock()
+		defer st.pending.mu.Unlock()
+		return st.pending.last == 1
+	})
+	canceled, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := s.Forget(canceled, c.Scope, c.Key); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	release()
+	if err := <-settled; err != nil {
+		t.Error(err)
+	}
+	settle(t, s, expect(t, s, numbered(1), dedupe.Claimed), false)
+	stop(t, s)
+}
