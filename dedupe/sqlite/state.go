@@ -103,8 +103,8 @@ func (st *state) settle(ctx context.Context, claim dedupe.Claim, success bool) (
 	}
 	end := func() {
 		st.local.Settle(ended, success, time.Now(), dedupe.Limits{})
-		if !owned && !st.local.Lookup(claim.Scope, claim.Key).InFlight {
-			st.local.Forget(claim.Scope, claim.Key) // the file has it
+		if !st.local.Lookup(claim.Scope, claim.Key).InFlight {
+			st.local.Forget(claim.Scope, claim.Key) // the file has what is remembered
 		}
 	}
 	if !success {

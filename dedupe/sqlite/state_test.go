@@ -315,3 +315,18 @@ func TestIDThatIsForgottenWhileItsSuccessIsWrittenIsNotInFlightForever(t *testin
 	settle(t, s, expect(t, s, numbered(1), dedupe.Claimed), false)
 	stop(t, s)
 }
+
+// What an ID was delivered with is in memory only while it is delivered again.
+func TestRedeliveryThatFailsLeavesNothingInMemory(t *testing.T) {
+	s := start(t, newPath(t))
+	deliver(t, s, numbered(1))
+	other := numbered(1)
+	other.Digest++
+	other.Redeliver = true
+	settle(t, s, expect(t, s, other, dedupe.Claimed), false)
+	if n := counted(t, s); n != 1 {
+		t.Errorf("%d IDs are counted, want 1", n)
+	}
+	expect(t, s, numbered(1), dedupe.Delivered)
+	stop(t, s)
+}
