@@ -23,6 +23,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"slices"
 	"sync"
@@ -329,20 +330,34 @@ func (db *DB) watch(files map[string]os.FileInfo) {
 func (db *DB) Destruct() error {
 	db.stop()
 	db.workers.Wait()
+	return errors.Join(db.disconnect(), db.lock.Close())
+}
+
+// disconnect closes the connections. With the last one, SQLite removes the log. A
+// database that is in use, but has no log, is damaged. So the note that it is in use
+// is removed first: a process may be killed at any time.
+func (db *DB) disconnect() error {
 	var errs []error
-	for _, c := range append(db.readers, db.writer) {
-		if c != nil {
-			_, err := c.guard((*Conn).close)
+	db.mu.Lock()
+	intact := db.writer != nil && db.lost == nil && db.moved == nil
+	db.mu.Unlock()
+	if intact {
+		if err := os.Remove(db.path + runningSuffix); !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}
 	}
-	db.mu.Lock()
-	lost := errors.Join(db.lost, db.moved)
-	db.mu.Unlock()
-	if lost == nil && errors.Join(errs...) == nil {
-		errs = append(errs, os.Remove(db.path+runningSuffix))
+	for _, c := range append(db.readers, db.writer) {
+		if c == nil {
+			continue
+		}
+		if _, err := c.guard((*Conn).close); err != nil {
+			errs = append(errs, err)
+			if intact {
+				errs = append(errs, setRunning(db.path, db.logSize))
+			}
+		}
 	}
-	return errors.Join(append(errs, db.lock.Close())...)
+	return errors.Join(errs...)
 }
 
 // logger returns the logger of the active configuration.

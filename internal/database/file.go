@@ -130,11 +130,8 @@ func open(path string) (_ *DB, err error) {
 	defer func() {
 		if err != nil {
 			db.stop()
-			for _, c := range append(db.readers, db.writer) {
-				if c != nil {
-					_ = c.close()
-				}
-			}
+			db.workers.Wait()
+			_ = db.disconnect()
 			_ = db.lock.Close()
 		}
 	}()
