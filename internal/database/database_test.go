@@ -334,6 +334,23 @@ func TestMissingFileThatLeftItsLogIsNoNewFile(t *testing.T) {
 	fails(t, left, left+" is damaged (its log "+left+"-wal is missing)", "restore a backup, or move all of")
 }
 
+// As a crash or a full disk leaves it at the start.
+func TestEmptyNoteThatTheFileIsInUseIsNoDamage(t *testing.T) {
+	path := newPath(t)
+	db := start(t, path)
+	write(t, db, insert(1))
+	left := crashed(t, path)
+	stop(t, db)
+	if err := os.Truncate(left+runningSuffix, 0); err != nil {
+		t.Fatal(err)
+	}
+	db = start(t, left)
+	defer stop(t, db)
+	if got := count(t, db); got != 1 {
+		t.Errorf("%d rows are there", got)
+	}
+}
+
 func TestMigrationsRunOnce(t *testing.T) {
 	path := newPath(t)
 	db := start(t, path)

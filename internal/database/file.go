@@ -393,7 +393,7 @@ func running(path string) (logSize int64, running bool, err error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, false, nil
 	}
-	if err == nil {
+	if err == nil && len(content) > 0 { // a crash while the file is created leaves it empty
 		logSize, err = strconv.ParseInt(strings.TrimSpace(string(content)), 10, 64)
 	}
 	if err != nil {
