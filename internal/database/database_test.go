@@ -351,6 +351,14 @@ func TestEmptyNoteThatTheFileIsInUseIsNoDamage(t *testing.T) {
 	}
 }
 
+func TestDirectoryIsAClearError(t *testing.T) {
+	dir := filepath.Dir(filepath.Dir(newPath(t)))
+	fails(t, dir, dir+" is not a regular file: use the path of a file")
+	if _, err := os.Stat(dir + lockSuffix); err == nil {
+		t.Error("it leaves a lock beside it")
+	}
+}
+
 func TestMigrationsRunOnce(t *testing.T) {
 	path := newPath(t)
 	db := start(t, path)

@@ -124,6 +124,9 @@ func open(path string) (_ *DB, err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, err
 	}
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a regular file: use the path of a file", path)
+	}
 	if db.lock, err = lock(path); err != nil {
 		return nil, err
 	}
