@@ -646,6 +646,26 @@ func TestLogIsTruncated(t *testing.T) {
 	stop(t, db)
 }
 
+// Caddy must not be killed because it takes too long to stop.
+func TestDatabaseClosesBeforeAllThatHasExpiredIsRemoved(t *testing.T) {
+	db, err := Open(newPath(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var once sync.Once
+	begun := make(chan struct{})
+	endless := numbers
+	endless.Expire = func(_ *Conn, limit int) (int, error) {
+		once.Do(func() { close(begun) })
+		return limit, nil
+	}
+	if err := db.Use(endless); err != nil {
+		t.Fatal(err)
+	}
+	<-begun
+	stop(t, db)
+}
+
 func TestTablesOfAnotherVersionThanTheFileSaysAreDamage(t *testing.T) {
 	path := newPath(t)
 	db := start(t, path)

@@ -50,6 +50,8 @@ func (db *DB) write(c *Conn) {
 		select {
 		case <-tick.C:
 			tidying = true
+		case <-db.ctx.Done():
+			tidying = false // the next process goes on
 		default:
 		}
 		if len(batch) == 0 && !tidying {
