@@ -48,9 +48,10 @@ type DB struct {
 	workers  sync.WaitGroup
 	writer   *Conn
 	readers  []*Conn
-	logSize  int64 // as noted; see setRunning
-	vacuumed bool  // since the file was made smaller
-	small    bool  // checked as a whole before it is used
+	logSize  int64                     // as noted; see setRunning
+	vacuumed bool                      // since the file was made smaller
+	small    bool                      // checked as a whole before it is used
+	sizes    [len(watched)]os.FileInfo // see noteSizes
 
 	mu     sync.Mutex
 	tables []Tables
@@ -339,7 +340,8 @@ func (db *DB) Destruct() error {
 func (db *DB) disconnect() error {
 	var errs []error
 	db.mu.Lock()
-	intact := db.writer != nil && db.lost == nil && db.moved == nil
+	lost := db.lost != nil
+	intact := db.writer != nil && !lost && db.moved == nil
 	db.mu.Unlock()
 	if intact {
 		if err := os.Remove(db.path + runningSuffix); !errors.Is(err, fs.ErrNotExist) {
@@ -349,6 +351,9 @@ func (db *DB) disconnect() error {
 	for _, c := range append(db.readers, db.writer) {
 		if c == nil {
 			continue
+		}
+		if lost { // what is in the log may be all that is left
+			_, _ = c.raw.Config(sqlite3.DBCONFIG_NO_CKPT_ON_CLOSE, true)
 		}
 		if _, err := c.guard((*Conn).close); err != nil {
 			errs = append(errs, err)

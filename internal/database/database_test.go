@@ -422,6 +422,24 @@ func TestFileRemovedOrReplacedIsNoticed(t *testing.T) {
 	}
 }
 
+// SQLite would write on, and replace what is missing by zeros.
+func TestFileThatIsCutOffIsNoticedBeforeAnythingIsWritten(t *testing.T) {
+	for _, suffix := range []string{"", logSuffix} {
+		path := newPath(t)
+		db := start(t, path)
+		write(t, db, insert(1))
+		if err := os.Truncate(path+suffix, 0); err != nil {
+			t.Skip("this system does not let go of files in use:", err)
+		}
+		if err := db.Write(t.Context(), insert(2)); err == nil || !strings.Contains(err.Error(), path+suffix+" was cut off while Caddy was using it: restart Caddy") {
+			t.Errorf("got %v", err)
+		}
+		waitFor(t, "the database to be lost", func() bool { return db.Err() != nil })
+		stop(t, db)
+		fails(t, path, path+" is damaged (it")
+	}
+}
+
 func TestDiskThatHangsKeepsNobodyWaiting(t *testing.T) {
 	db := start(t, newPath(t))
 	defer stop(t, db)

@@ -44,6 +44,7 @@ func (db *DB) read(c *Conn) {
 func (db *DB) write(c *Conn) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
+	db.noteSizes()
 	tidying := true // there may be something to tidy up
 	for {
 		batch := db.next(nil)
@@ -65,12 +66,12 @@ func (db *DB) write(c *Conn) {
 			}
 		}
 		db.busy.Store(time.Now().UnixNano())
-		broken, err := c.guard(func(c *Conn) error {
-			if len(batch) > 0 {
-				return db.commit(c, batch)
-			}
-			return nil
-		})
+		err := db.cutOff()
+		broken := err != nil
+		if err == nil && len(batch) > 0 {
+			broken, err = c.guard(func(c *Conn) error { return db.commit(c, batch) })
+			db.noteSizes()
+		}
 		for _, r := range batch {
 			if err != nil {
 				r.err = err
@@ -82,6 +83,7 @@ func (db *DB) write(c *Conn) {
 				tidying, err = db.tidy(c, max(minExpired, 2*len(batch)))
 				return err
 			})
+			db.noteSizes()
 		}
 		db.busy.Store(0)
 		if err != nil {
@@ -98,6 +100,28 @@ func (db *DB) write(c *Conn) {
 			return
 		}
 	}
+}
+
+// watched are the suffixes of the files whose sizes are in [DB.sizes].
+var watched = [...]string{"", logSuffix}
+
+// noteSizes notes how large the files are. Only the writer makes them smaller.
+func (db *DB) noteSizes() {
+	for i, suffix := range watched {
+		db.sizes[i], _ = os.Stat(db.path + suffix) // watch reports an error
+	}
+}
+
+// cutOff returns an error if another program has made a file smaller since its size
+// was noted. SQLite would go on with zeros in place of what is missing.
+func (db *DB) cutOff() error {
+	for i, suffix := range watched {
+		info, err := os.Stat(db.path + suffix)
+		if noted := db.sizes[i]; err == nil && noted != nil && os.SameFile(info, noted) && info.Size() < noted.Size() {
+			return fmt.Errorf("%s%s was cut off while Caddy was using it: restart Caddy, which checks the file", db.path, suffix)
+		}
+	}
+	return nil
 }
 
 // next adds the changes that are waiting to a batch.
