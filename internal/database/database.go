@@ -272,10 +272,10 @@ func (db *DB) setErr(err error) {
 	db.err = err
 }
 
-// note keeps what an error says about the file.
-func (db *DB) note(err error) {
+// note keeps what an error says about the file, and reports whether it is damage.
+func (db *DB) note(err error) bool {
 	if !errors.Is(err, sqlite3.CORRUPT) && !errors.Is(err, sqlite3.NOTADB) && !errors.Is(err, sqlite3.IOERR_DATA) && !errors.Is(err, ErrDamaged) {
-		return
+		return false
 	}
 	db.mu.Lock()
 	defer db.mu.Unlock()
@@ -283,6 +283,7 @@ func (db *DB) note(err error) {
 		db.damage = damaged(db.path, err)
 		logger().Error("the database is damaged", zap.Error(db.damage))
 	}
+	return true
 }
 
 // lose stops all use of the file.

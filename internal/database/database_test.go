@@ -598,6 +598,27 @@ func TestLargeFileIsCheckedInTheBackground(t *testing.T) {
 	stop(t, db)
 }
 
+// Otherwise the log would say every second that the disk fails, or works again.
+func TestDamageIsNoFailureOfTheDisk(t *testing.T) {
+	db, err := Open(newPath(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop(t, db)
+	bad := numbers
+	bad.Expire = func(*Conn, int) (int, error) { return 0, sqlite3.CORRUPT }
+	if err := db.Use(bad); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the damage to be found", func() bool { return db.Err() != nil })
+	write(t, db, insert(1))
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if db.damage == nil || db.err != nil {
+		t.Errorf("damage %v, disk %v", db.damage, db.err)
+	}
+}
+
 // Privacy: a payload that is removed must not be found in a copy of the files.
 func TestWhatIsScrubbedIsNotReadableAnyMore(t *testing.T) {
 	path := newPath(t)

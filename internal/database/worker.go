@@ -89,8 +89,7 @@ func (db *DB) write(c *Conn) {
 		if err != nil {
 			tidying = false // until the next tick
 		}
-		db.note(err)
-		if err != nil {
+		if err != nil && !db.note(err) {
 			db.mu.Lock()
 			db.setErr(err)
 			db.mu.Unlock()
