@@ -245,6 +245,9 @@ func fullDisk(t *testing.T, path string) {
 	if failed == 0 || s.Stats().Err == nil {
 		t.Fatalf("%d settlements failed, and the store says %v", failed, s.Stats().Err)
 	}
+	if err := s.Stats().Err; !strings.Contains(err.Error(), "check whether the disk is full") {
+		t.Errorf("got %v", err)
+	}
 	if n := counted(t, s); n != 1000 {
 		t.Errorf("%d IDs are counted", n)
 	}

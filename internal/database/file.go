@@ -215,7 +215,16 @@ func explain(path string, err error) error {
 	case errors.Is(err, sqlite3.BUSY):
 		return fmt.Errorf("%s is locked by another program: close it", path)
 	case errors.As(err, new(*sqlite3.Error)), errors.As(err, new(sqlite3.ErrorCode)):
-		return fmt.Errorf("opening %s: %w", path, err)
+		return fmt.Errorf("opening %s: %w", path, withRemedy(err))
+	}
+	return err
+}
+
+// withRemedy adds to an error of the disk what to check. What the system said is usually
+// lost when SQLite undoes the change.
+func withRemedy(err error) error {
+	if errors.Is(err, sqlite3.FULL) || errors.Is(err, sqlite3.IOERR) && !errors.Is(err, sqlite3.IOERR_DATA) {
+		return fmt.Errorf("%w: check whether the disk is full, or fails", err)
 	}
 	return err
 }
@@ -365,7 +374,7 @@ func create(path string) error {
 		_ = syncDir(parent) // those that are new can be read
 	}
 	if err != nil {
-		return fmt.Errorf("creating %s: %w", path, err)
+		return fmt.Errorf("creating %s: %w", path, withRemedy(err))
 	}
 	logger().Info("created a new database, which remembers nothing yet", zap.String("path", path))
 	return nil

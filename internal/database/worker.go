@@ -74,7 +74,7 @@ func (db *DB) write(c *Conn) {
 		}
 		for _, r := range batch {
 			if err != nil {
-				r.err = err
+				r.err = withRemedy(err)
 			}
 			r.done <- r.err
 		}
@@ -91,7 +91,7 @@ func (db *DB) write(c *Conn) {
 		}
 		if err != nil && !db.note(err) {
 			db.mu.Lock()
-			db.setErr(err)
+			db.setErr(withRemedy(err))
 			db.mu.Unlock()
 		}
 		if broken {
