@@ -391,7 +391,7 @@ func TestMigrationsRunOnce(t *testing.T) {
 }
 
 func TestFileRemovedOrReplacedIsNoticed(t *testing.T) {
-	for _, suffix := range []string{"", logSuffix} {
+	for _, suffix := range []string{"", logSuffix, lockSuffix} {
 		path := newPath(t)
 		db := start(t, path)
 		write(t, db, insert(1))

@@ -153,7 +153,7 @@ func open(path string) (_ *DB, err error) {
 		return nil, explain(path, err)
 	}
 	files := make(map[string]os.FileInfo)
-	for _, name := range []string{path, path + logSuffix} {
+	for _, name := range []string{path, path + logSuffix, path + lockSuffix} { // without the lock, another process could use it
 		if files[name], err = os.Stat(name); err != nil {
 			return nil, err
 		}
