@@ -527,6 +527,20 @@ func TestChangeThatPanicsDoesNotEndTheProcess(t *testing.T) {
 	_ = db.Close()
 }
 
+func TestCheckInTheBackgroundThatPanicsDoesNotEndTheProcess(t *testing.T) {
+	defer func(was int64) { smallFile = was }(smallFile)
+	smallFile = 0
+	db := start(t, newPath(t))
+	defer stop(t, db)
+	checked := make(chan struct{})
+	failing := numbers
+	failing.Check = func(*Conn) error { defer close(checked); panic("fault") }
+	if err := db.Use(failing); err != nil {
+		t.Fatal(err)
+	}
+	<-checked
+}
+
 func TestNewFileIsThereCompletelyOrNotAtAll(t *testing.T) {
 	path := newPath(t)
 	stop(t, start(t, path))

@@ -242,9 +242,9 @@ func (db *DB) checkNowOrLater(check func(*Conn) error) error {
 		began := time.Now()
 		c, err := connect(db.path)
 		if err == nil {
-			defer c.close()
 			c.raw.SetInterrupt(db.ctx)
-			err = check(c)
+			_, err = c.guard(check)
+			_, _ = c.guard((*Conn).close)
 		}
 		switch {
 		case db.ctx.Err() != nil:
