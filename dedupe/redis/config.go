@@ -214,10 +214,8 @@ var errURLForm = errors.New("it does not have the form redis://[[user]:password@
 // contain a password.
 func parseURL(raw string) (rueidis.ClientOption, error) {
 	u, err := url.Parse(raw)
-	if err != nil || strings.Contains(u.Hostname(), ":") && !strings.HasPrefix(u.Host, "[") {
-		return rueidis.ClientOption{}, errURLForm
-	}
-	if u.Fragment != "" { // the number sign was part of a password, and what is before it would be an address
+	// A number sign is part of a password: what is before it would be an address.
+	if err != nil || u.Fragment != "" || strings.Contains(u.Hostname(), ":") && !strings.HasPrefix(u.Host, "[") {
 		return rueidis.ClientOption{}, errURLForm
 	}
 	if u.Scheme != "redis" && u.Scheme != "rediss" {

@@ -228,10 +228,9 @@ func (c *connection) setDown(err error, failed []string) {
 	c.wakeRun()
 }
 
-// learnCause notes why Redis is still down, if it says so itself. Errors of the
-// network differ each time.
+// learnCause notes why Redis is still down, if it says so itself.
 func (c *connection) learnCause(err error) {
-	if _, reply := rueidis.IsRedisErr(err); reply && c.health.setCause(err) {
+	if c.health.setCause(err) {
 		logger().Error("Redis is still down, for another reason", c.addresses(), zap.Error(err))
 	}
 }

@@ -30,7 +30,14 @@ func isNoMaster(err error) bool { return hasCode(err, "READONLY") || hasCode(err
 // isForbidden reports whether the ACL does not permit a command or a channel.
 func isForbidden(err error) bool { return hasCode(err, "NOPERM") }
 
-func hasCode(err error, code string) bool {
+func hasCode(err error, code string) bool { return codeOf(err) == code }
+
+// codeOf returns the code with which Redis has rejected a command, or nothing.
+func codeOf(err error) string {
 	reply, ok := rueidis.IsRedisErr(err)
-	return ok && strings.HasPrefix(reply.Error(), code)
+	if !ok {
+		return ""
+	}
+	code, _, _ := strings.Cut(reply.Error(), " ")
+	return code
 }

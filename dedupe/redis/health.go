@@ -1,7 +1,6 @@
 package redis
 
 import (
-	"strings"
 	"sync"
 	"time"
 )
@@ -47,15 +46,12 @@ func (h *health) setDown(err error, failed []string) (began bool) {
 }
 
 // setCause changes why Redis is down, and reports whether that is something new:
-// a reply with another code, not only about another script.
+// a reply with another code, not only about another script. Errors of the network
+// differ each time, so they never are.
 func (h *health) setCause(err error) (changed bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.err == nil {
-		return false
-	}
-	before, _, _ := strings.Cut(h.err.Error(), " ")
-	if code, _, _ := strings.Cut(err.Error(), " "); code == before {
+	if code := codeOf(err); h.err == nil || code == "" || code == codeOf(h.err) {
 		return false
 	}
 	h.err = err
