@@ -40,7 +40,7 @@ func (a *attempt) runWithInbox(w http.ResponseWriter, r *http.Request, next cadd
 func (a *attempt) deliverOrKeep(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	k := &keeper{attempt: a, w: w, request: newArrival(r, a.state)}
 	if !a.inbox.AcceptsAlways() {
-		k.first, k.tried = a.inbox.dispatcher.TryFirst(r.Context(), k.request.target, a.turn)
+		k.tried = k.first.Try(r.Context(), a.inbox.dispatcher, k.request.target, a.turn)
 	}
 	if k.tried {
 		if a.tryMemory() {

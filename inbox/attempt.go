@@ -73,7 +73,7 @@ func (d *Dispatcher) redeliver(a *attempt, c *Config) {
 		c.Hooks.Redelivered(e, o)
 	}
 	d.mu.Lock()
-	a.pass.learn(o, c.Policy.Concurrency, c.Policy.backoff(d.random))
+	d.learn(a.pass, o, c.Policy)
 	if a.urgent && a.pass.gate.closed {
 		a.target.urgent = nil // they wait for the backend, as all do
 	}
@@ -234,7 +234,7 @@ func (d *Dispatcher) writeUnrecorded(all bool) time.Duration {
 
 // abandon ends an attempt that was not made. The caller locks.
 func (d *Dispatcher) abandon(a *attempt) {
-	a.pass.learn(Outcome{NoAttempt: true}, 0, backoff{})
+	d.learn(a.pass, Outcome{NoAttempt: true}, Policy{})
 	d.release(a)
 }
 

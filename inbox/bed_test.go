@@ -225,11 +225,16 @@ func (b *bed) addTo(target string, n int) (first int64) {
 	return first
 }
 
+func (b *bed) try() (f *First, try bool) {
+	f = new(First)
+	return f, f.Try(context.Background(), b.d, "site", nil)
+}
+
 // first makes a first attempt of a new event, which is kept if it fails. It returns
 // the event's number, and whether it was tried.
 func (b *bed) first() (number int64, tried bool) {
 	b.Helper()
-	f, try := b.d.TryFirst(context.Background(), "site", nil)
+	f, try := b.try()
 	if !try {
 		return b.add(1), false
 	}

@@ -154,6 +154,10 @@ type Dispatcher struct {
 	// have been put back, or the longest backoff may be shorter than before.
 	advance atomic.Bool
 
+	// calm is epoch while first attempts need no lock: redelivery goes on, and no
+	// backend fails. Otherwise it is 0.
+	calm atomic.Int64
+
 	waking sync.Mutex // held by Wake, so that the last one knows best
 
 	// mu is not held when the store is called, which may call back.
@@ -165,7 +169,10 @@ type Dispatcher struct {
 	rediscover bool    // targets are to be asked for
 	paused     bool
 	stopped    bool
-	drained    chan struct{} // closed when stopped and nothing is busy
+	// epoch begins anew when a gate is closed or the configuration changes. Outcomes of
+	// attempts that began before configured say nothing about the backends of now.
+	epoch, configured int64
+	drained           chan struct{} // closed when stopped and nothing is busy
 	// busy has the events that must not be delivered: an attempt is under way,
 	// or its outcome is still to be recorded.
 	busy map[int64]*attempt
@@ -209,6 +216,7 @@ func newDispatcher(store Store, wall func() time.Time, random func() float64) *D
 		drained:  make(chan struct{}),
 		targets:  map[string]*target{},
 		sweepAt:  maxIdleTargets,
+		epoch:    1,
 		busy:     map[int64]*attempt{},
 		adding:   map[identity]int{},
 		blocked:  map[int64]*target{},
@@ -249,12 +257,15 @@ func (d *Dispatcher) setConfigs(change func([]*Config) []*Config) {
 	before := d.current()
 	d.configs = change(d.configs)
 	if c := d.current(); c != before && c != nil {
+		d.epoch++
+		d.configured = d.epoch
 		for _, t := range d.targets {
 			t.reconfigure(c.Policy, d.clock.now())
 		}
 		d.nextExpiry.add(d.clock.now())
 		d.advance.Store(true)
 	}
+	d.checkCalm()
 	d.ringAll()
 }
 
@@ -285,7 +296,7 @@ func (d *Dispatcher) target(name string) *target {
 		if len(d.targets) >= d.sweepAt {
 			d.forgetIdle()
 		}
-		t = &target{name: name, gate: newGate()}
+		t = &target{name: name, gate: newGate(&d.epoch)}
 		if c := d.current(); c != nil {
 			t.limiter = newLimiter(c.Policy)
 		}
@@ -303,6 +314,35 @@ func (d *Dispatcher) forgetIdle() {
 	}
 	maps.DeleteFunc(d.targets, func(_ string, t *target) bool { return t.idle() && !used[t] })
 	d.sweepAt = max(maxIdleTargets, 2*len(d.targets))
+	d.checkCalm()
+}
+
+// learn takes the outcome of an attempt into account. It reports whether the next
+// redelivery may pass at another time than before. The caller locks.
+func (d *Dispatcher) learn(p *pass, o Outcome, policy Policy) (changed bool) {
+	if p.gate == nil {
+		return false // an attempt that began with an earlier configuration
+	}
+	calm := p.gate.calm()
+	changed = p.learn(o, policy.Concurrency, policy.backoff(d.random))
+	if p.gate.calm() != calm {
+		d.checkCalm()
+	}
+	return changed
+}
+
+// checkCalm sets calm. The caller locks.
+func (d *Dispatcher) checkCalm() {
+	calm := d.epoch
+	if d.paused || d.stopped {
+		calm = 0
+	}
+	for _, t := range d.targets {
+		if !t.gate.calm() {
+			calm = 0
+		}
+	}
+	d.calm.Store(calm)
 }
 
 func (d *Dispatcher) ringAll() {
@@ -320,6 +360,7 @@ func (d *Dispatcher) Wake() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.paused = paused
+	d.checkCalm()
 	d.rediscover = true
 	d.nextExpiry.add(d.clock.now())
 	d.ringAll()
@@ -333,6 +374,7 @@ func (d *Dispatcher) Wake() {
 func (d *Dispatcher) Stop(ctx context.Context) {
 	d.mu.Lock()
 	d.stopped = true
+	d.checkCalm()
 	d.checkDrained()
 	d.mu.Unlock()
 	select {

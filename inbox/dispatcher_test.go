@@ -134,7 +134,7 @@ func TestAfterACrashWhatWasUnderWayIsDueAtOnce(t *testing.T) {
 		deactivate := b.Activate(b.config())
 		b.slowBackend(takes(9 * time.Second))
 		b.add(1)
-		f, _ := b.d.TryFirst(context.Background(), "site", nil)
+		f, _ := b.try()
 		if _, err := f.Keep(t.Context(), b.event(), 1<<30); err != nil {
 			t.Fatal(err)
 		}
@@ -282,7 +282,7 @@ func TestEveryKindOfChangeWakesUp(t *testing.T) {
 			b.expectCount(1)
 		}, func(b *bed) { b.sleep(time.Hour) }},
 		"end of a first attempt": {func(b *bed) {
-			f, _ := b.d.TryFirst(context.Background(), "site", nil)
+			f, _ := b.try()
 			b.policy.FirstRetry = 0
 			b.Activate(b.config())
 			if _, err := f.Keep(ctx, b.event(), 1<<30); err != nil {
@@ -408,7 +408,7 @@ func TestAClockThatIsPutBackWhileAnEventIsStoredDoesNotDelayIt(t *testing.T) {
 	run(t, func(b *bed) {
 		b.jump(100_000 * time.Hour)
 		b.sleep(time.Second)
-		f, _ := b.d.TryFirst(context.Background(), "site", nil)
+		f, _ := b.try()
 		f.End(status(500))
 		b.store.commit = time.Second
 		go func() {

@@ -4,20 +4,22 @@ import (
 	"context"
 	"errors"
 	"math"
+	"sync"
 )
 
-// First is the first attempt to deliver an event. The caller of
-// [Dispatcher.TryFirst] makes it, and must call [First.End] when it has ended. It must
-// not be copied after the first call of a method.
+// First is the first attempt to deliver an event. If [First.Try] says so, its caller
+// makes the attempt, and must call [First.End] when it has ended. The methods are safe for
+// concurrent use after that.
 type First struct {
 	d      *Dispatcher
-	target *target
-	pass   pass
+	target string
 	turn   *Turn // nil without an order key
+	calm   int64 // [Dispatcher.calm] when it began
+	pass   pass  // if it was not calm, or once the dispatcher must know the outcome
 
-	// The dispatcher locks.
+	mu      sync.Mutex
 	ended   bool
-	outcome Outcome
+	failure *Outcome      // nil if it has ended with an acceptance
 	keeping chan struct{} // closed when Keep has stored the event, or has failed
 	held    *attempt      // the event, if it was stored while the attempt was under way
 }
@@ -31,39 +33,45 @@ func (d *Dispatcher) Enter(target, scope, orderKey string) *Turn {
 	return d.lanes.Enter(LaneOf(target, scope, orderKey))
 }
 
-// TryFirst says whether to try to deliver a new event, which has a turn if it has an
-// order key. If not, because redelivery is paused, or because the target is known to be
+// Try says whether to try to deliver a new event, which has a turn if it has an order
+// key. If not, because redelivery is paused, or because the target is known to be
 // unreachable, or because it is not its turn, the event goes to [Dispatcher.Add]. Once
 // in each interval of the backoff a new event is tried nevertheless, if nothing else
-// asks the target.
-func (d *Dispatcher) TryFirst(ctx context.Context, target string, turn *Turn) (f First, try bool) {
+// asks the target. It is called once, for a zero First.
+func (f *First) Try(ctx context.Context, d *Dispatcher, target string, turn *Turn) bool {
+	f.d, f.target, f.turn = d, target, turn
 	if !turn.Try(ctx) {
-		return First{}, false
+		return false
 	}
-	f, try = d.tryFirst(target, turn)
+	f.calm = d.calm.Load()
+	if f.calm > 0 {
+		return true
+	}
+	try := d.passFirst(f)
 	if !try {
 		turn.cancel()
 	}
-	return f, try
+	return try
 }
 
-func (d *Dispatcher) tryFirst(target string, turn *Turn) (f First, try bool) {
+// passFirst asks the gate of the target.
+func (d *Dispatcher) passFirst(f *First) (try bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.paused || d.stopped {
-		return First{}, false
+		return false
 	}
-	t := d.target(target)
+	f.pass, try = d.target(f.target).gate.first(d.suspectOfFirst(f))
+	return try
+}
+
+// suspectOfFirst is suspectOf for an event that has no number yet. The caller locks.
+func (d *Dispatcher) suspectOfFirst(f *First) suspect {
+	if f.turn != nil {
+		return suspect{lane: f.turn.lane.id}
+	}
 	d.firsts++
-	s := suspect{event: -d.firsts}
-	if turn != nil {
-		s = suspect{lane: turn.lane.id}
-	}
-	p, try := t.gate.first(s)
-	if !try {
-		return First{}, false
-	}
-	return First{d: d, target: t, pass: p, turn: turn}, true
+	return suspect{event: -d.firsts}
 }
 
 // Keep stores the event, because the attempt has failed or is still under way, and
@@ -72,22 +80,23 @@ func (d *Dispatcher) tryFirst(target string, turn *Turn) (f First, try bool) {
 // nothing to keep. Of e, it sets Target, Sequence, Due, Attempts, First and Last.
 func (f *First) Keep(ctx context.Context, e Event, maxSize int64) (number int64, err error) {
 	d := f.d
-	d.mu.Lock()
-	ended, o := f.ended, f.outcome
+	f.mu.Lock()
+	ended, failure := f.ended, f.failure
 	if !ended {
 		f.keeping = make(chan struct{})
 	}
-	d.mu.Unlock()
+	f.mu.Unlock()
 	switch {
 	case !ended:
 		number, f.held, err = d.addHeld(ctx, f, e, maxSize)
 		close(f.keeping)
 		return number, err
-	case o.Accepted:
+	case failure == nil:
 		return 0, nil
-	case o.NoAttempt:
-		return d.Add(ctx, f.target.name, f.turn, e, maxSize)
+	case failure.NoAttempt:
+		return d.Add(ctx, f.target, f.turn, e, maxSize)
 	}
+	o := *failure
 	c := d.config()
 	now := d.clock.now()
 	if c.Policy.isDead(o, e.Arrived, now) {
@@ -107,11 +116,23 @@ func (f *First) Keep(ctx context.Context, e Event, maxSize int64) (number int64,
 // is recorded there, as that of a redelivery.
 func (f *First) End(o Outcome) {
 	d := f.d
+	f.mu.Lock()
+	f.ended = true
+	if !o.Accepted {
+		failure := o
+		f.failure = &failure
+	}
+	keeping := f.keeping
+	f.mu.Unlock()
+	if o.Accepted && keeping == nil && f.pass.gate == nil && d.calm.Load() == f.calm {
+		return // the dispatcher would learn nothing
+	}
 	c := d.config()
 	d.mu.Lock()
-	f.ended, f.outcome = true, o
-	keeping := f.keeping
-	if f.pass.learn(o, c.Policy.Concurrency, c.Policy.backoff(d.random)) {
+	if f.pass.gate == nil && f.calm >= d.configured {
+		f.pass = pass{gate: d.target(f.target).gate, suspect: d.suspectOfFirst(f), began: f.calm}
+	}
+	if d.learn(&f.pass, o, c.Policy) {
 		d.wake.ring()
 	}
 	d.mu.Unlock()
@@ -140,7 +161,7 @@ func (f *First) recordHeld(c *Config, o Outcome) {
 	case o.NoAttempt:
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		d.dueAt(f.target, f.held.event.Due)
+		d.dueAt(f.held.target, f.held.event.Due)
 		d.release(f.held)
 	default:
 		d.record(f.held, c, o)
@@ -153,10 +174,7 @@ func (f *First) recordHeld(c *Config, o Outcome) {
 // return before it is known whether the event is stored; its turn must last as long.
 func (d *Dispatcher) Add(ctx context.Context, target string, turn *Turn, e Event, maxSize int64) (number int64, err error) {
 	e.Due = d.clock.now()
-	d.mu.Lock()
-	t := d.target(target)
-	d.mu.Unlock()
-	return d.add(ctx, t, turn, e, maxSize)
+	return d.add(ctx, target, turn, e, maxSize)
 }
 
 // AddDelivered keeps an event for replay that the backend has accepted at the first
@@ -178,29 +196,28 @@ func (d *Dispatcher) AddDelivered(ctx context.Context, target string, turn *Turn
 // store is open again, it has another one, which would not know of the event.
 var errStopped = errors.New("the inbox was removed from the configuration")
 
-func (d *Dispatcher) add(ctx context.Context, t *target, turn *Turn, e Event, maxSize int64) (number int64, err error) {
+func (d *Dispatcher) add(ctx context.Context, target string, turn *Turn, e Event, maxSize int64) (number int64, err error) {
 	d.mu.Lock()
 	stopped := d.stopped
 	d.mu.Unlock()
 	if stopped {
 		return 0, errStopped
 	}
-	e.Target, e.Sequence = t.name, turn.Sequence()
+	e.Target, e.Sequence = target, turn.Sequence()
 	number, err = d.store.Add(ctx, e, maxSize)
 	if err != nil {
 		return 0, err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.added(t, e)
+	d.added(e)
 	return number, nil
 }
 
 // addHeld stores an event of which an attempt is under way. It is due at once, for
 // the case that the process ends, but not delivered before the attempt has ended.
 func (d *Dispatcher) addHeld(ctx context.Context, f *First, e Event, maxSize int64) (int64, *attempt, error) {
-	t := f.target
-	e.Target, e.Sequence, e.Due = t.name, f.turn.Sequence(), d.clock.now()
+	e.Target, e.Sequence, e.Due = f.target, f.turn.Sequence(), d.clock.now()
 	id := identityOf(e)
 	d.mu.Lock()
 	if d.stopped {
@@ -217,20 +234,20 @@ func (d *Dispatcher) addHeld(ctx context.Context, f *First, e Event, maxSize int
 	}
 	// Also if it failed: another event with this identity may have been passed
 	// over.
-	d.added(t, e)
+	d.added(e)
 	if err != nil {
 		return 0, nil, err
 	}
 	e.Number, e.State, e.Since = number, Waiting, e.Arrived
 	e.Request, e.Body = Request{}, nil
-	a := &attempt{number: number, event: e, target: t, pass: &f.pass}
+	a := &attempt{number: number, event: e, target: d.target(f.target), pass: &f.pass}
 	d.busy[number] = a
 	return number, a, nil
 }
 
 // added takes a new event into account. The caller locks.
-func (d *Dispatcher) added(t *target, e Event) {
-	d.dueAt(t, e.Due)
+func (d *Dispatcher) added(e Event) {
+	d.dueAt(d.target(e.Target), e.Due)
 	if c := d.current(); c != nil && c.Policy.DeadAfter > 0 {
 		d.expireAt(e.Arrived.Add(c.Policy.DeadAfter))
 	}

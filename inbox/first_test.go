@@ -1,9 +1,12 @@
 package inbox
 
 import (
-	"context"
 	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -25,7 +28,7 @@ func TestAFirstAttemptThatFailsCountsAndIsFollowedByTheNextOne(t *testing.T) {
 // hold stores an event whose first attempt is under way.
 func (b *bed) hold() (*First, int64) {
 	b.Helper()
-	f, try := b.d.TryFirst(context.Background(), "site", nil)
+	f, try := b.try()
 	if !try {
 		b.Fatal("not tried")
 	}
@@ -33,7 +36,7 @@ func (b *bed) hold() (*First, int64) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	return &f, number
+	return f, number
 }
 
 func TestAnEventWhoseFirstAttemptIsUnderWayIsNotDelivered(t *testing.T) {
@@ -114,7 +117,7 @@ func TestAFirstAttemptMayEndWhileItsEventIsBeingStored(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			run(t, func(b *bed) {
 				b.store.lag = time.Second
-				f, _ := b.d.TryFirst(context.Background(), "site", nil)
+				f, _ := b.try()
 				go func() {
 					if _, err := f.Keep(b.Context(), b.event(), 1<<30); err != nil {
 						b.Error(err)
@@ -135,7 +138,7 @@ func TestAFirstAttemptMayEndWhileItsEventIsBeingStored(t *testing.T) {
 
 func TestAnEventThatWasAcceptedIsNotKept(t *testing.T) {
 	run(t, func(b *bed) {
-		f, _ := b.d.TryFirst(context.Background(), "site", nil)
+		f, _ := b.try()
 		f.End(accept)
 		number, err := f.Keep(b.Context(), b.event(), 1<<30)
 		if number != 0 || err != nil {
@@ -148,7 +151,7 @@ func TestAnEventThatWasAcceptedIsNotKept(t *testing.T) {
 func TestAnEventThatCannotBeKeptIsForgotten(t *testing.T) {
 	run(t, func(b *bed) {
 		b.store.stop(errDisk)
-		f, _ := b.d.TryFirst(context.Background(), "site", nil)
+		f, _ := b.try()
 		if _, err := f.Keep(b.Context(), b.event(), 1<<30); !errors.Is(err, errDisk) {
 			b.Error(err)
 		}
@@ -172,7 +175,7 @@ func TestAnEventThatIsKeptAlreadyIsStillDelivered(t *testing.T) {
 		}
 		b.expect("e1 0s")
 		b.store.lag = 10 * time.Second
-		f, _ := b.d.TryFirst(context.Background(), "site", nil)
+		f, _ := b.try()
 		go func() {
 			if _, err := f.Keep(b.Context(), e, 1<<30); !errors.Is(err, ErrKept) {
 				b.Error(err)
@@ -197,7 +200,7 @@ func TestWhileTheBackendIsDownNewEventsAreNotTriedExceptOne(t *testing.T) {
 		b.policy.FirstRetry = time.Minute
 		for range 120 {
 			b.sleep(time.Second)
-			if f, try := b.d.TryFirst(context.Background(), "site", nil); try {
+			if f, try := b.try(); try {
 				tried = append(tried, time.Since(b.start))
 				f.End(down)
 			}
@@ -212,25 +215,25 @@ func TestWhileTheBackendIsDownNewEventsAreNotTriedExceptOne(t *testing.T) {
 
 func TestANewEventThatAsksIsTheOnlyOne(t *testing.T) {
 	run(t, func(b *bed) {
-		f, _ := b.d.TryFirst(context.Background(), "site", nil)
+		f, _ := b.try()
 		f.End(down)
-		if _, try := b.d.TryFirst(context.Background(), "site", nil); try {
+		if _, try := b.try(); try {
 			b.Error("tried at once")
 		}
 		b.sleep(5 * time.Second)
-		f, try := b.d.TryFirst(context.Background(), "site", nil)
+		f, try := b.try()
 		if !try {
 			b.Fatal("no new event asks")
 		}
 		b.add(1)
-		if _, try := b.d.TryFirst(context.Background(), "site", nil); try {
+		if _, try := b.try(); try {
 			b.Error("two ask at once")
 		}
 		b.sleep(time.Hour)
 		b.expect()
 		f.End(accept)
 		b.expect("e1 1h0m5s")
-		if _, try := b.d.TryFirst(context.Background(), "site", nil); !try {
+		if _, try := b.try(); !try {
 			b.Error("not tried after a success")
 		}
 	})
@@ -238,10 +241,10 @@ func TestANewEventThatAsksIsTheOnlyOne(t *testing.T) {
 
 func TestANewEventThatAsksInVainLetsOthersAskLater(t *testing.T) {
 	run(t, func(b *bed) {
-		f, _ := b.d.TryFirst(context.Background(), "site", nil)
+		f, _ := b.try()
 		f.End(down)
 		b.sleep(5 * time.Second)
-		f, _ = b.d.TryFirst(context.Background(), "site", nil)
+		f, _ = b.try()
 		b.add(1)
 		b.sleep(time.Minute)
 		f.End(down)
@@ -274,7 +277,7 @@ func TestRedeliveriesDoNotTakeThePlaceOfNewEvents(t *testing.T) {
 		b.add(10)
 		b.sleep(time.Second)
 		for range 100 {
-			if _, try := b.d.TryFirst(context.Background(), "site", nil); !try {
+			if _, try := b.try(); !try {
 				b.Fatal("not tried")
 			}
 		}
@@ -284,7 +287,7 @@ func TestRedeliveriesDoNotTakeThePlaceOfNewEvents(t *testing.T) {
 func TestNewEventsDoNotStarveTheBacklog(t *testing.T) {
 	run(t, func(b *bed) {
 		for range 100 {
-			if _, try := b.d.TryFirst(context.Background(), "site", nil); !try {
+			if _, try := b.try(); !try {
 				b.Fatal("not tried")
 			}
 		}
@@ -317,13 +320,114 @@ func TestAFirstAttemptWithAStatusOfDeadOnIsDead(t *testing.T) {
 
 func TestAnEventIsNotLeftWithADispatcherThatHasStopped(t *testing.T) {
 	run(t, func(b *bed) {
-		f, _ := b.d.TryFirst(context.Background(), "site", nil)
+		f, _ := b.try()
 		b.Stop()
 		if _, err := b.d.Add(b.Context(), "site", nil, b.event(), 1<<30); err == nil {
 			b.Error("stored")
 		}
 		if _, err := f.Keep(b.Context(), b.event(), 1<<30); err == nil {
 			b.Error("stored")
+		}
+	})
+}
+
+func TestNoNewEventIsTriedAfterStop(t *testing.T) {
+	run(t, func(b *bed) {
+		b.Stop()
+		if _, try := b.try(); try {
+			b.Error("tried")
+		}
+	})
+}
+
+func TestAFirstAttemptNeedsNoLockWhileTheBackendsAcceptEvents(t *testing.T) {
+	run(t, func(b *bed) {
+		b.d.mu.Lock()
+		defer b.d.mu.Unlock()
+		f, _ := b.try()
+		f.End(accept)
+	})
+}
+
+// The dispatcher hears of an attempt that has begun without its lock only if that may
+// matter. It must know the same as if it had heard of all of them.
+func TestFirstAttemptsThatNeedNoLockTeachTheSame(t *testing.T) {
+	type attempts [2]*First // with and without the lock
+	names := []string{"one", "other", "third"}
+	synctest.Test(t, func(t *testing.T) {
+		var beds [2]*bed
+		for i := range beds {
+			beds[i] = newBed(t, newMemory())
+			beds[i].Activate(beds[i].config())
+			defer beds[i].Stop()
+		}
+		state := func(b *bed) (states []string) {
+			b.d.mu.Lock()
+			defer b.d.mu.Unlock()
+			for _, name := range names {
+				g := gate{}
+				if t := b.d.targets[name]; t != nil {
+					g = *t.gate
+				}
+				states = append(states, fmt.Sprint(g.closed, g.down, g.probing, g.failures, len(g.suspects), g.until.Sub(b.start)))
+			}
+			return states
+		}
+		var underWay []attempts
+		unlocked, healthy := 0, true
+		for range 20_000 {
+			switch n := rand.IntN(100); {
+			case n < 45:
+				var both attempts
+				var tried [2]bool
+				name := names[rand.IntN(len(names))]
+				for i, b := range beds {
+					if i == 1 {
+						b.d.calm.Store(0)
+					}
+					both[i] = new(First)
+					tried[i] = both[i].Try(t.Context(), b.d, name, nil)
+				}
+				if tried[0] != tried[1] {
+					t.Fatalf("%v are tried", tried)
+				}
+				if tried[0] {
+					underWay = append(underWay, both)
+				}
+				if both[0].pass.gate == nil {
+					unlocked++
+				}
+			case n < 95 && len(underWay) > 0:
+				outcomes := []Outcome{accept, accept, accept, accept, accept, accept}
+				if !healthy {
+					outcomes = []Outcome{accept, status(500), down, {NoAttempt: true}, {Down: true, RetryAfter: time.Minute}}
+				}
+				o, at := outcomes[rand.IntN(len(outcomes))], rand.IntN(len(underWay))
+				for _, f := range underWay[at] {
+					f.End(o)
+				}
+				underWay = slices.Delete(underWay, at, at+1)
+			case n < 97:
+				wait := time.Duration(rand.IntN(20)) * time.Second
+				beds[0].sleep(wait)
+			case n < 98:
+				healthy = !healthy
+			case n < 99 && rand.IntN(5) == 0:
+				for _, b := range beds {
+					b.Activate(b.config())
+				}
+			case rand.IntN(5) == 0:
+				for _, b := range beds {
+					_ = b.d.SetPaused(t.Context(), true)
+					_ = b.d.SetPaused(t.Context(), false)
+				}
+			}
+			if got, want := state(beds[0]), state(beds[1]); !slices.Equal(got, want) {
+				t.Fatalf("%v, with the lock %v", got, want)
+			}
+		}
+		if unlocked == 0 {
+			t.Error("all needed the lock")
 		}
 	})
 }

@@ -22,9 +22,10 @@ type gate struct {
 	failures int       // of probes in a row
 	until    time.Time // of the next probe, if closed
 	probing  bool      // a probe is under way
-	// closings tells attempts that started before the gate was closed from later
-	// ones: they say nothing new.
-	closings int
+	// epoch is that of the dispatcher, and closedIn the one that began when the gate
+	// was closed last: attempts that began before say nothing new.
+	epoch    *int64
+	closedIn int64
 
 	underway int       // redeliveries
 	window   int       // how many there may be, if open
@@ -49,17 +50,23 @@ func suspectOf(e *Event) suspect {
 type pass struct {
 	gate       *gate
 	suspect    suspect
-	closings   int
+	began      int64 // in this epoch
 	probe      bool
 	redelivery bool // and still under way
 }
 
-func newGate() *gate { return &gate{window: 1} }
+func newGate(epoch *int64) *gate { return &gate{window: 1, epoch: epoch} }
 
 // renewed returns a gate for the same backend, perhaps at another address: what
 // is under way with the old gate says nothing about it. If the old one is closed,
 // the new one lets a probe pass at once.
-func (g *gate) renewed() *gate { return &gate{window: 1, closed: g.closed, down: g.down} }
+func (g *gate) renewed() *gate {
+	return &gate{window: 1, closed: g.closed, down: g.down, epoch: g.epoch}
+}
+
+// calm reports whether a success of a first attempt need not be told to g: it would
+// only widen the window, which redeliveries do by themselves.
+func (g *gate) calm() bool { return !g.closed && len(g.suspects) == 0 }
 
 // wait returns how long it is until a redelivery may pass: 0 means that it may,
 // never that it may not before the end of an attempt. If urgent, a closed gate is
@@ -80,7 +87,7 @@ func (g *gate) wait(urgent bool, now time.Time, concurrency int) time.Duration {
 func (g *gate) redeliver(s suspect) pass {
 	g.underway++
 	g.probing = g.closed
-	return pass{gate: g, suspect: s, closings: g.closings, probe: g.closed, redelivery: true}
+	return pass{gate: g, suspect: s, began: *g.epoch, probe: g.closed, redelivery: true}
 }
 
 // first lets a first attempt pass, unless the backend is known to be unreachable
@@ -92,7 +99,7 @@ func (g *gate) first(s suspect) (p pass, ok bool) {
 	if g.down {
 		g.probing = true
 	}
-	return pass{gate: g, suspect: s, closings: g.closings, probe: g.down}, true
+	return pass{gate: g, suspect: s, began: *g.epoch, probe: g.down}, true
 }
 
 // learn takes the outcome of an attempt into account. It reports whether the next
@@ -103,7 +110,7 @@ func (p *pass) learn(o Outcome, concurrency int, b backoff) (changed bool) {
 	if p.probe {
 		g.probing = false
 	}
-	stale := p.closings != g.closings
+	stale := p.began < g.closedIn
 	switch {
 	case o.NoAttempt:
 	case stale && o.Down && g.closed:
@@ -145,7 +152,8 @@ func (p *pass) leave() {
 
 func (g *gate) close(b backoff, asked time.Duration) {
 	g.failures++
-	g.closings++
+	*g.epoch++
+	g.closedIn = *g.epoch
 	g.closed, g.window, g.suspects = true, 1, nil
 	g.until = time.Now().Add(b.after(g.failures, asked))
 }

@@ -262,7 +262,7 @@ func TestRetryAfterOfOneEventHoldsForItAlone(t *testing.T) {
 func TestALateRetryAfterLengthensTheWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := backoff{first: time.Second, longest: time.Hour, random: func() float64 { return 0.5 }}
-		g := newGate()
+		g := newGate(new(int64))
 		early, _ := g.first(suspect{event: 1})
 		late, _ := g.first(suspect{event: 2})
 		early.learn(down, 8, b)
@@ -278,7 +278,7 @@ func TestALateRetryAfterLengthensTheWait(t *testing.T) {
 // A slow answer to what was asked before the backend failed says nothing.
 func TestALateSuccessDoesNotOpenTheGate(t *testing.T) {
 	b := backoff{first: time.Second, longest: time.Hour, random: func() float64 { return 0.5 }}
-	g := newGate()
+	g := newGate(new(int64))
 	early, _ := g.first(suspect{event: 1})
 	late, _ := g.first(suspect{event: 2})
 	early.learn(down, 8, b)

@@ -44,8 +44,8 @@ func (b *bed) arrives(key string) (tried bool) {
 	e, ctx := b.keyed(key), context.Background()
 	turn := b.d.Enter("site", "", key)
 	defer turn.Leave()
-	f, try := b.d.TryFirst(ctx, "site", turn)
-	if !try {
+	var f First
+	if !f.Try(ctx, b.d, "site", turn) {
 		if _, err := b.d.Add(ctx, "site", turn, e, 1<<30); err != nil {
 			b.Error(err)
 		}
@@ -289,7 +289,8 @@ func TestEventsThatWaitForTheirLanesDoNotHoldUpOthers(t *testing.T) {
 func TestAnEventThatIsNotTriedKeepsItsTurn(t *testing.T) {
 	run(t, func(b *bed) {
 		turn := b.d.Enter("site", "", "x")
-		f, _ := b.d.TryFirst(b.Context(), "site", turn)
+		var f First
+		f.Try(b.Context(), b.d, "site", turn)
 		f.End(Outcome{NoAttempt: true})
 		if err := turn.Await(b.Context(), time.Second, 1, 100); err != nil || time.Since(b.start) > 0 {
 			b.Errorf("%v after %v", err, time.Since(b.start))
@@ -297,7 +298,7 @@ func TestAnEventThatIsNotTriedKeepsItsTurn(t *testing.T) {
 		turn.Leave()
 		_ = b.d.SetPaused(b.Context(), true)
 		turn = b.d.Enter("site", "", "x")
-		if _, try := b.d.TryFirst(b.Context(), "site", turn); try {
+		if new(First).Try(b.Context(), b.d, "site", turn) {
 			b.Error("it is tried")
 		}
 		if err := turn.Await(b.Context(), time.Second, 1, 100); err != nil || time.Since(b.start) > 0 {
@@ -637,9 +638,9 @@ func (o *order) send(e Event, running *sync.WaitGroup) {
 	ctx, d := context.Background(), o.d
 	for wait := time.Second; ; wait *= 2 {
 		turn := d.Enter("site", "", e.OrderKey)
-		f, try := d.TryFirst(ctx, "site", turn)
+		var f First
 		var err error
-		if !try {
+		if !f.Try(ctx, d, "site", turn) {
 			_, err = d.Add(ctx, "site", turn, e, 1<<30)
 		} else {
 			ended := make(chan struct{})

@@ -266,8 +266,8 @@ func (m *model) newEvent() {
 		m.kept[e.ID] = err == nil && number != 0
 		return err == nil
 	}
-	f, try := d.TryFirst(ctx, "site", turn)
-	if !try {
+	var f First
+	if !f.Try(ctx, d, "site", turn) {
 		if !keep(d.Add(ctx, "site", turn, e, 1<<30)) && turn.Await(ctx, 8*time.Second, 1, 10) == nil {
 			m.forget() // it does not ask the dispatcher
 			m.deliver(ctx, e)

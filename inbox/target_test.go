@@ -13,11 +13,11 @@ import (
 func (b *bed) flood(n int) {
 	b.Helper()
 	for i := range n {
-		f, try := b.d.TryFirst(context.Background(), fmt.Sprint("flood ", i), nil)
-		if !try {
+		var f First
+		if !f.Try(context.Background(), b.d, fmt.Sprint("flood ", i), nil) {
 			b.Fatal("not tried")
 		}
-		f.End(accept)
+		f.End(status(404))
 	}
 }
 
@@ -119,9 +119,10 @@ func TestEventIsDeliveredWhoseTargetWasForgottenDuringItsFirstAttempt(t *testing
 		t.Run(name, func(t *testing.T) {
 			run(t, func(b *bed) {
 				b.sleep(time.Second) // it has asked the store for targets
-				f, _ := b.d.TryFirst(context.Background(), "site", nil)
+				b.flood(1)           // otherwise the dispatcher would not know the target yet
+				f, _ := b.try()
 				b.flood(3 * maxIdleTargets)
-				keep(&f, func() {
+				keep(f, func() {
 					if _, err := f.Keep(t.Context(), b.event(), 1<<30); err != nil {
 						t.Error(err)
 					}
