@@ -275,7 +275,7 @@ func streamRequests(w http.ResponseWriter, r *http.Request) error {
 type pageStatus struct {
 	Time     time.Time                 `json:"time"`
 	Results  map[webhook.Result]uint64 `json:"results"`   // since the process started
-	InFlight int64                     `json:"in_flight"` // deliveries
+	InFlight int                       `json:"in_flight"` // deliveries
 	Accepted *time.Time                `json:"accepted"`  // when the backend has last accepted an event
 	Problems []problem                 `json:"problems"`
 	History  struct {
@@ -292,7 +292,7 @@ type pageStatus struct {
 // its last step.
 func statusSince(app *App, step int64) (s pageStatus, last int64) {
 	now := time.Now()
-	s = pageStatus{Time: now, Results: latest.totals(), InFlight: inFlight.Load(), Accepted: traffic.lastAccepted(), Problems: problems.latest(now), Inboxes: []adminapi.InboxState{}}
+	s = pageStatus{Time: now, Results: latest.totals(), InFlight: deliveries.count(), Accepted: traffic.lastAccepted(), Problems: problems.latest(now), Inboxes: []adminapi.InboxState{}}
 	// by how long the process has run, also if the clock was set meanwhile
 	s.History.Start, s.History.Step, s.History.Kept = now.Round(0).Add(-now.Sub(started)), historyStep.Seconds(), historySteps
 	s.History.Steps, last = traffic.since(step, now)

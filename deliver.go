@@ -20,14 +20,11 @@ import (
 	"github.com/buzzbip/caddy-webhook/internal/webhook"
 )
 
-// inFlight counts the deliveries that are with the next handlers.
-var inFlight atomic.Int64
-
 // awaitDeliveries keeps the process from ending, within the grace period,
 // before deliveries whose sender has disconnected: over HTTP/2 and HTTP/3 no
 // connection is left that a server waits for.
 func awaitDeliveries(gracePeriod context.Context) error {
-	for caddy.Exiting() && inFlight.Load() > 0 {
+	for caddy.Exiting() && deliveries.count() > 0 {
 		select {
 		case <-gracePeriod.Done():
 			return fmt.Errorf("deliveries under way are cut off: %w", context.Cause(gracePeriod))
@@ -88,7 +85,7 @@ func (a *attempt) hasClaimed(target eventInStore) bool {
 // acquireMemory takes memory for the delivery, which then starts.
 func (a *attempt) acquireMemory(r *http.Request) error {
 	a.memory = a.state.cost()
-	if a.state.attempt != nil || chains.contain(r) {
+	if a.state.attempt != nil || deliveries.contain(r) {
 		underWay.add(a.memory) // the delivery that it is part of would wait for itself
 		return nil
 	}
@@ -133,15 +130,13 @@ func (a *attempt) deliver(w http.ResponseWriter, r *http.Request, next caddyhttp
 	}
 	a.cancel = cancel
 	a.sent.token[0] = rand.Text()
-	chains.add(a.sent.token[0], a.target)
-	defer chains.remove(a.sent.token[0])
+	deliveries.add(a)
+	defer deliveries.remove(a)
 
 	a.state.result, a.state.timeout = webhook.ResultFailed, a.deliveryTimeout
 	a.outer, a.state.attempt = a.state.attempt, a
-	inFlight.Add(1)
 	defer func() {
 		panicked := recover()
-		defer inFlight.Add(-1)
 		a.state.attempt = a.outer
 		a.state.now = time.Now()
 		duration := a.state.now.Sub(a.start)

@@ -429,7 +429,7 @@ func TestFailureThatCannotBeReportedEndsTheClaim(t *testing.T) {
 	if result != string(webhook.ResultDelivered) || err != nil {
 		t.Errorf("the retry was %s, %v", result, err)
 	}
-	if n := inFlight.Load(); n != 0 {
+	if n := deliveries.count(); n != 0 {
 		t.Errorf("%d deliveries are in flight", n)
 	}
 }

@@ -23,7 +23,7 @@
 // signature header, body (body.go), signature (verify.go), envelope, type
 // (events.go), and the claim on the event's ID. deliver.go passes the event to the
 // next handlers and settles the claim by their answer; transport.go decides what a
-// transport may send again, chain.go recognizes a delivery that comes back to
+// transport may send again, deliveries.go recognizes a delivery that comes back to
 // another buzzbip_webhook, and errorroutes.go what error routes may see and
 // answer. With an inbox, keep.go stores the event if the next handlers fail, and
 // redeliver.go delivers it again later. placeholders.go and matcher.go show the event to other handlers,

@@ -52,7 +52,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 	request := h.claimRequest(state, dedupe.DigestOf(state.body.bytes))
 	target := eventInStore{h.store.backing(), request.Scope, request.Key}
-	if state.attempt.hasClaimed(target) || chains.lead(r, target) {
+	if state.attempt.hasClaimed(target) || deliveries.lead(r, target) {
 		// another buzzbip_webhook has claimed the event and passed it on to us
 		return h.attempt(state, target).run(w, r, next)
 	}

@@ -74,8 +74,7 @@ type inboxUse struct {
 	dispatcher *inbox.Dispatcher // set by startInboxes
 	room       *room             // set by startInboxes
 	started    chan struct{}     // closed by startInboxes
-	late       lateKeepers
-	stop       func() // undoes startInboxes; nil before it and after
+	stop       func()            // undoes startInboxes; nil before it and after
 }
 
 // await waits until the inbox is open. Caddy starts its apps in any order, so there

@@ -83,7 +83,7 @@ func TestLateSuccessCountsAlsoIfTheInboxWasRemovedInTheMeantime(t *testing.T) {
 		expect(t, send(client, signed(s.url, caddytest.NewEvent())), http.StatusOK, webhook.ResultStored)
 		s.reload("respond gone 404")
 		close(release)
-		caddytest.WaitFor(t, "the end of the delivery", func() bool { return inFlight.Load() == 0 })
+		caddytest.WaitFor(t, "the end of the delivery", func() bool { return deliveries.count() == 0 })
 		s.reload(site)
 		waitForEmptyInbox(t)
 		b.expectCount(t, 1)

@@ -38,7 +38,7 @@ func (a *attempt) runWithInbox(w http.ResponseWriter, r *http.Request, next cadd
 // deliverOrKeep delivers the event of a for the first time. If the backend fails, or
 // does not answer within answer_within, the event goes to the inbox.
 func (a *attempt) deliverOrKeep(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	k := &keeper{attempt: a, w: w, request: newArrival(r, a.state)}
+	k := &keeper{attempt: a, w: w, request: newArrival(r, a.state), deadline: a.answerBy(a.state)}
 	if !a.inbox.AcceptsAlways() {
 		k.tried = k.first.Try(r.Context(), a.inbox.dispatcher, k.request.target, a.turn)
 	}
@@ -102,9 +102,11 @@ type keeper struct {
 	first   inbox.First // if tried
 	tried   bool        // an attempt is made
 	w       http.ResponseWriter
-	request *arrival // nil once nothing can be kept any more
-	line    inLine
+	request *arrival        // nil once nothing can be kept any more
 	late    chan<- struct{} // closed if the event is in the inbox before the next handlers end; nil: the sender is answered then
+
+	deadline time.Time // when the sender is to be told about its event
+	toldLate bool      // keepLate was called; deliverySet locks
 
 	mu       sync.Mutex
 	decided  bool        // by what the backend answered; nothing is kept after that
@@ -135,8 +137,6 @@ func (k *keeper) deliver(r *http.Request, next caddyhttp.Handler) error {
 func (k *keeper) deliverHere(r *http.Request, next caddyhttp.Handler) error {
 	a := k.attempt
 	defer underWay.release(a.memory)
-	a.inbox.late.add(k, a.answerBy(a.state))
-	defer a.inbox.late.remove(k)
 	err := k.run(r, next)
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -177,8 +177,6 @@ func (k *keeper) deliverBeside(r *http.Request, next caddyhttp.Handler) error {
 	}
 	ended, late := make(chan end, 1), make(chan struct{})
 	k.late = late
-	a.inbox.late.add(k, a.answerBy(state))
-	defer a.inbox.late.remove(k)
 	a.turn.Hold()
 	go func() {
 		defer a.turn.Leave()

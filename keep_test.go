@@ -712,6 +712,8 @@ func TestBackendThatTakes15SecondsGetsEachEventOnceAndTheSenderItsAnswerAfter8(t
 	h := &Handler{Secrets: []Secret{{Value: caddytest.Secret}}}
 	provision(t, h)
 	synctest.Test(t, func(t *testing.T) {
+		defer func(all *deliverySet) { deliveries = all }(deliveries)
+		deliveries = new(deliverySet) // with a timer in the bubble
 		store := useMemoryInbox(t, h, func(context.Context, inbox.Event) inbox.Outcome { t.Error("delivered again"); return inbox.Outcome{} })
 		var calls atomic.Int64
 		backend := caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {

@@ -68,7 +68,7 @@ var metrics = struct {
 	inFlight: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Namespace: metricsNamespace, Subsystem: metricsSubsystem, Name: "in_flight",
 		Help: "Deliveries in progress in the handlers after buzzbip_webhook.",
-	}, func() float64 { return float64(inFlight.Load()) }),
+	}, func() float64 { return float64(deliveries.count()) }),
 	inFlightBytes: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Namespace: metricsNamespace, Subsystem: metricsSubsystem, Name: "in_flight_bytes",
 		Help: "Memory of verified events that are delivered or wait, as max_in_flight counts it.",

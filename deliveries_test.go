@@ -1,0 +1,103 @@
+package buzzbip
+
+import (
+	crand "crypto/rand"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// newDelivery returns a delivery whose keepLate closes a channel.
+func newDelivery(deadline time.Time) (a *attempt, late <-chan struct{}) {
+	told := make(chan struct{})
+	a = &attempt{keeper: &keeper{kept: true, late: told, deadline: deadline}}
+	a.sent.token[0] = crand.Text()
+	return a, told
+}
+
+func (s *deliverySet) ringsAt() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.rings
+}
+
+// They come in any order of their deadlines: some may have waited before.
+func TestEachDeliveryIsLateAtItsDeadlineUnlessItHasEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s deliverySet
+		var senders sync.WaitGroup
+		seconds := func(n int) time.Duration { return time.Duration(rand.IntN(n)) * time.Second }
+		for range 1000 {
+			senders.Go(func() {
+				time.Sleep(seconds(100))
+				left, took := seconds(10), seconds(10)+500*time.Millisecond
+				deadline := time.Now().Add(left)
+				a, late := newDelivery(deadline)
+				s.add(a)
+				select {
+				case <-late:
+					if since := time.Since(deadline); left > took || since < 0 || since > 10*time.Millisecond {
+						t.Errorf("late %v after the deadline, with %v of %v left", since, left, took)
+					}
+				case <-time.After(took):
+					if left < took {
+						t.Errorf("not late after %v, with a deadline after %v", took, left)
+					}
+				}
+				s.remove(a)
+			})
+		}
+		senders.Wait()
+		if s.count() > 0 {
+			t.Error("some are still in the set")
+		}
+	})
+}
+
+// A timer for each would cost more than the rest of an inbox.
+func TestDeliveriesThatAreNotLateShareATimer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s deliverySet
+		first := time.Now().Add(8 * time.Second)
+		for range 7 {
+			a, _ := newDelivery(time.Now().Add(8 * time.Second))
+			s.add(a)
+			s.remove(a)
+			if at := s.ringsAt(); !at.Equal(first) {
+				t.Fatalf("the timer was set again, to %v", at)
+			}
+			time.Sleep(time.Second)
+		}
+		time.Sleep(time.Minute)
+		if !s.ringsAt().IsZero() {
+			t.Error("the timer goes on without deliveries")
+		}
+	})
+}
+
+// Otherwise many deliveries of a slow backend would be looked at for each of them.
+func TestLateDeliveriesAreLookedForTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s deliverySet
+		const many, apart = 10_000, time.Millisecond
+		var lates []<-chan struct{}
+		for i := range many {
+			a, late := newDelivery(time.Now().Add(time.Duration(i) * apart))
+			s.add(a)
+			lates = append(lates, late)
+		}
+		looks := 0
+		for ; !s.ringsAt().IsZero(); looks++ {
+			time.Sleep(time.Until(s.ringsAt()))
+			synctest.Wait()
+		}
+		for _, late := range lates {
+			<-late
+		}
+		if pause := many * 10 * time.Microsecond; looks > int(many*apart/pause)+2 {
+			t.Errorf("looked %d times", looks)
+		}
+	})
+}
