@@ -146,7 +146,9 @@ func TestCluster(t *testing.T) {
 }
 
 // Each event is delivered once while slots move, with the events in them, from
-// one node to another and back.
+// node to node. They do not move straight back: a node of Redis 7.0 loses a slot that
+// it takes back, with its keys, if it has not heard meanwhile that the other node
+// claimed it (owner_not_claiming_slot in its cluster.c outlives CLUSTER SETSLOT).
 func TestSlotsOfAClusterMove(t *testing.T) {
 	t.Parallel()
 	nodes := redistest.StartCluster(t)
@@ -161,9 +163,9 @@ func TestSlotsOfAClusterMove(t *testing.T) {
 			}
 		}
 	}, a, b)
-	for range 2 {
-		redistest.MoveSlots(nodes, slots, nodes[0], nodes[1])
-		redistest.MoveSlots(nodes, slots, nodes[1], nodes[0])
+	for i := range 4 {
+		const masters = 3
+		redistest.MoveSlots(nodes, slots, nodes[i%masters], nodes[(i+1)%masters])
 	}
 	expectOnce(t, stop(), 1, a, b)
 	if calls(nodes[0], "migrate") == 0 {

@@ -194,8 +194,8 @@ func MoveSlots(cluster []*Server, end int, from, to *Server) {
 		to.Do("CLUSTER", "SETSLOT", number, "NODE", target)
 		from.Do("CLUSTER", "SETSLOT", number, "NODE", target)
 	}
-	// A node that takes a slot back before it knows the epoch of the one that
-	// had it may lose it again to a message that is late.
+	// A node that takes a slot before it knows the epoch of the one that had it may
+	// lose it again to a message that is late.
 	var views []string
 	from.t.Cleanup(func() {
 		if from.t.Failed() {
