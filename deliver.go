@@ -129,9 +129,10 @@ func (a *attempt) deliver(w http.ResponseWriter, r *http.Request, next caddyhttp
 		defer context.AfterFunc(a.context.sender, cancel)() // its context ends with the process
 	}
 	a.cancel = cancel
-	a.sent.token[0] = rand.Text()
-	deliveries.add(a)
-	defer deliveries.remove(a)
+	token := rand.Text()
+	a.sent.token[0] = token // the next handlers may change it, as request_header does
+	deliveries.add(token, a)
+	defer deliveries.remove(token)
 
 	a.state.result, a.state.timeout = webhook.ResultFailed, a.deliveryTimeout
 	a.outer, a.state.attempt = a.state.attempt, a

@@ -433,3 +433,16 @@ func TestFailureThatCannotBeReportedEndsTheClaim(t *testing.T) {
 		t.Errorf("%d deliveries are in flight", n)
 	}
 }
+
+// request_header and its like replace values where they are.
+func TestDeliveryEndsAlsoIfItsHeaderWasChanged(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, client *http.Client) {
+		b := newBackend(t, nil)
+		s := start(t, "route {\nbuzzbip_webhook "+caddytest.Secret+"\nrequest_header "+deliveryHeader+" .+ changed\nreverse_proxy "+b.address()+"\n}")
+		expect(t, send(client, signed(s.url, caddytest.NewEvent())), http.StatusOK, "")
+		caddytest.WaitFor(t, "the end of the delivery", func() bool { return deliveries.count() == 0 })
+		if got := caddytest.Receive(t, b.arrived, "the delivery").Header.Get(deliveryHeader); got != "changed" {
+			t.Errorf("the backend got %q", got)
+		}
+	})
+}

@@ -42,22 +42,22 @@ type eventInStore struct {
 	key   dedupe.Key
 }
 
-func (s *deliverySet) add(a *attempt) {
+func (s *deliverySet) add(token string, a *attempt) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.byToken == nil {
 		s.byToken = make(map[string]*attempt)
 	}
-	s.byToken[a.sent.token[0]] = a
+	s.byToken[token] = a
 	if a.keeper != nil {
 		s.ringAt(a.keeper.deadline)
 	}
 }
 
-func (s *deliverySet) remove(a *attempt) {
+func (s *deliverySet) remove(token string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.byToken, a.sent.token[0])
+	delete(s.byToken, token)
 }
 
 func (s *deliverySet) count() int {

@@ -9,12 +9,12 @@ import (
 	"time"
 )
 
-// newDelivery returns a delivery whose keepLate closes a channel.
-func newDelivery(deadline time.Time) (a *attempt, late <-chan struct{}) {
+// addNew adds a delivery whose keepLate closes a channel.
+func (s *deliverySet) addNew(deadline time.Time) (token string, late <-chan struct{}) {
 	told := make(chan struct{})
-	a = &attempt{keeper: &keeper{kept: true, late: told, deadline: deadline}}
-	a.sent.token[0] = crand.Text()
-	return a, told
+	token = crand.Text()
+	s.add(token, &attempt{keeper: &keeper{kept: true, late: told, deadline: deadline}})
+	return token, told
 }
 
 func (s *deliverySet) ringsAt() time.Time {
@@ -34,8 +34,7 @@ func TestEachDeliveryIsLateAtItsDeadlineUnlessItHasEnded(t *testing.T) {
 				time.Sleep(seconds(100))
 				left, took := seconds(10), seconds(10)+500*time.Millisecond
 				deadline := time.Now().Add(left)
-				a, late := newDelivery(deadline)
-				s.add(a)
+				token, late := s.addNew(deadline)
 				select {
 				case <-late:
 					if since := time.Since(deadline); left > took || since < 0 || since > 10*time.Millisecond {
@@ -46,7 +45,7 @@ func TestEachDeliveryIsLateAtItsDeadlineUnlessItHasEnded(t *testing.T) {
 						t.Errorf("not late after %v, with a deadline after %v", took, left)
 					}
 				}
-				s.remove(a)
+				s.remove(token)
 			})
 		}
 		senders.Wait()
@@ -62,9 +61,8 @@ func TestDeliveriesThatAreNotLateShareATimer(t *testing.T) {
 		var s deliverySet
 		first := time.Now().Add(8 * time.Second)
 		for range 7 {
-			a, _ := newDelivery(time.Now().Add(8 * time.Second))
-			s.add(a)
-			s.remove(a)
+			token, _ := s.addNew(time.Now().Add(8 * time.Second))
+			s.remove(token)
 			if at := s.ringsAt(); !at.Equal(first) {
 				t.Fatalf("the timer was set again, to %v", at)
 			}
@@ -84,8 +82,7 @@ func TestLateDeliveriesAreLookedForTogether(t *testing.T) {
 		const many, apart = 10_000, time.Millisecond
 		var lates []<-chan struct{}
 		for i := range many {
-			a, late := newDelivery(time.Now().Add(time.Duration(i) * apart))
-			s.add(a)
+			_, late := s.addNew(time.Now().Add(time.Duration(i) * apart))
 			lates = append(lates, late)
 		}
 		looks := 0
