@@ -32,6 +32,7 @@ type deliverySet struct {
 	byToken map[string]*attempt
 	timer   *time.Timer
 	rings   time.Time // when timer does, or zero
+	pause   time.Time // until then, timer must not ring again
 }
 
 // eventInStore is what handlers claim: those with the same one wait for each
@@ -89,8 +90,12 @@ func (s *deliverySet) any(r *http.Request, matches func(*attempt) bool) bool {
 	})
 }
 
-// ringAt makes the timer ring at a time, or before. The caller locks.
+// ringAt makes the timer ring at a time or earlier, but not during the pause. The caller
+// locks.
 func (s *deliverySet) ringAt(at time.Time) {
+	if at.Before(s.pause) {
+		at = s.pause
+	}
 	switch {
 	case !s.rings.IsZero() && !s.rings.After(at):
 		return
@@ -102,14 +107,14 @@ func (s *deliverySet) ringAt(at time.Time) {
 	s.rings = at
 }
 
-// ring looks for late deliveries. To look at one takes some 0.1 µs; the pause until the
-// next time keeps this from taking more than a hundredth of the time.
+// ring looks for late deliveries. To look at one takes some 0.1 µs; the pause after it
+// keeps this from taking more than a hundredth of the time.
 func (s *deliverySet) ring() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.rings = time.Time{}
 	now := time.Now()
-	pause := now.Add(time.Duration(len(s.byToken)) * 10 * time.Microsecond)
+	s.pause = now.Add(time.Duration(len(s.byToken)) * 10 * time.Microsecond)
 	for _, a := range s.byToken {
 		k := a.keeper
 		switch {
@@ -117,8 +122,6 @@ func (s *deliverySet) ring() {
 		case !k.deadline.After(now):
 			k.toldLate = true
 			go k.keepLate()
-		case k.deadline.Before(pause):
-			s.ringAt(pause)
 		default:
 			s.ringAt(k.deadline)
 		}

@@ -98,3 +98,28 @@ func TestLateDeliveriesAreLookedForTogether(t *testing.T) {
 		}
 	})
 }
+
+// A delivery that had to wait for others may begin when it is late.
+func TestDeliveriesThatBeginLateAreLookedForTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s deliverySet
+		const many, more = 1000, 100
+		for range many {
+			s.addNew(time.Now())
+		}
+		time.Sleep(time.Second)
+		looks := 0
+		for range more {
+			s.addNew(time.Now())
+			next := s.ringsAt()
+			time.Sleep(time.Microsecond)
+			synctest.Wait()
+			if s.ringsAt() != next {
+				looks++
+			}
+		}
+		if looks > 2 {
+			t.Errorf("looked %d times", looks)
+		}
+	})
+}
