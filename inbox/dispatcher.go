@@ -154,8 +154,9 @@ type Dispatcher struct {
 	// have been put back, or the longest backoff may be shorter than before.
 	advance atomic.Bool
 
-	// calm is epoch while first attempts need no lock: redelivery goes on, and no
-	// backend fails. Otherwise it is 0.
+	// calm is not 0 while first attempts need no lock: redelivery is not paused, and no
+	// backend fails. It is an epoch then, and the gate of no target was closed in a later
+	// one.
 	calm atomic.Int64
 
 	waking sync.Mutex // held by Wake, so that the last one knows best
@@ -169,8 +170,9 @@ type Dispatcher struct {
 	rediscover bool    // targets are to be asked for
 	paused     bool
 	stopped    bool
-	// epoch begins anew when a gate is closed or the configuration changes. Outcomes of
-	// attempts that began before configured say nothing about the backends of now.
+	// epoch is one more after each closing of a gate and each change of the
+	// configuration. Attempts that began before the epoch configured say nothing about
+	// the present backends.
 	epoch, configured int64
 	drained           chan struct{} // closed when stopped and nothing is busy
 	// busy has the events that must not be delivered: an attempt is under way,

@@ -14,12 +14,12 @@ type First struct {
 	d      *Dispatcher
 	target string
 	turn   *Turn // nil without an order key
-	calm   int64 // [Dispatcher.calm] when it began
-	pass   pass  // if it was not calm, or once the dispatcher must know the outcome
+	calm   int64 // Dispatcher.calm when it began
+	pass   pass  // zero if it began calm, unless the dispatcher must know the outcome
 
 	mu      sync.Mutex
 	ended   bool
-	failure *Outcome      // nil if it has ended with an acceptance
+	failure *Outcome      // if it has ended, unless the backend has accepted the event
 	keeping chan struct{} // closed when Keep has stored the event, or has failed
 	held    *attempt      // the event, if it was stored while the attempt was under way
 }
@@ -124,7 +124,7 @@ func (f *First) End(o Outcome) {
 	}
 	keeping := f.keeping
 	f.mu.Unlock()
-	if o.Accepted && keeping == nil && f.pass.gate == nil && d.calm.Load() == f.calm {
+	if o.Accepted && keeping == nil && f.pass.gate == nil && d.calm.Load() > 0 {
 		return // the dispatcher would learn nothing
 	}
 	c := d.config()

@@ -14,6 +14,8 @@ const failuresThatClose = 3
 // probes, with a backoff. A success opens it for two at once, and each further one
 // for one more: 1, 2, 4, 8 at once, if all succeed. Times are on the monotonic
 // clock. The caller locks.
+//
+// Successes of first attempts count only while some backend fails.
 type gate struct {
 	closed bool
 	// down means that the backend is known to be unreachable. It implies closed.

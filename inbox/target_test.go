@@ -9,7 +9,8 @@ import (
 	"time"
 )
 
-// flood makes first attempts for n targets that are not used otherwise. All succeed.
+// flood makes first attempts for n targets that are not used otherwise. All fail: the
+// dispatcher does not learn of those that succeed.
 func (b *bed) flood(n int) {
 	b.Helper()
 	for i := range n {
@@ -45,6 +46,21 @@ func TestIdleTargetsAreBounded(t *testing.T) {
 		b.flood(2 * maxIdleTargets)
 		if n := b.targets(); n > maxIdleTargets {
 			t.Errorf("%d targets are known", n)
+		}
+	})
+}
+
+func TestTargetThatFailsCountsOnlyUntilItIsForgotten(t *testing.T) {
+	run(t, func(b *bed) {
+		b.flood(1)
+		if b.d.calm.Load() > 0 {
+			t.Error("it does not count")
+		}
+		for i := range maxIdleTargets {
+			b.addTo(fmt.Sprint("accepts ", i), 1)
+		}
+		if b.d.calm.Load() == 0 {
+			t.Error("it still counts")
 		}
 	})
 }
