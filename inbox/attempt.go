@@ -122,7 +122,7 @@ func (d *Dispatcher) record(a *attempt, c *Config, o Outcome) {
 		d.trouble("recording an outcome in the inbox", err)
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		a.pass.leave()
+		d.leave(a.pass)
 		r.failed()
 		d.unrecorded = append(d.unrecorded, r)
 		d.wake.ring()
@@ -241,7 +241,7 @@ func (d *Dispatcher) abandon(a *attempt) {
 // release ends an attempt. The caller locks.
 func (d *Dispatcher) release(a *attempt) {
 	delete(d.busy, a.number)
-	a.pass.leave()
+	d.leave(a.pass)
 	d.lanes.release(a.lane)
 	d.checkDrained()
 	d.wake.ring()

@@ -154,8 +154,8 @@ type Dispatcher struct {
 	// have been put back, or the longest backoff may be shorter than before.
 	advance atomic.Bool
 
-	// calm is not 0 while first attempts need no lock: redelivery is not paused, and no
-	// backend fails. It is an epoch then, and the gate of no target was closed in a later
+	// calm is not 0 while first attempts need no lock: redelivery is not paused, and all
+	// gates are calm. It is an epoch then, and the gate of no target was closed in a later
 	// one.
 	calm atomic.Int64
 
@@ -325,12 +325,24 @@ func (d *Dispatcher) learn(p *pass, o Outcome, policy Policy) (changed bool) {
 	if p.gate == nil {
 		return false // an attempt that began with an earlier configuration
 	}
-	calm := p.gate.calm()
-	changed = p.learn(o, policy.Concurrency, policy.backoff(d.random))
-	if p.gate.calm() != calm {
+	d.change(p.gate, func() { changed = p.learn(o, policy.Concurrency, policy.backoff(d.random)) })
+	return changed
+}
+
+// leave makes room for another redelivery. Further calls do nothing. The caller locks.
+func (d *Dispatcher) leave(p *pass) {
+	if p.redelivery {
+		d.change(p.gate, p.leave)
+	}
+}
+
+// change calls do, which may change whether g is calm. The caller locks.
+func (d *Dispatcher) change(g *gate, do func()) {
+	calm := g.calm()
+	do()
+	if g.calm() != calm {
 		d.checkCalm()
 	}
-	return changed
 }
 
 // checkCalm sets calm. The caller locks.
@@ -342,6 +354,7 @@ func (d *Dispatcher) checkCalm() {
 	for _, t := range d.targets {
 		if !t.gate.calm() {
 			calm = 0
+			break
 		}
 	}
 	d.calm.Store(calm)

@@ -1,6 +1,7 @@
 package inbox
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -293,6 +294,22 @@ func TestNewEventsDoNotStarveTheBacklog(t *testing.T) {
 		}
 		b.add(10)
 		b.expectCount(10)
+	})
+}
+
+func TestARedeliveryThatHangsDoesNotHoldUpTheOthersWhileNewEventsAreAccepted(t *testing.T) {
+	run(t, func(b *bed) {
+		b.slowBackend(func(ctx context.Context, e Event) Outcome {
+			if e.ID == "e1" {
+				return takes(time.Minute)(ctx, e)
+			}
+			return accept
+		})
+		f, _ := b.try()
+		b.add(10)
+		b.expectCount(1)
+		f.End(accept)
+		b.expectCount(9)
 	})
 }
 

@@ -15,7 +15,7 @@ const failuresThatClose = 3
 // for one more: 1, 2, 4, 8 at once, if all succeed. Times are on the monotonic
 // clock. The caller locks.
 //
-// Successes of first attempts count only while some backend fails.
+// Successes of first attempts count only while some gate is not calm.
 type gate struct {
 	closed bool
 	// down means that the backend is known to be unreachable. It implies closed.
@@ -67,8 +67,11 @@ func (g *gate) renewed() *gate {
 }
 
 // calm reports whether a success of a first attempt need not be told to g: it would
-// only widen the window, which redeliveries do by themselves.
-func (g *gate) calm() bool { return !g.closed && len(g.suspects) == 0 }
+// only widen the window, which redeliveries do by themselves, unless it is as narrow that
+// one which hangs holds up the others.
+func (g *gate) calm() bool {
+	return !g.closed && len(g.suspects) == 0 && (g.window > 1 || g.underway == 0)
+}
 
 // wait returns how long it is until a redelivery may pass: 0 means that it may,
 // never that it may not before the end of an attempt. If urgent, a closed gate is
@@ -144,12 +147,10 @@ func (p *pass) learn(o Outcome, concurrency int, b backoff) (changed bool) {
 	return changed
 }
 
-// leave makes room for another redelivery. Further calls do nothing.
+// leave ends a redelivery, which makes room for another one.
 func (p *pass) leave() {
-	if p.redelivery {
-		p.gate.underway--
-		p.redelivery = false
-	}
+	p.gate.underway--
+	p.redelivery = false
 }
 
 func (g *gate) close(b backoff, asked time.Duration) {

@@ -141,7 +141,8 @@ func (d *Dispatcher) startNext(t *target, c *Config) (wait time.Duration, fill b
 		} else {
 			e, t.queue = t.queue[0], t.queue[1:]
 		}
-		p := t.gate.redeliver(suspectOf(&e))
+		var p pass
+		d.change(t.gate, func() { p = t.gate.redeliver(suspectOf(&e)) })
 		a := &attempt{number: e.Number, target: t, pass: &p, lane: d.lanes.hold(&e), urgent: urgent}
 		d.busy[e.Number] = a
 		d.running.Add(1)

@@ -56,9 +56,9 @@ func TestTargetThatFailsCountsOnlyUntilItIsForgotten(t *testing.T) {
 		if b.d.calm.Load() > 0 {
 			t.Error("it does not count")
 		}
-		for i := range maxIdleTargets {
-			b.addTo(fmt.Sprint("accepts ", i), 1)
-		}
+		b.d.mu.Lock()
+		b.d.forgetIdle()
+		b.d.mu.Unlock()
 		if b.d.calm.Load() == 0 {
 			t.Error("it still counts")
 		}
