@@ -154,10 +154,7 @@ type Dispatcher struct {
 	// have been put back, or the longest backoff may be shorter than before.
 	advance atomic.Bool
 
-	// calm is not 0 while first attempts need no lock: redelivery is not paused, and all
-	// gates are calm. It is an epoch then, and the gate of no target was closed in a later
-	// one.
-	calm atomic.Int64
+	calm atomic.Pointer[calm] // changed with mu held
 
 	waking sync.Mutex // held by Wake, so that the last one knows best
 
@@ -345,19 +342,24 @@ func (d *Dispatcher) change(g *gate, do func()) {
 	}
 }
 
+// calm is what first attempts must know to do without a lock. It is not changed.
+type calm struct {
+	epoch  int64           // the gate of no target that is calm was closed in a later one
+	open   bool            // redelivery is neither paused nor stopped
+	except map[string]bool // the targets whose gates are not calm
+}
+
+func (c *calm) has(target string) bool { return c.open && !c.except[target] }
+
 // checkCalm sets calm. The caller locks.
 func (d *Dispatcher) checkCalm() {
-	calm := d.epoch
-	if d.paused || d.stopped {
-		calm = 0
-	}
-	for _, t := range d.targets {
+	c := &calm{epoch: d.epoch, open: !d.paused && !d.stopped, except: map[string]bool{}}
+	for name, t := range d.targets {
 		if !t.gate.calm() {
-			calm = 0
-			break
+			c.except[name] = true
 		}
 	}
-	d.calm.Store(calm)
+	d.calm.Store(c)
 }
 
 func (d *Dispatcher) ringAll() {

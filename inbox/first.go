@@ -14,8 +14,8 @@ type First struct {
 	d      *Dispatcher
 	target string
 	turn   *Turn // nil without an order key
-	calm   int64 // Dispatcher.calm when it began
-	pass   pass  // zero if it began calm, unless the dispatcher must know the outcome
+	began  int64 // in this epoch, if the target was calm
+	pass   pass  // zero if the target was calm, unless the dispatcher must know the outcome
 
 	mu      sync.Mutex
 	ended   bool
@@ -43,8 +43,8 @@ func (f *First) Try(ctx context.Context, d *Dispatcher, target string, turn *Tur
 	if !turn.Try(ctx) {
 		return false
 	}
-	f.calm = d.calm.Load()
-	if f.calm > 0 {
+	if c := d.calm.Load(); c.has(target) {
+		f.began = c.epoch
 		return true
 	}
 	try := d.passFirst(f)
@@ -124,13 +124,13 @@ func (f *First) End(o Outcome) {
 	}
 	keeping := f.keeping
 	f.mu.Unlock()
-	if o.Accepted && keeping == nil && f.pass.gate == nil && d.calm.Load() > 0 {
+	if o.Accepted && keeping == nil && f.pass.gate == nil && d.calm.Load().has(f.target) {
 		return // the dispatcher would learn nothing
 	}
 	c := d.config()
 	d.mu.Lock()
-	if f.pass.gate == nil && f.calm >= d.configured {
-		f.pass = pass{gate: d.target(f.target).gate, suspect: d.suspectOfFirst(f), began: f.calm}
+	if f.pass.gate == nil && f.began >= d.configured {
+		f.pass = pass{gate: d.target(f.target).gate, suspect: d.suspectOfFirst(f), began: f.began}
 	}
 	if d.learn(&f.pass, o, c.Policy) {
 		d.wake.ring()

@@ -357,8 +357,18 @@ func TestNoNewEventIsTriedAfterStop(t *testing.T) {
 	})
 }
 
-func TestAFirstAttemptNeedsNoLockWhileTheBackendsAcceptEvents(t *testing.T) {
+func TestAFirstAttemptNeedsNoLockWhileItsBackendAcceptsEvents(t *testing.T) {
 	run(t, func(b *bed) {
+		b.d.mu.Lock()
+		defer b.d.mu.Unlock()
+		f, _ := b.try()
+		f.End(accept)
+	})
+}
+
+func TestAFirstAttemptNeedsNoLockWhileAnotherBackendFails(t *testing.T) {
+	run(t, func(b *bed) {
+		b.flood(1)
 		b.d.mu.Lock()
 		defer b.d.mu.Unlock()
 		f, _ := b.try()
@@ -400,7 +410,7 @@ func TestFirstAttemptsThatNeedNoLockTeachTheSame(t *testing.T) {
 				name := names[rand.IntN(len(names))]
 				for i, b := range beds {
 					if i == 1 {
-						b.d.calm.Store(0)
+						b.d.calm.Store(new(calm))
 					}
 					both[i] = new(First)
 					tried[i] = both[i].Try(t.Context(), b.d, name, nil)

@@ -15,7 +15,7 @@ const failuresThatClose = 3
 // for one more: 1, 2, 4, 8 at once, if all succeed. Times are on the monotonic
 // clock. The caller locks.
 //
-// Successes of first attempts count only while some gate is not calm.
+// Successes of first attempts count only while it is not calm.
 type gate struct {
 	closed bool
 	// down means that the backend is known to be unreachable. It implies closed.
