@@ -144,12 +144,7 @@ func TestA404DuringADeploymentLosesNothing(t *testing.T) {
 
 func TestOnePoisonedEventDoesNotSlowDownTheOthers(t *testing.T) {
 	run(t, func(b *bed) {
-		b.backend(func(e Event) Outcome {
-			if e.ID == "e1" {
-				return status(500)
-			}
-			return accept
-		})
+		b.backend(fails(status(500), "e1"))
 		b.add(1)
 		for range 3600 {
 			b.add(1)
@@ -247,12 +242,7 @@ func TestRetryAfterOfOneEventHoldsForItAlone(t *testing.T) {
 	run(t, func(b *bed) {
 		o := status(409)
 		o.RetryAfter = time.Minute
-		b.backend(func(e Event) Outcome {
-			if e.ID == "e1" {
-				return o
-			}
-			return accept
-		})
+		b.backend(fails(o, "e1"))
 		b.add(2)
 		b.sleep(90 * time.Second)
 		b.expect("e1 0s", "e2 0s", "e1 1m0s")
