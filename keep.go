@@ -117,7 +117,8 @@ type keeper struct {
 	ended    bool        // first knows the outcome
 	accepted bool        // that the backend has accepted the event
 
-	header http.Header // of a response that is not passed on, or not yet; of the next handlers alone
+	header http.Header // that the next handlers fill; nil until they ask for it
+	lent   bool        // header is the sender's own; changed with mu held
 }
 
 // deliver runs the next handlers. If they have not answered within answer_within, the
@@ -140,17 +141,21 @@ func (k *keeper) deliverHere(r *http.Request, next caddyhttp.Handler) error {
 	err := k.run(r, next)
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.request.recycle()
-	k.request = nil
+	defer func() {
+		k.request.recycle()
+		k.request = nil
+	}()
 	switch {
+	case k.passing.Load():
+		return err
 	case k.answered:
 		a.state.result = webhook.ResultStored
 		return nil
-	case k.answersStored():
-		k.answered = true // keepLate may be waiting for the lock
-		return answer(a.state, k.w, webhook.ResultStored)
+	case k.lent:
+		k.request.restoreResponse(k.w.Header())
 	}
-	return err
+	k.answered = true // keepLate may be waiting for the lock
+	return answer(a.state, k.w, webhook.ResultStored)
 }
 
 // answerEarly answers the sender while the next handlers run.
@@ -193,7 +198,7 @@ func (k *keeper) deliverBeside(r *http.Request, next caddyhttp.Handler) error {
 		return answer(state, k.w, webhook.ResultStored)
 	case e := <-ended:
 		child.join(r, state)
-		if k.willAnswerStored() {
+		if !k.passing.Load() {
 			return answer(state, k.w, webhook.ResultStored)
 		}
 		if e.panicked != nil {
@@ -207,7 +212,7 @@ func (k *keeper) deliverBeside(r *http.Request, next caddyhttp.Handler) error {
 // told that its event is in the inbox.
 func (k *keeper) run(r *http.Request, next caddyhttp.Handler) error {
 	defer func() {
-		if k.willAnswerStored() {
+		if !k.pass() {
 			_ = recover() // it is in the log
 		}
 	}()
@@ -218,12 +223,17 @@ func (k *keeper) run(r *http.Request, next caddyhttp.Handler) error {
 func (k *keeper) keepLate() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.answersStored() && !k.answered || !k.decided && k.keep() {
-		if k.late != nil {
-			close(k.late)
-		} else {
-			k.answerEarly()
-		}
+	stored := k.kept && !k.passing.Load() && !k.answered
+	if !stored && (k.decided || !k.keep()) {
+		return
+	}
+	switch {
+	case k.late != nil:
+		close(k.late)
+	case k.lent:
+		k.attempt.inbox.copyHeaders.Store(true) // from now on; this sender is answered when they end
+	default:
+		k.answerEarly()
 	}
 }
 
@@ -257,18 +267,6 @@ func (k *keeper) isKeptOrPending() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.kept || k.pending
-}
-
-// answersStored reports whether the sender is to be told that the event is stored. If
-// that was unknown when the backend answered, the sender gets the backend's response.
-// The caller locks.
-func (k *keeper) answersStored() bool { return k.kept && !k.passing.Load() }
-
-// willAnswerStored is answersStored for callers that do not lock.
-func (k *keeper) willAnswerStored() bool {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return k.answersStored()
 }
 
 func (k *keeper) isKept() bool {
@@ -305,28 +303,52 @@ func (k *keeper) keepDelivered(status int) {
 }
 
 // pass lets the response go to the sender, unless the event is in the inbox, and
-// reports whether it does.
+// reports whether it does. If that is not known yet, it does.
 func (k *keeper) pass() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.decided = true
-	if k.kept {
-		return false
+	if k.kept || k.passing.Load() {
+		return k.passing.Load()
 	}
-	maps.Copy(k.w.Header(), k.header)
+	if k.header != nil && !k.lent {
+		header := k.w.Header()
+		clear(header)
+		maps.Copy(header, k.header)
+	}
 	k.passing.Store(true)
 	return true
 }
 
 // Header implements [http.ResponseWriter].
 func (k *keeper) Header() http.Header {
-	if k.passing.Load() {
+	switch {
+	case k.passing.Load():
 		return k.w.Header()
-	}
-	if k.header == nil {
-		k.header = make(http.Header)
+	case k.header == nil:
+		k.header = k.startHeader()
 	}
 	return k.header
+}
+
+// startHeader returns the header that the next handlers fill. If that is the sender's
+// own, the sender cannot be told anything before they send it, so it must be filled just
+// then. reverse_proxy asks for it when the backend has answered: this saves a copy for
+// each event. Who asks before a request was sent gets a copy. So do all, once one did not
+// send it at once: some wait for the body first.
+func (k *keeper) startHeader() http.Header {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.kept {
+		return make(http.Header) // the sender may be gone, and its header with it
+	}
+	header := k.w.Header()
+	if k.late != nil || !k.attempt.sent.began.Load() || k.attempt.inbox.copyHeaders.Load() {
+		return header.Clone()
+	}
+	k.lent = true
+	k.request.saveResponse(header)
+	return header
 }
 
 // WriteHeader implements [http.ResponseWriter].

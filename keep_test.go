@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strconv"
 	"strings"
 	"sync"
@@ -94,7 +95,7 @@ func TestSlowBackendGetsTheEventOnceAndTheSenderItsAnswerInTime(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, client *http.Client) {
 		release := make(chan struct{})
 		b := newBackend(t, func(http.ResponseWriter, *http.Request) { <-release })
-		s := start(t, proxied(b, "answer_within 50ms\n"+kept(t, "")))
+		s := start(t, "route {\n"+strings.Replace(proxied(b, "answer_within 50ms\n"+kept(t, "")), "reverse_proxy", "header X-Behind behind\nreverse_proxy", 1)+"\n}")
 		body := caddytest.NewEvent()
 		expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultStored)
 		expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultDuplicate)
@@ -164,6 +165,105 @@ func TestUnreachableBackendLosesNothing(t *testing.T) {
 	waitForEmptyInbox(t)
 	if n := arrived.Load(); n != events {
 		t.Errorf("%d events arrived, want %d", n, events)
+	}
+}
+
+// Handlers before and behind this one change the header, and so do some that fail.
+func TestResponseThatIsPassedOnIsTheSameAsWithoutAnInbox(t *testing.T) {
+	for name, behind := range map[string]string{
+		"accepted":               "respond accepted 202",
+		"accepted, by a backend": "reverse_proxy %s",
+		"failed":                 "respond failed 500",
+		"failed, by a backend":   "reverse_proxy %s {\nrewrite /fail\n}",
+		"an error":               "error 500",
+	} {
+		t.Run(name, func(t *testing.T) {
+			eachProtocol(t, func(t *testing.T, client *http.Client) {
+				b := newBackend(t, func(w http.ResponseWriter, r *http.Request) {
+					w.Header()["X-Both"] = []string{"the backend", "once more"}
+					if r.URL.Path == "/fail" {
+						w.WriteHeader(http.StatusInternalServerError)
+					}
+					io.WriteString(w, "answer")
+					_ = http.NewResponseController(w).Flush()
+					w.Header().Set(http.TrailerPrefix+"X-Trailer", "trailer")
+				})
+				get := func(options string) response {
+					s := start(t, "route {\nheader X-Both before\nheader X-Before before\nbuzzbip_webhook "+caddytest.Secret+" {\n"+options+"\n}\n"+
+						"header X-Behind behind\nheader -X-Before\n"+strings.Replace(behind, "%s", b.address(), 1)+"\n}")
+					got := send(client, signed(s.url, caddytest.NewEvent()))
+					got.header.Del("Date")
+					got.header.Del("Alt-Svc")
+					return got
+				}
+				want, got := get(""), get(kept(t, "max_size 10B"))
+				if !reflect.DeepEqual(got, want) {
+					t.Errorf("with an inbox, the response is\n%+v, without\n%+v", got, want)
+				}
+			})
+		})
+	}
+}
+
+func TestStoredEventIsAnsweredWithoutTheHeadersOfTheFailure(t *testing.T) {
+	for name, inner := range map[string]string{"early": "header X-Behind behind", "when the backend answers": ""} {
+		t.Run(name, func(t *testing.T) {
+			eachProtocol(t, func(t *testing.T, client *http.Client) {
+				b, _ := failing(t, http.StatusInternalServerError)
+				s := start(t, "route {\nheader X-Before one\nheader +X-Before two\n"+strings.Replace(proxied(b, kept(t, "")), "reverse_proxy", inner+"\nreverse_proxy", 1)+"\n}")
+				want := http.Header{"Server": {"Caddy"}, "X-Before": {"one", "two"}, "Content-Length": {"0"}, "X-Buzzbip-Result": {"stored"}}
+				got := send(client, signed(s.url, caddytest.NewEvent()))
+				expect(t, got, http.StatusOK, webhook.ResultStored)
+				got.header.Del("Date")
+				got.header.Del("Alt-Svc")
+				if !reflect.DeepEqual(got.header, want) {
+					t.Errorf("answered with %v, want %v", got.header, want)
+				}
+			})
+		})
+	}
+}
+
+// Over HTTP/1.1, a handler that has the sender's header keeps us from answering with it.
+func TestHandlerThatHoldsBackTheHeaderDelaysOneAnswerOnly(t *testing.T) {
+	for name, begin := range map[string]func(w http.ResponseWriter){
+		"with a body that encode waits for": func(w http.ResponseWriter) {
+			w.WriteHeader(http.StatusOK)
+			_ = http.NewResponseController(w).Flush()
+		},
+		"with an informational response": func(w http.ResponseWriter) { w.WriteHeader(http.StatusProcessing) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			release := make(chan struct{})
+			b := newBackend(t, func(w http.ResponseWriter, _ *http.Request) {
+				begin(w)
+				<-release
+			})
+			s := start(t, "route {\n"+strings.Replace(proxied(b, "answer_within 200ms\n"+kept(t, "")), "reverse_proxy", "encode\nreverse_proxy", 1)+"\n}")
+			end := sync.OnceFunc(func() { close(release) })
+			t.Cleanup(end)
+			deliver := func() <-chan response {
+				r := signed(s.url, caddytest.NewEvent())
+				r.Header.Set("Accept-Encoding", "gzip")
+				return sendAsync(newClient(t, "HTTP/1.1"), r)
+			}
+			first := deliver()
+			caddytest.WaitFor(t, "the first event to be stored", func() bool { return inboxStats(t).Waiting == 1 })
+			expect(t, caddytest.Receive(t, deliver(), "the second answer"), http.StatusOK, webhook.ResultStored)
+			select {
+			case <-first:
+				t.Error("the header was not lent")
+			default:
+			}
+			end()
+			got := caddytest.Receive(t, first, "the first answer")
+			expect(t, got, http.StatusOK, webhook.ResultStored)
+			if got.header.Get("Via") != "" || got.header.Get("Server") != "Caddy" {
+				t.Errorf("answered with %v", got.header)
+			}
+			waitForEmptyInbox(t)
+			b.expectCount(t, 2)
+		})
 	}
 }
 
@@ -705,6 +805,44 @@ type timedResponse struct {
 func (w *timedResponse) WriteHeader(status int) {
 	w.at = time.Now()
 	w.ResponseWriter.WriteHeader(status)
+}
+
+func TestBackendMayAnswerJustWhenAnswerWithinPasses(t *testing.T) {
+	h := &Handler{Secrets: []Secret{{Value: caddytest.Secret}}}
+	provision(t, h)
+	synctest.Test(t, func(t *testing.T) {
+		defer func(all *deliverySet) { deliveries = all }(deliveries)
+		deliveries = new(deliverySet) // with a timer in the bubble
+		store := useMemoryInbox(t, h, func(context.Context, inbox.Event) inbox.Outcome { t.Error("delivered again"); return inbox.Outcome{} })
+		backend := caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
+			stateOf(r).attempt.sent.wroteHeaderField("Host", nil) // as a transport does
+			time.Sleep(8 * time.Second)
+			w.Header().Set("X-Backend", "yes")
+			w.WriteHeader(http.StatusAccepted)
+			return nil
+		})
+		var senders sync.WaitGroup
+		for i := range 300 {
+			senders.Go(func() {
+				r := signed("https://localhost/", caddytest.NewEvent())
+				r.ProtoMajor = 1 + i%2
+				w := httptest.NewRecorder()
+				w.Header().Set("X-Sender", "yes")
+				if err := h.ServeHTTP(w, caddyhttp.PrepareRequest(r, caddy.NewReplacer(), w, new(caddyhttp.Server)), backend); err != nil {
+					t.Error(err)
+				}
+				got := fmt.Sprintf("%d %q, backend %q, sender %q", w.Code, w.Header().Get(webhook.ResultHeader), w.Header().Get("X-Backend"), w.Header().Get("X-Sender"))
+				if got != `202 "", backend "yes", sender "yes"` && got != `200 "stored", backend "", sender "yes"` {
+					t.Errorf("answered %q", got)
+				}
+			})
+		}
+		senders.Wait()
+		time.Sleep(time.Hour)
+		if stats := store.Stats(); stats.Waiting+stats.Dead > 0 {
+			t.Errorf("the inbox has %+v", stats)
+		}
+	})
 }
 
 // BuzzBip waits for 10 seconds.

@@ -258,10 +258,10 @@ func signed(url, body string) *http.Request {
 
 // response is what a sender got, or why it got nothing.
 type response struct {
-	status int
-	header http.Header
-	body   string
-	err    error
+	status          int
+	header, trailer http.Header
+	body            string
+	err             error
 }
 
 // result is the result that the response names.
@@ -274,7 +274,7 @@ func send(client *http.Client, r *http.Request) response {
 	}
 	defer res.Body.Close()
 	body, err := io.ReadAll(res.Body)
-	return response{status: res.StatusCode, header: res.Header, body: string(body), err: err}
+	return response{status: res.StatusCode, header: res.Header, trailer: res.Trailer, body: string(body), err: err}
 }
 
 // sendAsync sends and returns where the response will be.
