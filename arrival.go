@@ -27,8 +27,6 @@ type arrival struct {
 
 	// fields are the headers, without the maps and slices that most events never need.
 	fields []headerField
-
-	response []headerField // the sender's header before the next handlers filled it
 }
 
 type headerField struct{ name, value string }
@@ -41,35 +39,19 @@ func newArrival(r *http.Request, state *requestState) *arrival {
 	a.host, a.proto, a.tls = r.Host, r.Proto, r.TLS != nil
 	a.url, a.remote = arrivedFrom(r)
 	a.target = targetOf(r.Host, a.url)
-	a.fields = appendFields(a.fields, r.Header)
-	return a
-}
-
-func appendFields(fields []headerField, header http.Header) []headerField {
-	for name, values := range header {
+	for name, values := range r.Header {
 		for _, value := range values {
-			fields = append(fields, headerField{name, value})
+			a.fields = append(a.fields, headerField{name, value})
 		}
 	}
-	return fields
+	return a
 }
 
 // recycle is called when nothing can use a any more.
 func (a *arrival) recycle() {
 	clear(a.fields)
-	clear(a.response)
-	*a = arrival{fields: a.fields[:0], response: a.response[:0]}
+	*a = arrival{fields: a.fields[:0]}
 	arrivals.Put(a)
-}
-
-// saveResponse saves the header of the response to the sender for restoreResponse.
-func (a *arrival) saveResponse(header http.Header) { a.response = appendFields(a.response, header) }
-
-func (a *arrival) restoreResponse(header http.Header) {
-	clear(header)
-	for _, f := range a.response {
-		header[f.name] = append(header[f.name], f.value)
-	}
 }
 
 // header returns the headers that a redelivery repeats.

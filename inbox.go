@@ -75,8 +75,6 @@ type inboxUse struct {
 	room       *room             // set by startInboxes
 	started    chan struct{}     // closed by startInboxes
 	stop       func()            // undoes startInboxes; nil before it and after
-
-	copyHeaders atomic.Bool // see [keeper.startHeader]
 }
 
 // await waits until the inbox is open. Caddy starts its apps in any order, so there

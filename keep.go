@@ -117,8 +117,7 @@ type keeper struct {
 	ended    bool        // first knows the outcome
 	accepted bool        // that the backend has accepted the event
 
-	header http.Header // that the next handlers fill; nil until they ask for it
-	lent   bool        // header is the sender's own; changed with mu held
+	header http.Header // the response's, for the next handlers alone; nil until they ask for it
 }
 
 // deliver runs the next handlers. If they have not answered within answer_within, the
@@ -141,18 +140,14 @@ func (k *keeper) deliverHere(r *http.Request, next caddyhttp.Handler) error {
 	err := k.run(r, next)
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	defer func() {
-		k.request.recycle()
-		k.request = nil
-	}()
+	k.request.recycle()
+	k.request = nil
 	switch {
 	case k.passing.Load():
 		return err
 	case k.answered:
 		a.state.result = webhook.ResultStored
 		return nil
-	case k.lent:
-		k.request.restoreResponse(k.w.Header())
 	}
 	k.answered = true // keepLate may be waiting for the lock
 	return answer(a.state, k.w, webhook.ResultStored)
@@ -212,7 +207,7 @@ func (k *keeper) deliverBeside(r *http.Request, next caddyhttp.Handler) error {
 // told that its event is in the inbox.
 func (k *keeper) run(r *http.Request, next caddyhttp.Handler) error {
 	defer func() {
-		if !k.pass() {
+		if passed := k.pass(); !passed {
 			_ = recover() // it is in the log
 		}
 	}()
@@ -223,17 +218,12 @@ func (k *keeper) run(r *http.Request, next caddyhttp.Handler) error {
 func (k *keeper) keepLate() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	stored := k.kept && !k.passing.Load() && !k.answered
-	if !stored && (k.decided || !k.keep()) {
-		return
-	}
-	switch {
-	case k.late != nil:
-		close(k.late)
-	case k.lent:
-		k.attempt.inbox.copyHeaders.Store(true) // from now on; this sender is answered when they end
-	default:
-		k.answerEarly()
+	if k.kept && !k.passing.Load() && !k.answered || !k.decided && k.keep() {
+		if k.late != nil {
+			close(k.late)
+		} else {
+			k.answerEarly()
+		}
 	}
 }
 
@@ -303,15 +293,18 @@ func (k *keeper) keepDelivered(status int) {
 }
 
 // pass lets the response go to the sender, unless the event is in the inbox, and
-// reports whether it does. If that is not known yet, it does.
+// reports whether it does. If it is not known whether the event is there, it does.
 func (k *keeper) pass() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.decided = true
-	if k.kept || k.passing.Load() {
-		return k.passing.Load()
+	switch {
+	case k.passing.Load():
+		return true
+	case k.kept:
+		return false
 	}
-	if k.header != nil && !k.lent {
+	if k.header != nil {
 		header := k.w.Header()
 		clear(header)
 		maps.Copy(header, k.header)
@@ -326,29 +319,20 @@ func (k *keeper) Header() http.Header {
 	case k.passing.Load():
 		return k.w.Header()
 	case k.header == nil:
-		k.header = k.startHeader()
+		k.header = k.copyHeader()
 	}
 	return k.header
 }
 
-// startHeader returns the header that the next handlers fill. If that is the sender's
-// own, the sender cannot be told anything before they send it, so it must be filled just
-// then. reverse_proxy asks for it when the backend has answered: this saves a copy for
-// each event. Who asks before a request was sent gets a copy. So do all, once one did not
-// send it at once: some wait for the body first.
-func (k *keeper) startHeader() http.Header {
+// copyHeader returns a copy of the sender's header, so that the next handlers can also
+// remove what is in there, as reverse_proxy does with Server.
+func (k *keeper) copyHeader() http.Header {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.kept {
-		return make(http.Header) // the sender may be gone, and its header with it
+		return make(http.Header) // the sender may have gone, and its header with it
 	}
-	header := k.w.Header()
-	if k.late != nil || !k.attempt.sent.began.Load() || k.attempt.inbox.copyHeaders.Load() {
-		return header.Clone()
-	}
-	k.lent = true
-	k.request.saveResponse(header)
-	return header
+	return k.w.Header().Clone()
 }
 
 // WriteHeader implements [http.ResponseWriter].
@@ -358,11 +342,10 @@ func (k *keeper) WriteHeader(status int) {
 	}
 	if !k.passing.Load() {
 		f := &adminapi.Failure{Time: time.Now().UTC(), Duration: time.Since(k.attempt.start).Seconds(), Cause: causeOfStatus(status), Status: status, Error: k.attempt.errorText(status, nil)}
-		if k.failed(outcomeOf(f, k.Header())) {
+		if k.failed(outcomeOf(f, k.Header())) || !k.pass() {
 			k.attempt.cancel() // the rest of the response is of no use
 			return
 		}
-		k.pass()
 	}
 	k.w.WriteHeader(status)
 }

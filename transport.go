@@ -16,7 +16,6 @@ type sending struct {
 	// idempotencyKey means that an attempt has sent a header that makes net/http
 	// repeat it even if the backend may have processed it.
 	idempotencyKey atomic.Bool
-	began          atomic.Bool // an attempt has sent a header
 	clientTrace    httptrace.ClientTrace
 }
 
@@ -30,9 +29,6 @@ func (s *sending) trace(ctx context.Context) context.Context {
 // (https://go.dev/issue/19943). HTTP/2 spells them in lower case, and repeats only
 // what was not processed.
 func (s *sending) wroteHeaderField(name string, _ []string) {
-	if !s.began.Load() {
-		s.began.Store(true)
-	}
 	if name == "Idempotency-Key" || name == "X-Idempotency-Key" {
 		s.idempotencyKey.Store(true)
 	}
