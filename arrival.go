@@ -27,6 +27,8 @@ type arrival struct {
 
 	// fields are the headers, without the maps and slices that most events never need.
 	fields []headerField
+
+	responseHeader http.Header // for copyResponseHeader
 }
 
 type headerField struct{ name, value string }
@@ -50,8 +52,20 @@ func newArrival(r *http.Request, state *requestState) *arrival {
 // recycle is called when nothing can use a any more.
 func (a *arrival) recycle() {
 	clear(a.fields)
-	*a = arrival{fields: a.fields[:0]}
+	clear(a.responseHeader)
+	*a = arrival{fields: a.fields[:0], responseHeader: a.responseHeader}
 	arrivals.Put(a)
+}
+
+// copyResponseHeader returns a copy of the header of the response, until recycle.
+func (a *arrival) copyResponseHeader(header http.Header) http.Header {
+	if a.responseHeader == nil {
+		a.responseHeader = make(http.Header)
+	}
+	for name, values := range header {
+		a.responseHeader[name] = slices.Clone(values)
+	}
+	return a.responseHeader
 }
 
 // header returns the headers that a redelivery repeats.

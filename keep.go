@@ -141,7 +141,7 @@ func (k *keeper) deliverHere(r *http.Request, next caddyhttp.Handler) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.request.recycle()
-	k.request = nil
+	k.request, k.header = nil, nil
 	switch {
 	case k.passing.Load():
 		return err
@@ -332,7 +332,7 @@ func (k *keeper) copyHeader() http.Header {
 	if k.kept {
 		return make(http.Header) // the sender may have gone, and its header with it
 	}
-	return k.w.Header().Clone()
+	return k.request.copyResponseHeader(k.w.Header())
 }
 
 // WriteHeader implements [http.ResponseWriter].

@@ -205,6 +205,23 @@ func TestResponseThatIsPassedOnIsTheSameAsWithoutAnInbox(t *testing.T) {
 	}
 }
 
+func TestResponseHasNothingOfAnEarlierOne(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, client *http.Client) {
+		var n atomic.Int64
+		b := newBackend(t, func(w http.ResponseWriter, _ *http.Request) { w.Header().Set(fmt.Sprint("X-Event-", n.Add(1)), "yes") })
+		s := start(t, proxied(b, kept(t, "")))
+		for i := range 20 {
+			got := send(client, signed(s.url, caddytest.NewEvent()))
+			expect(t, got, http.StatusOK, "")
+			for name := range got.header {
+				if strings.HasPrefix(name, "X-Event-") && name != fmt.Sprint("X-Event-", i+1) {
+					t.Errorf("the response to event %d has %s", i+1, name)
+				}
+			}
+		}
+	})
+}
+
 func TestStoredEventIsAnsweredWithoutTheHeadersOfTheFailure(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, client *http.Client) {
 		b, _ := failing(t, http.StatusInternalServerError)
