@@ -28,7 +28,7 @@ type arrival struct {
 	// fields are the headers, without the maps and slices that most events never need.
 	fields []headerField
 
-	responseHeader http.Header // for copyResponseHeader
+	responseHeader http.Header // of copyResponseHeader; here to be used again
 }
 
 type headerField struct{ name, value string }

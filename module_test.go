@@ -264,6 +264,13 @@ type response struct {
 	err             error
 }
 
+// deleteVarying deletes what may differ in two responses: the time, and a header that
+// Caddy adds as soon as HTTP/3 is ready.
+func deleteVarying(header http.Header) {
+	header.Del("Date")
+	header.Del("Alt-Svc")
+}
+
 // result is the result that the response names.
 func (r response) result() string { return r.header.Get(webhook.ResultHeader) }
 
@@ -388,6 +395,11 @@ func proxied(b *backend, options string) string {
 			%s
 		}
 		reverse_proxy %s`, caddytest.Secret, options, b.address())
+}
+
+// routed is a site with handlers before buzzbip_webhook and behind it, in this order.
+func routed(before, options, behind string) string {
+	return fmt.Sprintf("route {\n%s\nbuzzbip_webhook %s {\n%s\n}\n%s\n}", before, caddytest.Secret, options, behind)
 }
 
 // logWriter is where Caddy logs to in tests.

@@ -92,9 +92,8 @@ func TestWithEnforceOffRequestsPassAsIfThePluginWereNotThere(t *testing.T) {
 			}
 			at := caddytest.Receive(t, b.arrived, name)
 			for _, h := range []http.Header{at.Header, got.header} {
-				h.Del("Date")
+				deleteVarying(h)
 				h.Del(webhook.SignatureHeader) // each event has its own
-				h.Del("Alt-Svc")               // Caddy sets it as soon as HTTP/3 is ready
 			}
 			return exchange{at.Method, at.URL.String(), at.body, at.ContentLength, at.TransferEncoding, at.Header, got.status, got.body, got.header}
 		}
