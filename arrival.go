@@ -3,7 +3,6 @@ package buzzbip
 import (
 	"net/http"
 	"net/url"
-	"slices"
 	"sync"
 	"time"
 
@@ -25,11 +24,12 @@ type arrival struct {
 	url    *url.URL
 	remote string
 
-	// fields are the headers, without the maps and slices that most events never need.
-	fields []headerField
-
-	responseHeader http.Header // of copyResponseHeader; here to be used again
+	fields   headerFields
+	response headerFields // its header before the next handlers; over HTTP/1.1
 }
+
+// headerFields are a header, without the map and slices that most events never need.
+type headerFields []headerField
 
 type headerField struct{ name, value string }
 
@@ -41,40 +41,40 @@ func newArrival(r *http.Request, state *requestState) *arrival {
 	a.host, a.proto, a.tls = r.Host, r.Proto, r.TLS != nil
 	a.url, a.remote = arrivedFrom(r)
 	a.target = targetOf(r.Host, a.url)
-	for name, values := range r.Header {
-		for _, value := range values {
-			a.fields = append(a.fields, headerField{name, value})
-		}
-	}
+	a.fields = a.fields.add(r.Header)
 	return a
 }
 
 // recycle is called when nothing can use a any more.
 func (a *arrival) recycle() {
 	clear(a.fields)
-	clear(a.responseHeader)
-	*a = arrival{fields: a.fields[:0], responseHeader: a.responseHeader}
+	clear(a.response)
+	*a = arrival{fields: a.fields[:0], response: a.response[:0]}
 	arrivals.Put(a)
-}
-
-// copyResponseHeader returns a copy of the header of the response, until recycle.
-func (a *arrival) copyResponseHeader(header http.Header) http.Header {
-	if a.responseHeader == nil {
-		a.responseHeader = make(http.Header)
-	}
-	for name, values := range header {
-		a.responseHeader[name] = slices.Clone(values)
-	}
-	return a.responseHeader
 }
 
 // header returns the headers that a redelivery repeats.
 func (a *arrival) header() http.Header {
-	header := make(http.Header)
-	for _, f := range a.fields {
-		if !slices.Contains(notKept, f.name) {
-			header[f.name] = append(header[f.name], f.value)
+	header := a.fields.header()
+	for _, name := range notKept {
+		delete(header, name)
+	}
+	return header
+}
+
+func (fields headerFields) add(header http.Header) headerFields {
+	for name, values := range header {
+		for _, value := range values {
+			fields = append(fields, headerField{name, value})
 		}
+	}
+	return fields
+}
+
+func (fields headerFields) header() http.Header {
+	header := make(http.Header)
+	for _, f := range fields {
+		header[f.name] = append(header[f.name], f.value)
 	}
 	return header
 }

@@ -112,12 +112,12 @@ type keeper struct {
 	decided  bool        // by what the backend answered; nothing is kept after that
 	passing  atomic.Bool // the response goes to the sender; changed with mu held
 	kept     bool        // the event is in the inbox
-	answered bool        // the sender, over HTTP/1.1
+	answered bool        // the sender, by answerEarly or because the handler ends
 	pending  bool        // it is not known whether the inbox takes the event
 	ended    bool        // first knows the outcome
 	accepted bool        // that the backend has accepted the event
 
-	header http.Header // the response's, for the next handlers alone; nil until they ask for it
+	header http.Header // what the next handlers have in place of the sender's header, if they run beside
 }
 
 // deliver runs the next handlers. If they have not answered within answer_within, the
@@ -131,44 +131,60 @@ func (k *keeper) deliver(r *http.Request, next caddyhttp.Handler) error {
 	return k.deliverBeside(r, next) // also as a part of a redelivery, which the handler must not hold up
 }
 
-// deliverHere delivers in the sender's request. Over HTTP/1.1 it can be answered before
-// the handler returns; but its connection cannot be used for another request until then,
-// so it is closed.
+// deliverHere delivers in the sender's request, whose header the next handlers fill. If
+// the response does not pass, the header is as before.
 func (k *keeper) deliverHere(r *http.Request, next caddyhttp.Handler) error {
 	a := k.attempt
 	defer underWay.release(a.memory)
+	k.request.response = k.request.response.add(k.w.Header())
 	err := k.run(r, next)
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.request.recycle()
-	k.request, k.header = nil, nil
-	switch {
-	case k.passing.Load():
+	defer func() {
+		k.request.recycle()
+		k.request = nil
+	}()
+	if k.passing.Load() {
 		return err
-	case k.answered:
-		a.state.result = webhook.ResultStored
-		return nil
 	}
 	k.answered = true // keepLate may be waiting for the lock
-	return answer(a.state, k.w, webhook.ResultStored)
+	header := k.w.Header()
+	clear(header)
+	maps.Copy(header, k.request.response.header())
+	return answer(a.state, k.w, webhook.ResultStored) // if answerEarly came first: for the access log
 }
 
-// answerEarly answers the sender while the next handlers run.
+// answerEarly answers the sender while the next handlers run. They, and those before,
+// may be using its response, headers and variables. So it takes over the connection,
+// which HTTP/1.1 allows.
 func (k *keeper) answerEarly() {
+	connection, buffered, err := http.NewResponseController(k.w).Hijack()
+	if err != nil {
+		a := k.attempt
+		a.sampled.log(a.logger, zapcore.ErrorLevel, "senders wait longer than answer_within: a handler before buzzbip_webhook does not support that it answers while the backend works", "", func() []zap.Field {
+			return []zap.Field{zap.String("event_id", a.event.ID), zap.Error(err)}
+		})
+		return
+	}
 	k.answered = true
-	header := k.w.Header()
+	defer connection.Close()
+	header := k.request.response.header()
 	header.Set(webhook.ResultHeader, string(webhook.ResultStored))
-	header.Set("Content-Length", "0")
-	header.Set("Connection", "close")
-	header.Set("Incremental", "?1") // RFC 10036; otherwise encode would wait for a body, or for us to return
-	k.w.WriteHeader(http.StatusOK)
-	_ = http.NewResponseController(k.w).Flush()
+	header.Set("Date", time.Now().UTC().Format(http.TimeFormat))
+	response := http.Response{StatusCode: http.StatusOK, ProtoMajor: 1, ProtoMinor: 1, Header: header, Close: true}
+	_ = connection.SetDeadline(time.Now().Add(earlyAnswerTimeout))
+	_ = response.Write(buffered)
+	_ = buffered.Flush()
 }
+
+// earlyAnswerTimeout bounds the writing of an answer of some 200 bytes.
+const earlyAnswerTimeout = 5 * time.Second
 
 // deliverBeside delivers beside the sender's request, which may end before: over HTTP/2
 // and HTTP/3, its response ends when the handler returns.
 func (k *keeper) deliverBeside(r *http.Request, next caddyhttp.Handler) error {
 	a, state := k.attempt, k.attempt.state
+	k.header = k.w.Header().Clone()
 	child := newFork(r, state, k)
 	a.state = child.state
 	type end struct {
@@ -315,24 +331,10 @@ func (k *keeper) pass() bool {
 
 // Header implements [http.ResponseWriter].
 func (k *keeper) Header() http.Header {
-	switch {
-	case k.passing.Load():
-		return k.w.Header()
-	case k.header == nil:
-		k.header = k.copyHeader()
+	if k.header != nil && !k.passing.Load() {
+		return k.header
 	}
-	return k.header
-}
-
-// copyHeader returns a copy of the sender's header, so that the next handlers can also
-// remove what is in there, as reverse_proxy does with Server.
-func (k *keeper) copyHeader() http.Header {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.kept {
-		return make(http.Header) // the sender may have gone, and its header with it
-	}
-	return k.request.copyResponseHeader(k.w.Header())
+	return k.w.Header()
 }
 
 // WriteHeader implements [http.ResponseWriter].

@@ -1,6 +1,7 @@
 package buzzbip
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -95,12 +97,19 @@ func TestSlowBackendGetsTheEventOnceAndTheSenderItsAnswerInTime(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, client *http.Client) {
 		release := make(chan struct{})
 		b := newBackend(t, func(http.ResponseWriter, *http.Request) { <-release })
-		s := start(t, routed("", "answer_within 50ms\n"+kept(t, ""), "header X-Behind behind\nreverse_proxy "+b.address()))
+		s := start(t, "log {\noutput test\n}\n"+routed("header X-Before before", "answer_within 50ms\n"+kept(t, ""), "header X-Behind behind\nreverse_proxy "+b.address()))
 		body := caddytest.NewEvent()
-		expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultStored)
+		got := send(client, signed(s.url, body))
+		expect(t, got, http.StatusOK, webhook.ResultStored)
+		if got.header.Get("X-Before") == "" || got.header.Get("X-Behind") != "" || got.header.Get("Date") == "" || got.header.Get("Content-Length") != "0" {
+			t.Errorf("answered with %v", got.header)
+		}
 		expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultDuplicate)
 		close(release)
 		waitForEmptyInbox(t)
+		caddytest.WaitFor(t, "the entry in the access log", func() bool {
+			return regexp.MustCompile(`"handled request".*"status":200,.*"X-Before":\["before"\].*"buzzbip_result":"stored"`).MatchString(s.logs())
+		})
 		b.expectCount(t, 1)
 		expect(t, send(client, signed(s.url, body)), http.StatusOK, webhook.ResultDuplicate)
 	})
@@ -271,6 +280,62 @@ func TestHandlersThatHoldBackTheHeaderDelayNoAnswer(t *testing.T) {
 				waitForEmptyInbox(t)
 				b.expectCount(t, len(answers))
 			})
+		})
+	}
+}
+
+// changingResponse uses what handlers before buzzbip_webhook do when a response passes.
+type changingResponse struct {
+	caddyhttp.ResponseWriterWrapper
+	use func()
+}
+
+func (w *changingResponse) WriteHeader(status int) {
+	w.use()
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// The race detector decides.
+func TestEarlyAnswerSharesNothingWithTheHandlersThatGoOn(t *testing.T) {
+	h := &Handler{Secrets: []Secret{{Value: caddytest.Secret}}, AnswerWithin: ptr(caddy.Duration(20 * time.Millisecond))}
+	provision(t, h)
+	useMemoryInbox(t, h, func(context.Context, inbox.Event) inbox.Outcome { return inbox.Outcome{NoAttempt: true} })
+	for _, protocol := range []int{1, 2} {
+		t.Run(fmt.Sprint("HTTP/", protocol), func(t *testing.T) {
+			answered := make(chan struct{})
+			server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				r = caddyhttp.PrepareRequest(r, caddy.NewReplacer(), w, new(caddyhttp.Server))
+				use := func(w http.ResponseWriter, r *http.Request) {
+					repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+					repl.ReplaceAll("{http.response.header.X-A} {http.request.header.X-A} {http.request.uri} {http.vars.a}", "")
+					repl.Set("a", "b")
+					repl.Map(func(string) (any, bool) { return nil, false })
+					caddyhttp.SetVar(r.Context(), "a", "b")
+					r.Header.Set("X-A", "b")
+					r.URL.Path = "/b"
+					w.Header().Set("X-A", "b")
+				}
+				w = &changingResponse{caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, func() { use(w, r) }}
+				err := h.ServeHTTP(w, r, caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
+					for {
+						select {
+						case <-answered:
+							return nil
+						case <-time.After(time.Millisecond):
+							use(w, r)
+						}
+					}
+				}))
+				if err != nil {
+					t.Error(err)
+				}
+			}))
+			server.EnableHTTP2 = protocol == 2
+			server.StartTLS()
+			defer server.Close()
+			got := send(server.Client(), signed(server.URL, caddytest.NewEvent()))
+			close(answered)
+			expect(t, got, http.StatusOK, webhook.ResultStored)
 		})
 	}
 }
@@ -776,7 +841,7 @@ func TestResponseIsNotWrittenAfterTheHandlerHasReturned(t *testing.T) {
 	h := &Handler{Secrets: []Secret{{Value: caddytest.Secret}}}
 	provision(t, h)
 	useMemoryInbox(t, h, func(context.Context, inbox.Event) inbox.Outcome { return inbox.Outcome{NoAttempt: true} })
-	w := &countingResponse{ResponseWriter: httptest.NewRecorder()}
+	w := newSenderResponse()
 	var k *keeper
 	err := h.ServeHTTP(w, caddyhttp.PrepareRequest(signed("https://localhost/", caddytest.NewEvent()), caddy.NewReplacer(), w, new(caddyhttp.Server)),
 		caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
@@ -784,35 +849,48 @@ func TestResponseIsNotWrittenAfterTheHandlerHasReturned(t *testing.T) {
 			w.WriteHeader(http.StatusInternalServerError)
 			return nil
 		}))
-	if err != nil || w.headers != 1 {
-		t.Fatalf("answered %d times, error %v", w.headers, err)
+	if err != nil || len(w.answers) != 1 {
+		t.Fatalf("answered %d times, error %v", len(w.answers), err)
 	}
 	k.keepLate()
-	if w.headers != 1 {
+	if w.hijacked {
 		t.Error("answered once more")
 	}
 }
 
-// countingResponse counts how often a status is written.
-type countingResponse struct {
-	http.ResponseWriter
-	headers int
+// senderResponse is a response over any protocol. answers gets what the sender does.
+type senderResponse struct {
+	*httptest.ResponseRecorder
+	answers  chan senderAnswer
+	hijacked bool
 }
 
-func (w *countingResponse) WriteHeader(status int) {
-	w.headers++
-	w.ResponseWriter.WriteHeader(status)
+type senderAnswer struct {
+	at     time.Time
+	status int
+	header http.Header
 }
 
-// timedResponse records when it is written.
-type timedResponse struct {
-	http.ResponseWriter
-	at time.Time
+func newSenderResponse() *senderResponse {
+	return &senderResponse{ResponseRecorder: httptest.NewRecorder(), answers: make(chan senderAnswer, 2)}
 }
 
-func (w *timedResponse) WriteHeader(status int) {
-	w.at = time.Now()
-	w.ResponseWriter.WriteHeader(status)
+func (w *senderResponse) WriteHeader(status int) {
+	w.answers <- senderAnswer{time.Now(), status, w.Header().Clone()}
+	w.ResponseRecorder.WriteHeader(status)
+}
+
+func (w *senderResponse) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	w.hijacked = true
+	server, client := net.Pipe()
+	go func() {
+		got, err := http.ReadResponse(bufio.NewReader(client), nil)
+		if err == nil && got.Close && got.ContentLength == 0 {
+			w.answers <- senderAnswer{time.Now(), got.StatusCode, got.Header}
+		}
+		io.Copy(io.Discard, client)
+	}()
+	return server, bufio.NewReadWriter(bufio.NewReader(server), bufio.NewWriter(server)), nil
 }
 
 // useOwnDeliveries gives the bubble of a test a set of deliveries whose timer is in it.
@@ -839,12 +917,13 @@ func TestBackendMayAnswerJustWhenAnswerWithinPasses(t *testing.T) {
 			senders.Go(func() {
 				r := signed("https://localhost/", caddytest.NewEvent())
 				r.ProtoMajor = 1 + i%2
-				w := httptest.NewRecorder()
+				w := newSenderResponse()
 				w.Header().Set("X-Sender", "yes")
 				if err := h.ServeHTTP(w, caddyhttp.PrepareRequest(r, caddy.NewReplacer(), w, new(caddyhttp.Server)), backend); err != nil {
 					t.Error(err)
 				}
-				got := fmt.Sprintf("%d %q, backend %q, sender %q", w.Code, w.Header().Get(webhook.ResultHeader), w.Header().Get("X-Backend"), w.Header().Get("X-Sender"))
+				answer := <-w.answers
+				got := fmt.Sprintf("%d %q, backend %q, sender %q", answer.status, answer.header.Get(webhook.ResultHeader), answer.header.Get("X-Backend"), answer.header.Get("X-Sender"))
 				if got != `202 "", backend "yes", sender "yes"` && got != `200 "stored", backend "", sender "yes"` {
 					t.Errorf("answered %q", got)
 				}
@@ -879,12 +958,12 @@ func TestBackendThatTakes15SecondsGetsEachEventOnceAndTheSenderItsAnswerAfter8(t
 			senders.Go(func() {
 				r := signed("https://localhost/", caddytest.NewEvent())
 				r.ProtoMajor = 1 + i%2
-				recorder := httptest.NewRecorder()
-				w := &timedResponse{ResponseWriter: recorder}
+				w := newSenderResponse()
 				if err := h.ServeHTTP(w, caddyhttp.PrepareRequest(r, caddy.NewReplacer(), w, new(caddyhttp.Server)), backend); err != nil {
 					t.Error(err)
 				}
-				if result, after := recorder.Header().Get(webhook.ResultHeader), w.at.Sub(began); result != "stored" || after != 8*time.Second {
+				answer := <-w.answers
+				if result, after := answer.header.Get(webhook.ResultHeader), answer.at.Sub(began); result != "stored" || after != 8*time.Second {
 					t.Errorf("answered %q after %v", result, after)
 				}
 			})
