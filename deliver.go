@@ -160,6 +160,9 @@ func (a *attempt) deliver(w http.ResponseWriter, r *http.Request, next caddyhttp
 	// work on the request that goes to the backend
 	*r = *r.WithContext(&a.context)
 	a.sent.prepare(r, a.state.body)
+	if _, beside := a.context.sender.(*fork); !beside && !placeholdersRead(r) {
+		setBodyPlaceholders(r, a.state.body)
+	}
 	a.recorder.ResponseWriterWrapper = caddyhttp.ResponseWriterWrapper{ResponseWriter: w}
 	err = next.ServeHTTP(&a.recorder, r)
 	if a.recorder.status != 0 {

@@ -9,11 +9,11 @@ import (
 	"time"
 )
 
-// addNew adds a delivery whose keepLate closes a channel.
-func (s *deliverySet) addNew(deadline time.Time) (token string, late <-chan struct{}) {
-	told := make(chan struct{})
+// addNew adds a delivery whose keepLate sends to a channel.
+func (s *deliverySet) addNew(deadline time.Time) (token string, late <-chan bool) {
+	told := make(chan bool, 1)
 	token = crand.Text()
-	s.add(token, &attempt{keeper: &keeper{kept: true, late: told, deadline: deadline}})
+	s.add(token, &attempt{keeper: &keeper{kept: true, fork: new(fork), returns: told, deadline: deadline}})
 	return token, told
 }
 
@@ -80,7 +80,7 @@ func TestLateDeliveriesAreLookedForTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s deliverySet
 		const many, apart = 10_000, time.Millisecond
-		var lates []<-chan struct{}
+		var lates []<-chan bool
 		for i := range many {
 			_, late := s.addNew(time.Now().Add(time.Duration(i) * apart))
 			lates = append(lates, late)

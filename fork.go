@@ -4,61 +4,136 @@ import (
 	"context"
 	"maps"
 	"net/http"
-	"sync/atomic"
+	"strings"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
 
-// fork is a request beside the sender's: it shares nothing with it that either may
-// still change.
+// fork is a request beside the sender's, and its context. It shares nothing with the
+// sender's request that either may still change, until share is called.
 type fork struct {
+	context.Context // the sender's
+	sender          *requestState
+
 	request *http.Request
-	state   *requestState
+	state   requestState
 	vars    map[string]any
+	groups  map[string]struct{}
+	extra   caddyhttp.ExtraLogFields
 	repl    *caddy.Replacer
-	ended   atomic.Bool
+
+	response http.ResponseWriter
+	before   caddy.Replacer // the sender's, as it was
+	// read is what placeholders of the request read, with the values that ofRequest
+	// has; nil until one is used, since most configurations use none
+	read      *http.Request
+	ofRequest *caddy.Replacer
+	shared    bool
+
+	err      error // of the next handlers
+	panicked any
 }
 
 func newFork(r *http.Request, state *requestState, w http.ResponseWriter) *fork {
 	ctx := r.Context()
-	parent := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
-	server, _ := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
-	f := &fork{state: new(requestState), repl: caddy.NewReplacer()}
-	*f.state = *state
+	f := &fork{Context: ctx, sender: state, state: *state, response: w, before: *senderReplacer(ctx), repl: caddy.NewEmptyReplacer()}
 	f.state.spare = nil
-	f.request = caddyhttp.PrepareRequest(r.Clone(ctx), f.repl, w, server)
-	f.vars = f.request.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
-	if vars, ok := ctx.Value(caddyhttp.VarsCtxKey).(map[string]any); ok {
-		maps.Copy(f.vars, vars)
-	}
-	f.vars[stateVar] = f.state
-	f.repl.Map(f.state.placeholder)
-	f.repl.Map(func(name string) (any, bool) {
-		if f.ended.Load() {
-			return nil, false // the parent asks us
-		}
-		return parent.Get(name)
-	})
-	if original := ctx.Value(caddyhttp.OriginalRequestCtxKey); original != nil {
-		*f.request = *f.request.WithContext(context.WithValue(f.request.Context(), caddyhttp.OriginalRequestCtxKey, original))
-	}
+	f.request = r.Clone(f)
+	f.vars = maps.Clone(senderVars(ctx))
+	f.vars[stateVar] = &f.state
+	groups, _ := ctx.Value(routeGroupsKey).(map[string]struct{})
+	f.groups = maps.Clone(groups)
+	f.repl.Map(f.placeholder)
 	return f
 }
 
-// join makes the outcome of the fork that of the request.
-func (f *fork) join(r *http.Request, state *requestState) {
-	ctx := r.Context()
-	f.ended.Store(true)
-	*state = *f.state
-	delete(f.vars, stateVar)
-	if vars, ok := ctx.Value(caddyhttp.VarsCtxKey).(map[string]any); ok {
-		maps.Copy(vars, f.vars)
+func senderReplacer(ctx context.Context) *caddy.Replacer {
+	return ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+}
+
+func senderVars(ctx context.Context) map[string]any {
+	return ctx.Value(caddyhttp.VarsCtxKey).(map[string]any)
+}
+
+// Value implements [context.Context].
+func (f *fork) Value(key any) any {
+	switch key {
+	case caddy.ReplacerCtxKey:
+		return f.repl
+	case caddyhttp.VarsCtxKey:
+		return f.vars
+	case caddyhttp.ExtraLogFieldsCtxKey:
+		return &f.extra
+	case routeGroupsKey:
+		return f.groups
 	}
-	repl := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
-	if f.vars["uuid"] != nil {
+	return f.Context.Value(key)
+}
+
+// placeholder is a [caddy.ReplacerFunc].
+func (f *fork) placeholder(name string) (any, bool) {
+	if value, known := f.state.placeholder(name); known {
+		return value, true
+	}
+	if f.read == nil {
+		f.ofRequest = caddy.NewEmptyReplacer()
+		f.read = caddyhttp.PrepareRequest(f.request, f.ofRequest, f.response, nil)
+	}
+	*f.read = *f.request // with its context, which has the rest of what they read
+	value, known := f.ofRequest.Get(name)
+	if strings.HasPrefix(name, "http.request.body") {
+		f.request.Body = f.read.Body // they replace it
+	}
+	if known {
+		return value, true
+	}
+	return f.before.Get(name)
+}
+
+// share makes the variables and placeholders of the fork those of the sender's request,
+// for which they were only as they had been before. The sender's goroutine waits from
+// then on until the fork ends.
+func (f *fork) share() {
+	*f.sender = f.state
+	if f.shared {
+		return
+	}
+	f.shared = true
+	vars := senderVars(f.Context)
+	maps.Copy(vars, f.vars)
+	f.vars = vars
+	repl := senderReplacer(f.Context)
+	if vars["uuid"] != nil {
 		repl.Get("http.request.uuid") // which adds it to the access log
 	}
 	repl.Map(f.repl.Get)
-	*r = *f.request.WithContext(ctx)
+}
+
+// join makes the outcome of the fork that of the request.
+func (f *fork) join(r *http.Request) {
+	f.share()
+	f.vars[stateVar] = f.sender
+	*r = *f.request.WithContext(f.Context)
+}
+
+// routeGroupsKey is where a context has the groups of routes of which one has matched.
+// Caddy does not export it, but a route of a group asks for it.
+var routeGroupsKey = func() any {
+	asked := new(keyRecorder)
+	nothing := caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { return nil })
+	_ = caddyhttp.RouteList{{Group: "any"}}.Compile(nothing).ServeHTTP(nil, new(http.Request).WithContext(asked))
+	return asked.key
+}()
+
+// keyRecorder is a context that records which key it is asked for.
+type keyRecorder struct {
+	context.Context
+	key any
+}
+
+// Value implements [context.Context].
+func (k *keyRecorder) Value(key any) any {
+	k.key = key
+	return make(map[string]struct{})
 }

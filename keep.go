@@ -38,7 +38,7 @@ func (a *attempt) runWithInbox(w http.ResponseWriter, r *http.Request, next cadd
 // deliverOrKeep delivers the event of a for the first time. If the backend fails, or
 // does not answer within answer_within, the event goes to the inbox.
 func (a *attempt) deliverOrKeep(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	k := &keeper{attempt: a, w: w, request: newArrival(r, a.state), deadline: a.answerBy(a.state)}
+	k := &keeper{attempt: a, state: a.state, w: w, request: newArrival(r, a.state), deadline: a.answerBy(a.state)}
 	if !a.inbox.AcceptsAlways() {
 		k.tried = k.first.Try(r.Context(), a.inbox.dispatcher, k.request.target, a.turn)
 	}
@@ -102,8 +102,10 @@ type keeper struct {
 	first   inbox.First // if tried
 	tried   bool        // an attempt is made
 	w       http.ResponseWriter
-	request *arrival        // nil once nothing can be kept any more
-	late    chan<- struct{} // closed if the event is in the inbox before the next handlers end; nil: the sender is answered then
+	request *arrival      // nil once nothing can be kept any more
+	state   *requestState // the sender's
+	fork    *fork         // what the next handlers get, if they run beside the sender's request
+	returns chan bool     // what lets the handler return then: whether the next handlers have ended, or the event is in the inbox
 
 	deadline time.Time // when the sender is to be told about its event
 	toldLate bool      // keepLate was called; deliverySet locks
@@ -134,24 +136,29 @@ func (k *keeper) deliver(r *http.Request, next caddyhttp.Handler) error {
 // deliverHere delivers in the sender's request, whose header the next handlers fill. If
 // the response does not pass, the header is as before.
 func (k *keeper) deliverHere(r *http.Request, next caddyhttp.Handler) error {
-	a := k.attempt
-	defer underWay.release(a.memory)
+	defer underWay.release(k.attempt.memory)
 	k.request.response = k.request.response.add(k.w.Header())
 	err := k.run(r, next)
+	return k.finish(err)
+}
+
+// finish ends the response when the next handlers have ended, unless it was late.
+func (k *keeper) finish(err error) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	defer func() {
-		k.request.recycle()
-		k.request = nil
-	}()
+	k.answered = true // keepLate may be waiting for the lock
+	request := k.request
+	k.request = nil
+	defer request.recycle()
 	if k.passing.Load() {
 		return err
 	}
-	k.answered = true // keepLate may be waiting for the lock
-	header := k.w.Header()
-	clear(header)
-	maps.Copy(header, k.request.response.header())
-	return answer(a.state, k.w, webhook.ResultStored) // if answerEarly came first: for the access log
+	if k.fork == nil {
+		header := k.w.Header()
+		clear(header)
+		maps.Copy(header, request.response.header())
+	}
+	return answer(k.state, k.w, webhook.ResultStored) // if answerEarly came first: for the access log
 }
 
 // answerEarly answers the sender while the next handlers run. They, and those before,
@@ -183,40 +190,30 @@ const earlyAnswerTimeout = 5 * time.Second
 // deliverBeside delivers beside the sender's request, which may end before: over HTTP/2
 // and HTTP/3, its response ends when the handler returns.
 func (k *keeper) deliverBeside(r *http.Request, next caddyhttp.Handler) error {
-	a, state := k.attempt, k.attempt.state
+	a := k.attempt
 	k.header = k.w.Header().Clone()
-	child := newFork(r, state, k)
-	a.state = child.state
-	type end struct {
-		err      error
-		panicked any
-	}
-	ended, late := make(chan end, 1), make(chan struct{})
-	k.late = late
+	k.fork = newFork(r, k.state, k)
+	a.state = &k.fork.state
+	k.returns = make(chan bool, 2)
 	a.turn.Hold()
 	go func() {
 		defer a.turn.Leave()
 		defer underWay.release(a.memory)
-		var e end
 		defer func() {
-			e.panicked = recover()
-			ended <- e
+			k.fork.panicked = recover()
+			k.returns <- true
 		}()
-		e.err = k.run(child.request, next)
+		k.fork.err = k.run(k.fork.request, next)
 	}()
-	select {
-	case <-late:
-		return answer(state, k.w, webhook.ResultStored)
-	case e := <-ended:
-		child.join(r, state)
-		if !k.passing.Load() {
-			return answer(state, k.w, webhook.ResultStored)
-		}
-		if e.panicked != nil {
-			panic(e.panicked)
-		}
-		return e.err
+	if ended := <-k.returns; !ended {
+		return answer(k.state, k.w, webhook.ResultStored)
 	}
+	k.fork.join(r)
+	err := k.finish(k.fork.err)
+	if k.fork.panicked != nil && k.passing.Load() {
+		panic(k.fork.panicked)
+	}
+	return err
 }
 
 // run runs the next handlers. What they panic with does not matter to a sender that is
@@ -235,8 +232,8 @@ func (k *keeper) keepLate() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.kept && !k.passing.Load() && !k.answered || !k.decided && k.keep() {
-		if k.late != nil {
-			close(k.late)
+		if k.fork != nil {
+			k.returns <- false
 		} else {
 			k.answerEarly()
 		}
@@ -348,6 +345,9 @@ func (k *keeper) WriteHeader(status int) {
 			k.attempt.cancel() // the rest of the response is of no use
 			return
 		}
+	}
+	if k.fork != nil {
+		k.fork.share() // handlers before, too, may use what was set
 	}
 	k.w.WriteHeader(status)
 }

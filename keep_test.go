@@ -149,12 +149,7 @@ func TestSlowBackendThatFailsIsAskedAgain(t *testing.T) {
 }
 
 func TestUnreachableBackendLosesNothing(t *testing.T) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := listener.Addr().String()
-	listener.Close()
+	address := caddytest.FreeAddress(t)
 	s := start(t, "buzzbip_webhook "+caddytest.Secret+" {\n"+kept(t, "")+"\n}\nreverse_proxy "+address)
 	client := newClient(t, "HTTP/1.1")
 	const events = 20
@@ -165,7 +160,8 @@ func TestUnreachableBackendLosesNothing(t *testing.T) {
 		t.Errorf("%d events wait, want %d", n, events)
 	}
 	var arrived atomic.Int64
-	if listener, err = new(net.ListenConfig).Listen(context.Background(), "tcp", address); err != nil {
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
 		t.Fatal(err)
 	}
 	backend := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { arrived.Add(1) })}
@@ -177,7 +173,8 @@ func TestUnreachableBackendLosesNothing(t *testing.T) {
 	}
 }
 
-// Handlers before and behind this one change the header, and so do some that fail.
+// Handlers before and behind this one change the header, and so do some that fail. Those
+// before use what those behind have set.
 func TestResponseThatIsPassedOnIsTheSameAsWithoutAnInbox(t *testing.T) {
 	for name, behind := range map[string]string{
 		"accepted":               "respond accepted 202",
@@ -198,10 +195,15 @@ func TestResponseThatIsPassedOnIsTheSameAsWithoutAnInbox(t *testing.T) {
 					w.Header().Set(http.TrailerPrefix+"X-Trailer", "trailer")
 				})
 				get := func(options string) response {
-					s := start(t, routed("header X-Both before\nheader X-Before before", options,
-						"header X-Behind behind\nheader -X-Before\n"+strings.Replace(behind, "%s", b.address(), 1)))
-					got := send(client, signed(s.url, caddytest.NewEvent()))
+					s := start(t, routed("header X-Both before\nheader X-Before before\n"+
+						`header >X-Deferred "{http.vars.behind} {http.buzzbip_webhook.result} {http.reverse_proxy.status_code}"`, options,
+						"header X-Behind behind\nheader -X-Before\nvars behind yes\nrequest_header X-Added added\nuri query +added yes\n"+
+							`header X-Placeholders "{http.response.header.X-Behind} {http.request.header.X-Added} {http.request.uri} {http.vars.behind} {http.request.body}"`+"\n"+
+							strings.Replace(behind, "%s", b.address(), 1)))
+					body := caddytest.NewEvent()
+					got := send(client, signed(s.url, body))
 					deleteVarying(got.header)
+					got.header.Set("X-Placeholders", strings.Replace(got.header.Get("X-Placeholders"), body, "the body", 1))
 					return got
 				}
 				want, got := get(""), get(kept(t, "max_size 10B"))
@@ -211,6 +213,13 @@ func TestResponseThatIsPassedOnIsTheSameAsWithoutAnInbox(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestHandlersBehindAnInboxRunOnlyIfTheirRouteIsTheFirstToMatch(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, client *http.Client) {
+		s := start(t, "handle /webhooks/* {\nbuzzbip_webhook "+caddytest.Secret+" {\n"+kept(t, "")+"\n}\n}\nhandle {\nrespond other 202\n}")
+		expect(t, send(client, signed(s.url, caddytest.NewEvent())), http.StatusOK, webhook.ResultStored)
+	})
 }
 
 func TestResponseHasNothingOfAnEarlierOne(t *testing.T) {

@@ -51,7 +51,4 @@ func (s *sending) prepare(r *http.Request, body *content) {
 		}
 		return newPayload(body), nil
 	}
-	if !placeholdersRead(r) {
-		setBodyPlaceholders(r, body)
-	}
 }
