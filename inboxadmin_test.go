@@ -36,11 +36,7 @@ func askFor[T any](t testing.TB, method, path, body string) (answer T) {
 }
 
 func TestInboxSummarySaysWhatWaitsAndWhy(t *testing.T) {
-	refused, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	refused.Close()
+	refused := caddytest.FreeAddress(t)
 	resets, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -62,7 +58,7 @@ func TestInboxSummarySaysWhatWaitsAndWhy(t *testing.T) {
 	s := start(t, "buzzbip_webhook "+caddytest.Secret+" {\n"+slowRetries(t, "dead_on 422")+`
 }
 handle /refused {
-	reverse_proxy `+refused.Addr().String()+`
+	reverse_proxy `+refused+`
 }
 handle /resets* {
 	reverse_proxy `+resets.Addr().String()+`
@@ -87,7 +83,7 @@ handle /invalid {
 	}
 	wants := []adminapi.InboxGroup{
 		{State: "waiting", Cause: "connection_broken", Error: "read tcp " + resets.Addr().String() + ": read: connection reset by peer", Events: 3},
-		{State: "waiting", Cause: "unreachable", Error: "dial tcp " + refused.Addr().String() + ": connect: connection refused", Events: 1},
+		{State: "waiting", Cause: "unreachable", Error: "dial tcp " + refused + ": connect: connection refused", Events: 1},
 		{State: "waiting", Events: 1}, // stored without an attempt, while the backend is known to be down
 		{State: "dead", Status: 422, Cause: "status_4xx", Events: 1},
 	}

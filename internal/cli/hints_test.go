@@ -1,22 +1,15 @@
 package cli
 
 import (
-	"net"
 	"net/http"
 	"strings"
 	"testing"
+
+	"github.com/buzzbip/caddy-webhook/internal/caddytest"
 )
 
 func TestConnectionThatIsRefusedHasAHint(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	url := "http://" + l.Addr().String()
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-	res, err := http.Get(url)
+	res, err := http.Get("http://" + caddytest.FreeAddress(t))
 	if err == nil {
 		res.Body.Close()
 		t.Fatal("there is a connection")
