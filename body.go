@@ -12,7 +12,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/buzzbip/caddy-webhook/internal/webhook"
@@ -199,7 +198,7 @@ func setBody(r *http.Request, body io.ReadCloser, length int) {
 // Otherwise they read and replace the body of Caddy's own request.
 func setBodyPlaceholders(r *http.Request, body *content) {
 	body.shared = true
-	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	repl := replacerOf(r.Context())
 	repl.Set("http.request.body", string(body.bytes))
 	repl.Set("http.request.body_base64", inBase64(body.bytes))
 }
@@ -215,7 +214,7 @@ func placeholdersRead(r *http.Request) bool {
 	const mark = "buzzbip_webhook"
 	proto := r.Proto
 	r.Proto = mark
-	read, _ := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer).GetString("http.request.proto")
+	read, _ := replacerOf(r.Context()).GetString("http.request.proto")
 	r.Proto = proto
 	return read == mark
 }

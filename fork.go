@@ -37,10 +37,10 @@ type fork struct {
 
 func newFork(r *http.Request, state *requestState, w http.ResponseWriter) *fork {
 	ctx := r.Context()
-	f := &fork{Context: ctx, sender: state, state: *state, response: w, before: *senderReplacer(ctx), repl: caddy.NewEmptyReplacer()}
+	f := &fork{Context: ctx, sender: state, state: *state, response: w, before: *replacerOf(ctx), repl: caddy.NewEmptyReplacer()}
 	f.state.spare = nil
 	f.request = r.Clone(f)
-	f.vars = maps.Clone(senderVars(ctx))
+	f.vars = maps.Clone(varsOf(ctx))
 	f.vars[stateVar] = &f.state
 	groups, _ := ctx.Value(routeGroupsKey).(map[string]struct{})
 	f.groups = maps.Clone(groups)
@@ -48,11 +48,7 @@ func newFork(r *http.Request, state *requestState, w http.ResponseWriter) *fork 
 	return f
 }
 
-func senderReplacer(ctx context.Context) *caddy.Replacer {
-	return ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
-}
-
-func senderVars(ctx context.Context) map[string]any {
+func varsOf(ctx context.Context) map[string]any {
 	return ctx.Value(caddyhttp.VarsCtxKey).(map[string]any)
 }
 
@@ -100,10 +96,10 @@ func (f *fork) share() {
 		return
 	}
 	f.shared = true
-	vars := senderVars(f.Context)
+	vars := varsOf(f.Context)
 	maps.Copy(vars, f.vars)
 	f.vars = vars
-	repl := senderReplacer(f.Context)
+	repl := replacerOf(f.Context)
 	if vars["uuid"] != nil {
 		repl.Get("http.request.uuid") // which adds it to the access log
 	}

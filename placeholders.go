@@ -79,8 +79,12 @@ func newState(r *http.Request, earlier *requestState) *requestState {
 // publish makes s known to placeholders, matchers and the access log.
 func (s *requestState) publish(ctx context.Context) {
 	caddyhttp.SetVar(ctx, stateVar, s)
-	ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer).Map(s.placeholder)
+	replacerOf(ctx).Map(s.placeholder)
 	s.addToAccessLog(ctx)
+}
+
+func replacerOf(ctx context.Context) *caddy.Replacer {
+	return ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 }
 
 // setEvent sets the event, and its body.
