@@ -24,8 +24,10 @@ type arrival struct {
 	url    *url.URL
 	remote string
 
-	fields   headerFields
-	response headerFields // its header before the next handlers; over HTTP/1.1
+	// header is the sender's, unless the next handlers can change that: then fields
+	// and response are, and the header of the response before them
+	header           http.Header
+	fields, response headerFields
 }
 
 // headerFields are a header, without the map and slices that most events never need.
@@ -41,8 +43,16 @@ func newArrival(r *http.Request, state *requestState) *arrival {
 	a.host, a.proto, a.tls = r.Host, r.Proto, r.TLS != nil
 	a.url, a.remote = arrivedFrom(r)
 	a.target = targetOf(r.Host, a.url)
-	a.fields = a.fields.add(r.Header)
+	a.header = r.Header
 	return a
+}
+
+// detach is called if the next handlers get the headers of the request and of the
+// response themselves.
+func (a *arrival) detach(response http.Header) {
+	a.fields = a.fields.add(a.header)
+	a.header = nil
+	a.response = a.response.add(response)
 }
 
 // recycle is called when nothing can use a any more.
@@ -53,9 +63,12 @@ func (a *arrival) recycle() {
 	arrivals.Put(a)
 }
 
-// header returns the headers that a redelivery repeats.
-func (a *arrival) header() http.Header {
-	header := a.fields.header()
+// repeated returns the headers that a redelivery repeats.
+func (a *arrival) repeated() http.Header {
+	header := a.header.Clone()
+	if header == nil {
+		header = a.fields.header()
+	}
 	for _, name := range notKept {
 		delete(header, name)
 	}

@@ -14,7 +14,8 @@ import (
 // sender's request that either may still change, until share is called.
 type fork struct {
 	context.Context // the sender's
-	sender          *requestState
+	senderRequest   *http.Request
+	senderState     *requestState
 
 	request *http.Request
 	state   requestState
@@ -37,7 +38,7 @@ type fork struct {
 
 func newFork(r *http.Request, state *requestState, w http.ResponseWriter) *fork {
 	ctx := r.Context()
-	f := &fork{Context: ctx, sender: state, state: *state, response: w, before: *replacerOf(ctx), repl: caddy.NewEmptyReplacer()}
+	f := &fork{Context: ctx, senderRequest: r, senderState: state, state: *state, response: w, before: *replacerOf(ctx), repl: caddy.NewEmptyReplacer()}
 	f.state.spare = nil
 	f.request = r.Clone(f)
 	f.vars = maps.Clone(varsOf(ctx))
@@ -87,30 +88,24 @@ func (f *fork) placeholder(name string) (any, bool) {
 	return f.before.Get(name)
 }
 
-// share makes the variables and placeholders of the fork those of the sender's request,
-// for which they were only as they had been before. The sender's goroutine waits from
-// then on until the fork ends.
+// share makes what the next handlers have changed part of the sender's request. The
+// sender's goroutine waits from then on until the fork ends.
 func (f *fork) share() {
-	*f.sender = f.state
+	*f.senderState = f.state
+	*f.senderRequest = *f.request.WithContext(f.Context)
 	if f.shared {
 		return
 	}
 	f.shared = true
 	vars := varsOf(f.Context)
 	maps.Copy(vars, f.vars)
+	vars[stateVar] = f.senderState
 	f.vars = vars
 	repl := replacerOf(f.Context)
 	if vars["uuid"] != nil {
 		repl.Get("http.request.uuid") // which adds it to the access log
 	}
 	repl.Map(f.repl.Get)
-}
-
-// join makes the outcome of the fork that of the request.
-func (f *fork) join(r *http.Request) {
-	f.share()
-	f.vars[stateVar] = f.sender
-	*r = *f.request.WithContext(f.Context)
 }
 
 // routeGroupsKey is where a context has the groups of routes of which one has matched.

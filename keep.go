@@ -85,7 +85,7 @@ func (k *keeper) inboxEvent() inbox.Event {
 		Arrived: request.at,
 		Request: inbox.Request{
 			Host: request.host, URI: request.url.RequestURI(), Proto: request.proto, TLS: request.tls,
-			RemoteAddr: request.remote, Header: request.header(),
+			RemoteAddr: request.remote, Header: request.repeated(),
 		},
 		Body: request.body.bytes,
 	}
@@ -137,7 +137,7 @@ func (k *keeper) deliver(r *http.Request, next caddyhttp.Handler) error {
 // the response does not pass, the header is as before.
 func (k *keeper) deliverHere(r *http.Request, next caddyhttp.Handler) error {
 	defer underWay.release(k.attempt.memory)
-	k.request.response = k.request.response.add(k.w.Header())
+	k.request.detach(k.w.Header())
 	err := k.run(r, next)
 	return k.finish(err)
 }
@@ -208,7 +208,7 @@ func (k *keeper) deliverBeside(r *http.Request, next caddyhttp.Handler) error {
 	if ended := <-k.returns; !ended {
 		return answer(k.state, k.w, webhook.ResultStored)
 	}
-	k.fork.join(r)
+	k.fork.share()
 	err := k.finish(k.fork.err)
 	if k.fork.panicked != nil && k.passing.Load() {
 		panic(k.fork.panicked)
