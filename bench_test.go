@@ -204,7 +204,7 @@ func BenchmarkServeHTTP(b *testing.B) {
 }
 
 // Allocations are what the garbage collector charges for a second time. There are
-// 14, 3 more with an inbox, and 4 more with order_by; with the race detector, pools lose some of what they keep.
+// 14, 2 more with an inbox, and 4 more with order_by; with the race detector, pools lose some of what they keep.
 func TestDeliveryMakesFewAllocations(t *testing.T) {
 	allocations := func(kind string) float64 {
 		p := newPassage(t, kind, benchmarkBody(orders, "evt_7f3a9b2c", 1<<10))

@@ -5,13 +5,15 @@ import (
 	"maps"
 	"net/http"
 	"strings"
+	"sync"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
 
 // fork is a request beside the sender's, and its context. It shares nothing with the
-// sender's request that either may still change, until share is called.
+// sender's request that either may still change. As those of Caddy, its variables and
+// placeholders are also read by the goroutines of transports.
 type fork struct {
 	context.Context // the sender's
 	senderRequest   *http.Request
@@ -26,11 +28,13 @@ type fork struct {
 
 	response http.ResponseWriter
 	before   caddy.Replacer // the sender's, as it was
+	shared   bool
+
+	mu sync.Mutex // for the next two
 	// read is what placeholders of the request read, with the values that ofRequest
 	// has; nil until one is used, since most configurations use none
 	read      *http.Request
 	ofRequest *caddy.Replacer
-	shared    bool
 
 	err      error // of the next handlers
 	panicked any
@@ -38,7 +42,7 @@ type fork struct {
 
 func newFork(r *http.Request, state *requestState, w http.ResponseWriter) *fork {
 	ctx := r.Context()
-	f := &fork{Context: ctx, senderRequest: r, senderState: state, state: *state, response: w, before: *replacerOf(ctx), repl: caddy.NewEmptyReplacer()}
+	f := &fork{Context: ctx, senderRequest: r, senderState: state, state: *state, response: w, before: *replacerOf(ctx), repl: caddy.NewReplacer()}
 	f.state.spare = nil
 	f.request = r.Clone(f)
 	f.vars = maps.Clone(varsOf(ctx))
@@ -68,11 +72,35 @@ func (f *fork) Value(key any) any {
 	return f.Context.Value(key)
 }
 
-// placeholder is a [caddy.ReplacerFunc].
+// filePlaceholders is what begins the names of placeholders that each replacer has
+// itself, unless its user wants them not to be known.
+const filePlaceholders = "file."
+
+// placeholder is what f.repl asks for the rest.
 func (f *fork) placeholder(name string) (any, bool) {
+	if strings.HasPrefix(name, filePlaceholders) {
+		return nil, false
+	}
 	if value, known := f.state.placeholder(name); known {
 		return value, true
 	}
+	if value, known := f.placeholderOfRequest(name); known {
+		return value, true
+	}
+	return f.before.Get(name)
+}
+
+// placeholderForSender is what the sender's replacer asks for the rest.
+func (f *fork) placeholderForSender(name string) (any, bool) {
+	if strings.HasPrefix(name, filePlaceholders) {
+		return nil, false
+	}
+	return f.repl.Get(name)
+}
+
+func (f *fork) placeholderOfRequest(name string) (any, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if f.read == nil {
 		f.ofRequest = caddy.NewEmptyReplacer()
 		f.read = caddyhttp.PrepareRequest(f.request, f.ofRequest, f.response, nil)
@@ -82,30 +110,26 @@ func (f *fork) placeholder(name string) (any, bool) {
 	if strings.HasPrefix(name, "http.request.body") {
 		f.request.Body = f.read.Body // they replace it
 	}
-	if known {
-		return value, true
-	}
-	return f.before.Get(name)
+	return value, known
 }
 
-// share makes what the next handlers have changed part of the sender's request. The
-// sender's goroutine waits from then on until the fork ends.
+// share copies what the next handlers have changed to the sender's request, whose
+// goroutine waits from then on until the fork ends.
 func (f *fork) share() {
 	*f.senderState = f.state
 	*f.senderRequest = *f.request.WithContext(f.Context)
+	vars := varsOf(f.Context)
+	maps.Copy(vars, f.vars)
+	vars[stateVar] = f.senderState
 	if f.shared {
 		return
 	}
 	f.shared = true
-	vars := varsOf(f.Context)
-	maps.Copy(vars, f.vars)
-	vars[stateVar] = f.senderState
-	f.vars = vars
 	repl := replacerOf(f.Context)
 	if vars["uuid"] != nil {
 		repl.Get("http.request.uuid") // which adds it to the access log
 	}
-	repl.Map(f.repl.Get)
+	repl.Map(f.placeholderForSender)
 }
 
 // routeGroupsKey is where a context has the groups of routes of which one has matched.

@@ -104,7 +104,9 @@ func (h *Handler) provisionInbox(ctx caddy.Context) error {
 		return fmt.Errorf("loading inbox: %w", err)
 	}
 	h.inbox = &inboxUse{Module: module.(inbox.Module), kind: module.(caddy.Module).CaddyModule().ID.Name(), started: make(chan struct{})}
-	h.server, _ = ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
+	if h.server, _ = ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); h.server != nil {
+		h.server.RegisterConnContext(withConnection)
+	}
 	policy := h.inbox.Policy()
 	// as long as the event can be in the inbox, and then as if it was delivered
 	h.keptRetention = policy.DeadAfter + policy.KeepDead + h.retention

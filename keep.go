@@ -1,11 +1,13 @@
 package buzzbip
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"math"
+	"net"
 	"net/http"
 	"strconv"
 	"sync"
@@ -98,14 +100,15 @@ func (k *keeper) inboxEvent() inbox.Event {
 // keeper is the response to the sender while the next handlers run. It is passed on
 // as it is if the backend accepts the event, or if the inbox does not take it.
 type keeper struct {
-	attempt *attempt
-	first   inbox.First // if tried
-	tried   bool        // an attempt is made
-	w       http.ResponseWriter
-	request *arrival      // nil once nothing can be kept any more
-	state   *requestState // the sender's
-	fork    *fork         // what the next handlers get, if they run beside the sender's request
-	returns chan bool     // what lets the handler return then: whether the next handlers have ended, or the event is in the inbox
+	attempt    *attempt
+	first      inbox.First // if tried
+	tried      bool        // an attempt is made
+	w          http.ResponseWriter
+	request    *arrival      // nil once nothing can be kept any more
+	state      *requestState // the sender's
+	connection net.Conn      // the sender's, if the next handlers run in its request
+	fork       *fork         // what the next handlers get, if they run beside the sender's request
+	returns    chan bool     // what lets the handler return then: whether the next handlers have ended, or the event is in the inbox
 
 	deadline time.Time // when the sender is to be told about its event
 	toldLate bool      // keepLate was called; deliverySet locks
@@ -127,7 +130,10 @@ type keeper struct {
 func (k *keeper) deliver(r *http.Request, next caddyhttp.Handler) error {
 	a := k.attempt
 	a.keeper, a.recorder.onSuccess = k, k
-	if r.ProtoMajor == 1 && redeliveryOf(r) == nil {
+	if r.ProtoMajor == 1 && a.state.attempt == nil { // else the sender is that of another delivery
+		k.connection, _ = r.Context().Value(connectionKey{}).(net.Conn)
+	}
+	if k.connection != nil {
 		return k.deliverHere(r, next)
 	}
 	return k.deliverBeside(r, next) // also as a part of a redelivery, which the handler must not hold up
@@ -162,30 +168,33 @@ func (k *keeper) finish(err error) error {
 }
 
 // answerEarly answers the sender while the next handlers run. They, and those before,
-// may be using its response, headers and variables. So it takes over the connection,
-// which HTTP/1.1 allows.
+// may be using its response, headers and variables. So it writes to the connection itself.
 func (k *keeper) answerEarly() {
-	connection, buffered, err := http.NewResponseController(k.w).Hijack()
-	if err != nil {
-		a := k.attempt
-		a.sampled.log(a.logger, zapcore.ErrorLevel, "senders wait longer than answer_within: a handler before buzzbip_webhook does not support that it answers while the backend works", "", func() []zap.Field {
-			return []zap.Field{zap.String("event_id", a.event.ID), zap.Error(err)}
-		})
-		return
-	}
 	k.answered = true
-	defer connection.Close()
 	header := k.request.response.header()
 	header.Set(webhook.ResultHeader, string(webhook.ResultStored))
 	header.Set("Date", time.Now().UTC().Format(http.TimeFormat))
 	response := http.Response{StatusCode: http.StatusOK, ProtoMajor: 1, ProtoMinor: 1, Header: header, Close: true}
-	_ = connection.SetDeadline(time.Now().Add(earlyAnswerTimeout))
-	_ = response.Write(buffered)
-	_ = buffered.Flush()
+	var text bytes.Buffer
+	_ = response.Write(&text)
+	_ = k.connection.SetWriteDeadline(time.Now().Add(earlyAnswerTimeout))
+	_, _ = k.connection.Write(text.Bytes())
+	_ = k.connection.Close()
 }
 
 // earlyAnswerTimeout bounds the writing of an answer of some 200 bytes.
 const earlyAnswerTimeout = 5 * time.Second
+
+// connectionKey is where the context of a request has its connection.
+type connectionKey struct{}
+
+// withConnection is for [caddyhttp.Server.RegisterConnContext].
+func withConnection(ctx context.Context, c net.Conn) context.Context {
+	if ctx.Value(connectionKey{}) != nil {
+		return ctx // several handlers of a server have registered it
+	}
+	return context.WithValue(ctx, connectionKey{}, c)
+}
 
 // deliverBeside delivers beside the sender's request, which may end before: over HTTP/2
 // and HTTP/3, its response ends when the handler returns.
@@ -232,7 +241,7 @@ func (k *keeper) keepLate() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.kept && !k.passing.Load() && !k.answered || !k.decided && k.keep() {
-		if k.fork != nil {
+		if k.returns != nil {
 			k.returns <- false
 		} else {
 			k.answerEarly()
