@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
@@ -167,6 +168,7 @@ func (p *passage) pass(t testing.TB) {
 	r.Header.Set(webhook.SignatureHeader, fmt.Sprintf("%x", p.mac.sign(p.body)))
 	r.Header.Set("Content-Length", strconv.Itoa(len(p.body))) // as net/http leaves it there
 	w := discard{make(http.Header)}
+	r = r.WithContext(withConnection(r.Context(), new(net.TCPConn)))
 	r = caddyhttp.PrepareRequest(r, caddy.NewReplacer(), w, new(caddyhttp.Server))
 	answered := false
 	answer := caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
