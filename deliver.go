@@ -160,6 +160,7 @@ func (a *attempt) deliver(w http.ResponseWriter, r *http.Request, next caddyhttp
 	// work on the request that goes to the backend
 	*r = *r.WithContext(&a.context)
 	a.sent.prepare(r, a.state.body)
+	// placeholders of a fork read its request; to ask them would prepare them for every event
 	if _, beside := a.context.sender.(*fork); !beside && !placeholdersRead(r) {
 		setBodyPlaceholders(r, a.state.body)
 	}

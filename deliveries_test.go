@@ -13,7 +13,7 @@ import (
 func (s *deliverySet) addNew(deadline time.Time) (token string, late <-chan bool) {
 	told := make(chan bool, 1)
 	token = crand.Text()
-	s.add(token, &attempt{keeper: &keeper{kept: true, fork: new(fork), returns: told, deadline: deadline}})
+	s.add(token, &attempt{keeper: &keeper{kept: true, fork: &fork{returns: told}, deadline: deadline}})
 	return token, told
 }
 

@@ -428,7 +428,7 @@ func (h *execHandler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 func (h *execHandler) Handle(ctx context.Context, _ caddy.Event) error {
 	args := make([]string, len(h.Args))
 	for i, arg := range h.Args {
-		args[i] = ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer).ReplaceAll(arg, "")
+		args[i] = replacerOf(ctx).ReplaceAll(arg, "")
 	}
 	out, err := exec.CommandContext(ctx, h.Command, args...).CombinedOutput()
 	if err != nil {

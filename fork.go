@@ -26,9 +26,10 @@ type fork struct {
 	extra   caddyhttp.ExtraLogFields
 	repl    *caddy.Replacer
 
-	response http.ResponseWriter
-	before   caddy.Replacer // the sender's, as it was
-	shared   bool
+	keeper *keeper        // the response
+	header http.Header    // what the next handlers have in place of the sender's until the response passes
+	before caddy.Replacer // the sender's, as it was
+	shared bool
 
 	mu sync.Mutex // for the next two
 	// read is what placeholders of the request read, with the values that ofRequest
@@ -36,13 +37,17 @@ type fork struct {
 	read      *http.Request
 	ofRequest *caddy.Replacer
 
+	// returns is what lets the handler return: whether the next handlers have ended,
+	// or the event is in the inbox before
+	returns  chan bool
 	err      error // of the next handlers
 	panicked any
 }
 
-func newFork(r *http.Request, state *requestState, w http.ResponseWriter) *fork {
+func newFork(r *http.Request, k *keeper) *fork {
 	ctx := r.Context()
-	f := &fork{Context: ctx, senderRequest: r, senderState: state, state: *state, response: w, before: *replacerOf(ctx), repl: caddy.NewReplacer()}
+	f := &fork{Context: ctx, senderRequest: r, senderState: k.state, state: *k.state, keeper: k, header: k.w.Header().Clone(),
+		before: *replacerOf(ctx), repl: caddy.NewReplacer(), returns: make(chan bool, 2)}
 	f.state.spare = nil
 	f.request = r.Clone(f)
 	f.vars = maps.Clone(varsOf(ctx))
@@ -103,7 +108,7 @@ func (f *fork) placeholderOfRequest(name string) (any, bool) {
 	defer f.mu.Unlock()
 	if f.read == nil {
 		f.ofRequest = caddy.NewEmptyReplacer()
-		f.read = caddyhttp.PrepareRequest(f.request, f.ofRequest, f.response, nil)
+		f.read = caddyhttp.PrepareRequest(f.request, f.ofRequest, f.keeper, nil)
 	}
 	*f.read = *f.request // with its context, which has the rest of what they read
 	value, known := f.ofRequest.Get(name)

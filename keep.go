@@ -108,7 +108,6 @@ type keeper struct {
 	state      *requestState // the sender's
 	connection net.Conn      // the sender's, if the next handlers run in its request
 	fork       *fork         // what the next handlers get, if they run beside the sender's request
-	returns    chan bool     // what lets the handler return then: whether the next handlers have ended, or the event is in the inbox
 
 	deadline time.Time // when the sender is to be told about its event
 	toldLate bool      // keepLate was called; deliverySet locks
@@ -121,8 +120,6 @@ type keeper struct {
 	pending  bool        // it is not known whether the inbox takes the event
 	ended    bool        // first knows the outcome
 	accepted bool        // that the backend has accepted the event
-
-	header http.Header // what the next handlers have in place of the sender's header, if they run beside
 }
 
 // deliver runs the next handlers. If they have not answered within answer_within, the
@@ -200,27 +197,25 @@ func withConnection(ctx context.Context, c net.Conn) context.Context {
 // and HTTP/3, its response ends when the handler returns.
 func (k *keeper) deliverBeside(r *http.Request, next caddyhttp.Handler) error {
 	a := k.attempt
-	k.header = k.w.Header().Clone()
-	k.fork = newFork(r, k.state, k)
-	a.state = &k.fork.state
-	k.returns = make(chan bool, 2)
+	f := newFork(r, k)
+	k.fork, a.state = f, &f.state
 	a.turn.Hold()
 	go func() {
 		defer a.turn.Leave()
 		defer underWay.release(a.memory)
 		defer func() {
-			k.fork.panicked = recover()
-			k.returns <- true
+			f.panicked = recover()
+			f.returns <- true
 		}()
-		k.fork.err = k.run(k.fork.request, next)
+		f.err = k.run(f.request, next)
 	}()
-	if ended := <-k.returns; !ended {
+	if ended := <-f.returns; !ended {
 		return answer(k.state, k.w, webhook.ResultStored)
 	}
-	k.fork.share()
-	err := k.finish(k.fork.err)
-	if k.fork.panicked != nil && k.passing.Load() {
-		panic(k.fork.panicked)
+	f.share()
+	err := k.finish(f.err)
+	if f.panicked != nil && k.passing.Load() {
+		panic(f.panicked)
 	}
 	return err
 }
@@ -241,8 +236,8 @@ func (k *keeper) keepLate() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.kept && !k.passing.Load() && !k.answered || !k.decided && k.keep() {
-		if k.returns != nil {
-			k.returns <- false
+		if k.fork != nil {
+			k.fork.returns <- false
 		} else {
 			k.answerEarly()
 		}
@@ -326,10 +321,10 @@ func (k *keeper) pass() bool {
 	case k.kept:
 		return false
 	}
-	if k.header != nil {
+	if k.fork != nil {
 		header := k.w.Header()
 		clear(header)
-		maps.Copy(header, k.header)
+		maps.Copy(header, k.fork.header)
 	}
 	k.passing.Store(true)
 	return true
@@ -337,8 +332,8 @@ func (k *keeper) pass() bool {
 
 // Header implements [http.ResponseWriter].
 func (k *keeper) Header() http.Header {
-	if k.header != nil && !k.passing.Load() {
-		return k.header
+	if k.fork != nil && !k.passing.Load() {
+		return k.fork.header
 	}
 	return k.w.Header()
 }

@@ -333,7 +333,7 @@ func TestEarlyAnswerSharesNothingWithTheHandlersThatGoOn(t *testing.T) {
 				}()
 				r = caddyhttp.PrepareRequest(r, caddy.NewReplacer(), w, new(caddyhttp.Server))
 				use := func(w http.ResponseWriter, r *http.Request) {
-					repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+					repl := replacerOf(r.Context())
 					repl.ReplaceAll("{http.response.header.X-A} {http.request.header.X-A} {http.request.uri} {http.vars.a}", "")
 					repl.Set("a", "b")
 					repl.Map(func(string) (any, bool) { return nil, false })
